@@ -1,0 +1,70 @@
+"""SCAFFOLD: stochastic controlled averaging.
+
+Source: Karimireddy et al., SCAFFOLD: Stochastic controlled averaging for federated learning, ICML 2020, Algorithm 1.
+Local steps follow g_i(y) - c_i + c. Afterwards, with K real local steps of size eta:
+  option I:  c_i+ = grad f_i(x)                      option II: c_i+ = c_i - c + (x - y_i) / (K eta)
+  x <- x + eta_g mean_S (y_i - x)                    c <- c + |S|/N mean_S (c_i+ - c_i)
+c is divided by ALL sites N. Means are uniform, as in the paper. A site keeps c_i, committed only where it was counted,
+so that c stays the mean of all c_i. Deviation: a site without a single step keeps its c_i.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import fedray as fr
+from fedray import tree
+
+
+@dataclass(frozen=True)
+class ScaffoldState:
+    """Global parameters x, the server's control variate c, and the number of the next round."""
+
+    params: Any
+    control: Any
+    round: int = 0
+
+
+@dataclass(frozen=True)
+class NextControl:
+    """c_i - c - delta / (K eta): option II of the paper, delta being y_i - x."""
+
+    lr: float | Callable[[int], float]
+
+    def __call__(self, own: Any, shared: Any, delta: Any, num_steps: int, rng: Any) -> Any:
+        """Return the site's next control variate; without a step, the one it has."""
+        if num_steps == 0:
+            return own
+        eta = self.lr(rng.round) if callable(self.lr) else self.lr
+        return tree.sub(tree.sub(own, shared), tree.scale(delta, 1.0 / (num_steps * eta)))
+
+
+def scaffold(local: Any, num_sites: int, server_lr: float = 1.0, option: str = "II",
+             gradient: Callable[[Any, Any], Any] | None = None) -> fr.Algorithm:
+    """Correct the drift of local steps with control variates.
+
+    `local` takes plain SGD steps and says its `lr`. Option I needs `gradient(params, data)`, the full-batch gradient.
+    Raises ValueError on another option, or where option I has no gradient.
+    """
+    if option not in ("I", "II") or (option == "I" and gradient is None):
+        raise ValueError(f"scaffold: option={option!r}: choose 'II', or 'I' with gradient=(params, data) -> gradient")
+
+    def init(params: Any) -> ScaffoldState:
+        return ScaffoldState(params, tree.zeros_like(params))
+
+    def init_site(server: ScaffoldState) -> Any:
+        return tree.zeros_like(server.params)
+
+    def round(server: Any, site: Any) -> fr.Outputs:
+        x, c = fr.broadcast(server.params), fr.broadcast(server.control)
+        update = fr.map(local, x, site.data, site.rng, correction=c - site.state)
+        if option == "I":
+            control = fr.map(gradient, x, site.data)
+        else:
+            control = fr.map(NextControl(local.lr), site.state, c, update.delta, update.num_steps, site.rng)
+        delta, drift = fr.mean(update.delta), fr.mean(control - site.state, name="drift")
+        share = fr.count(site) / num_sites
+        return fr.Outputs(server=ScaffoldState(server.params + server_lr * delta, server.control + share * drift,
+                                               server.round + 1),
+                          site=control, metrics=fr.mean(update.metrics, weight=update.num_examples))
+    return fr.Algorithm(init, round, init_site, name="scaffold")

@@ -1,0 +1,138 @@
+"""The graph of one federated round: seven ops, two placements, and stages.
+
+A node is immutable and knows its arguments; a graph is a set of outputs. A message crosses between the server
+and the sites only at BROADCAST, SCATTER and REDUCE, so these three cut a round into stages: even stages run at
+the server, odd stages at the sites. `toposort` and `stages` are all the analysis that the runtime needs.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Op(StrEnum):
+    """What a node does."""
+
+    INPUT = "input"
+    CONST = "const"
+    CALL = "call"
+    GET = "get"
+    BROADCAST = "broadcast"
+    SCATTER = "scatter"
+    REDUCE = "reduce"
+
+
+class Placement(StrEnum):
+    """Where a value lives. ANY is for constants."""
+
+    SERVER = "server"
+    SITES = "sites"
+    ANY = "any"
+
+
+class Label(StrEnum):
+    """What a value may reveal, weakest first (security.md section 1)."""
+
+    PUBLIC = "public"
+    AGG = "aggregate"
+    VISIBLE = "one site visible"
+    PRIVATE = "private"
+
+
+LABEL_ORDER = list(Label)
+Slot = str
+Key = tuple[Placement, Slot]
+CROSSING = (Op.BROADCAST, Op.SCATTER, Op.REDUCE)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Node:
+    """One step. `params` holds: INPUT slot; CONST value; CALL lift and kwargs; GET key and attr; REDUCE kind."""
+
+    op: Op
+    placement: Placement
+    args: tuple["Node", ...] = ()
+    fn: Callable[..., Any] | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+    where: str = ""
+
+    def __repr__(self) -> str:
+        return f"<{self.op} {self.name or getattr(self.fn, '__name__', '')} @ {self.placement} {self.where}>"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The outputs of a round by (placement, slot), and how a site's or the server's slot starts."""
+
+    outputs: Mapping[Key, Node]
+    inits: Mapping[Key, Callable[..., Any]] = field(default_factory=dict)
+    name: str = ""
+
+    @property
+    def nodes(self) -> list[Node]:
+        """Every node, arguments first."""
+        return toposort(self.outputs.values())
+
+    @property
+    def reductions(self) -> list[Node]:
+        """The nodes through which values leave the sites, in order."""
+        return [node for node in self.nodes if node.op is Op.REDUCE]
+
+
+def toposort(roots: Iterable[Node]) -> list[Node]:
+    """Return all nodes under the roots, each once, arguments before users; the order depends on the graph only."""
+    order: list[Node] = []
+    seen: set[int] = set()
+    stack: list[tuple[Node, bool]] = [(root, False) for root in reversed(list(roots))]
+    while stack:
+        node, is_done = stack.pop()
+        if is_done:
+            order.append(node)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append((node, True))
+            stack.extend((arg, False) for arg in reversed(node.args))
+    return order
+
+
+def is_floating(node: Node, floating: Mapping[Node, bool]) -> bool:
+    """Tell whether a node depends on nothing but counts and constants, so that its user decides its stage."""
+    if node.op is Op.REDUCE:
+        return node.params["kind"] == "count"
+    if node.op is Op.CONST:
+        return True
+    return node.op in (Op.CALL, Op.GET) and node.placement is not Placement.SITES and bool(node.args) and all(
+        floating[arg] for arg in node.args)
+
+
+def stages(nodes: Iterable[Node]) -> dict[Node, int]:
+    """Return the stage of every node (given arguments first).
+
+    A stage is the largest of the arguments' stages, plus one at a crossing (plus two where a reduction's result
+    is placed at the sites); inputs of sites start at 1. A `count` counts the stage in which it is used.
+    """
+    nodes = list(nodes)
+    floating: dict[Node, bool] = {}
+    stage: dict[Node, int] = {}
+    for node in nodes:
+        floating[node] = is_floating(node, floating)
+        if floating[node]:
+            continue
+        own = max((stage[arg] for arg in node.args if arg in stage), default=0)
+        if node.op is Op.INPUT and node.placement is Placement.SITES:
+            own = 1
+        elif node.op is Op.REDUCE:
+            own += 2 if node.placement is Placement.SITES else 1
+        elif node.op in CROSSING:
+            own += 1
+        elif node.placement is Placement.SITES and own % 2 == 0:
+            own += 1
+        stage[node] = own
+    for node in reversed(nodes):
+        if floating[node]:
+            uses = [stage[user] - (user.op in CROSSING) for user in nodes if node in user.args and user in stage]
+            last = max((number for number in stage.values() if number % 2 == 0), default=0)
+            stage[node] = min(uses, default=last)
+    return stage

@@ -1,0 +1,65 @@
+"""Legality of a graph: placements, names, and the flow of labels (security.md section 1).
+
+`verify` runs after all passes, and again on every host that receives a plan. It guards against mistakes, hand-built
+graphs among them; it is no proof against a malicious author of mapped functions.
+"""
+
+from fedray.core.graph import LABEL_ORDER, Graph, Label, Node, Op, Placement
+from fedray.errors import VerifyError
+
+SERVER, SITES, ANY = Placement.SERVER, Placement.SITES, Placement.ANY
+_SITE_LABEL = {"id": Label.PUBLIC, "rng": Label.PUBLIC}
+KINDS = ("sum", "mean", "gather", "count", "mix")
+
+
+def labels(graph: Graph) -> dict[Node, Label]:
+    """Return what each value may reveal. A value computed from several reveals the most of them."""
+    found: dict[Node, Label] = {}
+    for node in graph.nodes:
+        most = max((found[arg] for arg in node.args), key=LABEL_ORDER.index, default=Label.PUBLIC)
+        if node.op is Op.INPUT:
+            slot = node.params["slot"].split(":")[0]
+            most = _SITE_LABEL.get(slot, Label.PRIVATE) if node.placement is SITES else Label.AGG
+        elif node.op is Op.REDUCE:
+            most = Label.VISIBLE if node.params["kind"] in ("gather", "mix") else Label.AGG
+        found[node] = most
+    return found
+
+
+def verify(graph: Graph) -> None:
+    """Raise VerifyError at the first rule that the graph breaks."""
+    seen: dict[str, Node] = {}
+    for node in graph.nodes:
+        _check_placement(graph, node)
+        if node.op is Op.REDUCE and node.params["kind"] != "count":
+            if not node.name:
+                raise VerifyError(f"{graph.name}, {node.where}: a reduction without a name: nothing leaves unnamed")
+            if node.name in seen:
+                raise VerifyError(f"{graph.name}: two reductions are named {node.name!r} ({seen[node.name].where} and "
+                                  f"{node.where}): give one another name=")
+            seen[node.name] = node
+    for node, label in labels(graph).items():
+        if node.placement is SERVER and label is Label.PRIVATE:
+            raise VerifyError(f"{graph.name}, {node.where}: a site's own value reaches the server without a named "
+                              "reduction: use sum(), mean() or gather()")
+    for (placement, slot), node in graph.outputs.items():
+        if node.placement not in (placement, ANY):
+            raise VerifyError(f"{graph.name}: output {slot!r} belongs to the {placement}, its value is at the "
+                              f"{node.placement}")
+        if placement is SITES and (placement, slot) not in graph.inits:
+            raise VerifyError(f"{graph.name}: the sites keep {slot!r}, so Algorithm needs init_site=")
+
+
+def _check_placement(graph: Graph, node: Node) -> None:
+    if node.op is Op.REDUCE:
+        if node.params["kind"] not in KINDS:
+            raise VerifyError(f"{graph.name}, {node.where}: unknown reduction {node.params['kind']!r}")
+        wanted = SITES
+    elif node.op in (Op.BROADCAST, Op.SCATTER):
+        wanted = SERVER
+    else:
+        wanted = node.placement
+    for arg in node.args:
+        if arg.placement not in (wanted, ANY) and wanted is not ANY:
+            raise VerifyError(f"{graph.name}, {node.where}: {node.op} takes a value at the {wanted}, got one at the "
+                              f"{arg.placement} ({arg.where})")

@@ -1,0 +1,101 @@
+"""The errors that fedray raises, one tree, so that callers can catch as widely or as narrowly as they want.
+
+    FedrayError
+      TraceError        a round function does what a traced round cannot do
+        PlacementError  a value is used where it does not live
+      VerifyError       a graph breaks a rule of flow, naming or placement
+      PassError         a pass cannot be applied
+        PolicyError     a plan releases more than the policy allows
+      ScheduleError     a schedule and a plan, or a schedule and a federation, do not fit
+      QuorumError       too few sites were counted; the server state is unchanged
+      FoldError         values or weights outside what an exact sum can hold
+      DataError         a data set, a contract or a column is not what it must be
+      ConfigError       a configuration cannot run; `problems` lists all that was found
+      MemoryForecastError  the run would not fit into memory
+      CheckpointError   a checkpoint is missing, broken or of another plan
+      HostError         a process that holds sites did not answer
+
+Messages say what happened, where, what was expected and what to do. They never hold a patient value.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class FedrayError(Exception):
+    """Root of every error that fedray raises on purpose."""
+
+
+class TraceError(FedrayError):
+    """A round function does what a traced round cannot do."""
+
+
+class PlacementError(TraceError):
+    """A value is used where it does not live."""
+
+
+class VerifyError(FedrayError):
+    """A graph breaks a rule of flow, naming or placement."""
+
+
+class PassError(FedrayError):
+    """A pass cannot be applied."""
+
+
+class PolicyError(PassError):
+    """A plan releases more than the policy allows."""
+
+
+class ScheduleError(FedrayError):
+    """A schedule does not fit the plan or the federation."""
+
+
+class QuorumError(FedrayError):
+    """Too few sites were counted. The server state is unchanged."""
+
+
+class FoldError(FedrayError):
+    """A value or a weight lies outside what an exact sum can hold."""
+
+
+class DataError(FedrayError):
+    """A data set, a contract or a column is not what it must be."""
+
+
+class ConfigError(FedrayError):
+    """A configuration cannot run. `problems` holds every finding, each with the override that mends it."""
+
+    def __init__(self, problems: Sequence[str] | str) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class MemoryForecastError(FedrayError):
+    """The run would not fit into memory."""
+
+
+class CheckpointError(FedrayError):
+    """A checkpoint is missing, broken or of another plan."""
+
+
+class HostError(FedrayError):
+    """A process that holds sites did not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class SiteError:
+    """One site's failure in one stage, as it may leave the site: never a message, which could hold a value.
+
+    `kind` is the class of the error ("ValueError", "not finite", "late", "host lost"); `where` is the
+    `file:line` inside the mapped function, without its folder.
+    """
+
+    site: str
+    round: int
+    stage: int
+    kind: str
+    where: str = ""
+
+    def __str__(self) -> str:
+        place = f" at {self.where}" if self.where else ""
+        return f"{self.site}: {self.kind} in stage {self.stage} of round {self.round}{place}"

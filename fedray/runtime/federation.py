@@ -1,0 +1,220 @@
+"""Federations: the running set of sites and their aggregator, in this process or on Ray.
+
+`simulate` makes one from a data set; `connect` does the same on a Ray cluster that runs already. The host tree is
+described by `HostSpec`s, which are small and pickle: sites are opened where their pack lives.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedray.errors import ConfigError, FedrayError
+from fedray.runtime.pack import Pack
+from fedray.runtime.region import Region
+from fedray.runtime.round import Aggregator
+from fedray.runtime.schedule import Latency
+from fedray.runtime.transport import InProcess
+
+Tree = Mapping[str, Any] | Sequence[str]  # {"eu": {"de": [...], "fr": [...]}, "us": [...]}
+
+
+@dataclass(frozen=True)
+class HostSpec:
+    """How to make a host: a pack of sites, or a region with children."""
+
+    name: str
+    sites: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+    children: tuple["HostSpec", ...] = ()
+    group_size: int = 50
+    allow_empty: bool = False
+
+    @property
+    def all_sites(self) -> tuple[str, ...]:
+        """Every site below."""
+        return tuple(self.sites) + tuple(site for child in self.children for site in child.all_sites)
+
+
+MakeTransport = Callable[[Sequence[HostSpec]], Any]
+
+
+def make_host(spec: HostSpec, make_transport: MakeTransport) -> Pack | Region:
+    """Make the host that a spec describes, in this process; its children come from `make_transport`."""
+    if not spec.children:
+        return Pack(spec.name, spec.sites, spec.group_size, spec.allow_empty)
+    return make_region(spec.name, spec.children, make_transport)
+
+
+def make_region(name: str, children: Sequence[HostSpec], make_transport: MakeTransport) -> Region:
+    """Make a region over children."""
+    return Region(name, {child.name: child.all_sites for child in children}, make_transport(children))
+
+
+def in_process_transport(latency: Latency | None = None) -> MakeTransport:
+    """Return how to make hosts in this process."""
+    def make(specs: Sequence[HostSpec]) -> InProcess:
+        return InProcess({spec.name: make_host(spec, make) for spec in specs}, latency)
+    return make
+
+
+class Federation:
+    """Sites and an aggregator. A context manager: leaving it ends what it started."""
+
+    def __init__(self, aggregator: Any, sites: Sequence[str], where: str, on_close: Callable[[], None] | None = None,
+                 regions: Mapping[str, str] | None = None) -> None:
+        self.aggregator, self.sites, self.where = aggregator, tuple(sites), where
+        self.regions = dict(regions or {})
+        self._on_close = on_close
+        self._sizes: dict[str, int] | None = None
+        self._is_closed = False
+
+    @property
+    def num_sites(self) -> int:
+        """Number of sites."""
+        return len(self.sites)
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Call the aggregator, wherever it is."""
+        if self._is_closed:
+            raise FedrayError("this federation is closed; make another with simulate() or connect()")
+        return getattr(self.aggregator, method)(*args)
+
+    def hello(self) -> dict[str, int]:
+        """Open every site's data, where it lies, and return the training rows of each site."""
+        if self._sizes is None:
+            self._sizes = self.call("hello")
+        return self._sizes
+
+    def prepare(self, transform: Any) -> None:
+        """Pass every site's data through `transform(SiteData) -> SiteData`, where it lies."""
+        self.call("prepare", transform)
+        self._sizes = None
+
+    def close(self) -> None:
+        """End every process that this federation started. Closing twice does nothing."""
+        if not self._is_closed:
+            self.call("close")
+            self._is_closed = True
+            if self._on_close is not None:
+                self._on_close()
+
+    def __enter__(self) -> "Federation":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def split(sites: Sequence[str], parts: int, sizes: Mapping[str, int]) -> list[list[str]]:
+    """Deal sites to packs, the largest first to the pack with the fewest rows; bits do not depend on it."""
+    packs: list[list[str]] = [[] for _ in range(parts)]
+    rows = [0.0] * parts
+    for site in sorted(sites, key=lambda name: -sizes.get(name, 1)):
+        smallest = min(range(parts), key=lambda i: (rows[i], i))
+        packs[smallest].append(site)
+        rows[smallest] += sizes.get(site, 1)
+    return [pack for pack in packs if pack]
+
+
+@dataclass(frozen=True)
+class Topology:
+    """How sites are put into hosts."""
+
+    packs: int | None = None
+    sites_per_actor: int | None = None
+    group_size: int = 50
+    allow_empty: bool = False
+
+    def specs(self, data: Mapping[str, Callable[[], Any]], layout: Tree | None, default_packs: int) -> list[HostSpec]:
+        """Return the hosts below the aggregator. Raises ConfigError on sites named twice, not at all, or unknown."""
+        layout = list(data) if layout is None else layout
+        named = _leaves(layout)
+        problems = [f"site {site!r} is in two regions" for site in sorted({s for s in named if named.count(s) > 1})]
+        problems += [f"regions name {site!r}, which is not in the data" for site in named if site not in data]
+        problems += [f"site {site!r} is in no region" for site in data if site not in set(named)][:5]
+        if problems:
+            raise ConfigError([f"{problem}: mend regions=" for problem in problems])
+        return self._hosts("", data, layout, default_packs)
+
+    def _hosts(self, prefix: str, data: Mapping[str, Any], layout: Tree, default_packs: int) -> list[HostSpec]:
+        if isinstance(layout, Mapping):
+            return [HostSpec(f"{prefix}{name}", children=tuple(self._hosts(f"{prefix}{name}.", data, below, 1)))
+                    for name, below in layout.items()]
+        count = self.packs or default_packs
+        if self.sites_per_actor:
+            count = -(-len(layout) // self.sites_per_actor)
+        sizes = getattr(data, "sizes", {})
+        return [HostSpec(f"{prefix}pack{i}", {site: data[site] for site in sites}, group_size=self.group_size,
+                         allow_empty=self.allow_empty) for i, sites in enumerate(split(layout, min(count, len(layout)),
+                                                                                       sizes))]
+
+
+def _leaves(layout: Tree) -> list[str]:
+    if isinstance(layout, Mapping):
+        return [site for below in layout.values() for site in _leaves(below)]
+    return list(layout)
+
+
+def declared_regions(data: Mapping[str, Any], layout: Tree | None) -> dict[str, str]:
+    """Return the region of each site: the first level of the layout, or what the data set declares."""
+    if isinstance(layout, Mapping):
+        return {site: name for name, below in layout.items() for site in _leaves(below)}
+    return dict(getattr(data, "regions", {}))
+
+
+def as_openers(data: Mapping[str, Any]) -> Mapping[str, Callable[[], Any]]:
+    """Accept {site: open} and, for small things, {site: data}. Raises ConfigError where there is no site."""
+    if not data:
+        raise ConfigError("the data set has no site: give at least one")
+    if all(callable(value) for value in data.values()):
+        return data
+    return {site: value if callable(value) else _Held(value) for site, value in data.items()}
+
+
+@dataclass(frozen=True)
+class _Held:
+    value: Any
+
+    def __call__(self) -> Any:
+        return self.value
+
+
+def simulate(data: Mapping[str, Any], *, runtime: str = "in_process", packs: int | None = None,
+             sites_per_actor: int | None = None, regions: Tree | None = None, group_size: int = 50,
+             latency: Latency | None = None, allow_empty: bool = False, num_cpus: int | None = None) -> Federation:
+    """Run every site on this machine: in this process, or with `runtime="ray"` in Ray actors that hold packs of sites.
+
+    `data` maps site ids to functions that open a site's data. `regions` nests: {"eu": {"de": [...]}, "us": [...]}.
+    `sites_per_actor=1` gives each site an actor of its own. Results have equal bits in every layout.
+    `latency(site, round) -> seconds` runs the schedule on a simulated clock (in process only).
+    Raises ConfigError on a layout that does not fit the data.
+    """
+    topology = Topology(packs, sites_per_actor, group_size, allow_empty)
+    openers = as_openers(data)
+    if runtime == "in_process":
+        make = in_process_transport(latency)
+        specs = topology.specs(openers, regions, 1)
+        root = make_region("aggregator", specs, make)
+        return Federation(Aggregator(root, declared_regions(data, regions), latency), tuple(openers), "in_process",
+                          regions=declared_regions(data, regions))
+    if runtime != "ray":
+        raise ConfigError(f"runtime={runtime!r}: choose 'in_process' or 'ray'")
+    if latency is not None:
+        raise ConfigError("a latency model needs the simulated clock: use runtime='in_process'")
+    from fedray.runtime import ray_transport
+    return ray_transport.federate(openers, topology, regions, "local", declared_regions(data, regions), num_cpus)
+
+
+def connect(address: str, data: Mapping[str, Any], *, packs: int | None = None, sites_per_actor: int | None = None,
+            regions: Tree | None = None, group_size: int = 50, allow_empty: bool = False) -> Federation:
+    """Run every site on a Ray cluster that runs already at `address` ("10.0.0.1:6379"); all sites are simulated.
+
+    One Ray cluster is one trust domain: whoever drives it can run code on every node.
+    Raises HostError where the cluster does not answer.
+    """
+    from fedray.runtime import ray_transport
+    topology = Topology(packs, sites_per_actor, group_size, allow_empty)
+    return ray_transport.federate(as_openers(data), topology, regions, address, declared_regions(data, regions), None)
+
+
+OPTIONS = tuple(inspect.signature(simulate).parameters)

@@ -1,0 +1,132 @@
+"""What a host is asked and what it answers. A host runs site stages: a `Pack` of sites or a `Region` of hosts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from fedray import tree
+from fedray.errors import SiteError
+from fedray.runtime.fold import START_EXPONENT, LaneSum, merge
+from fedray.runtime.plan import Plan
+
+Exponents = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The sites counted in one attempt of a round: their pending state becomes current, all other is dropped."""
+
+    plan: str
+    round: int
+    attempt: int
+    counted: frozenset[str]
+
+    def of(self, sites: Sequence[str]) -> "Commit":
+        """Return the commit of these sites alone."""
+        return replace(self, counted=self.counted & frozenset(sites))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageCall:
+    """One request, named by (run, round, stage, cohort, attempt): asked twice, a host answers with equal bytes."""
+
+    run: str
+    plan: str
+    seed: int
+    round: int
+    attempt: int
+    stage: int
+    cohort: tuple[str, ...]
+    exponents: Exponents = field(default_factory=dict)
+    commits: tuple[Commit, ...] = ()
+    deadline: float | None = None
+
+    def of(self, cohort: Sequence[str], commits: Sequence[Commit]) -> "StageCall":
+        """Return the call for some of the sites."""
+        return replace(self, cohort=tuple(cohort), commits=tuple(commits))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contribution:
+    """What a host sends up after a site stage: one atomic record.
+
+    `needs` gives each lane's smallest exponents; where they exceed the grid that was asked for, `sums` is empty
+    and the host is asked again on a coarser grid, which costs a fold and no training.
+    """
+
+    delivered: tuple[str, ...]
+    failures: tuple[SiteError, ...]
+    sums: Mapping[str, LaneSum] = field(default_factory=dict)
+    gathered: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    needs: Exponents = field(default_factory=dict)
+    is_folded: bool = True
+    processes: tuple[int, ...] = ()
+
+    def bytes_by_name(self) -> dict[str, int]:
+        """Return the payload bytes under each name."""
+        found = {name: part.nbytes for name, part in self.sums.items()}
+        for name, values in self.gathered.items():
+            found[name] = found.get(name, 0) + sum(tree.nbytes(value) for value in values.values())
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What a host must know before it runs a plan: the plan, how site state starts, and where to restore it from."""
+
+    plan: Plan
+    initial: Mapping[str, Any] = field(default_factory=dict)
+    restore: tuple[str, int] | None = None  # directory, round
+
+
+class Host(Protocol):
+    """What the round loop asks of packs and regions alike."""
+
+    def hello(self) -> dict[str, int]:
+        """Open the data of every site and return the number of training rows of each."""
+        ...
+
+    def prepare(self, transform: Any) -> None:
+        """Pass every site's data through a function, there."""
+        ...
+
+    def load(self, load: Load) -> None:
+        """Verify and keep a plan."""
+        ...
+
+    def run(self, call: StageCall, downlink: Any) -> Contribution:
+        """Run one site stage for the cohort."""
+        ...
+
+    def commit(self, commits: Sequence[Commit]) -> None:
+        """Make pending site state current, or drop it."""
+        ...
+
+    def save(self, directory: str, round: int) -> None:
+        """Write the sites' state to the site's own disk; never to the server."""
+        ...
+
+
+def grid(exponents: Exponents, name: str, num_leaves: int) -> tuple[int, ...]:
+    """Return the grid of a lane; the first round starts from the stated default."""
+    return exponents.get(name) or (START_EXPONENT,) * num_leaves
+
+
+def join(parts: Sequence[Contribution], exponents: Exponents) -> Contribution:
+    """Fold the answers of several hosts into one record; their order does not matter."""
+    if len(parts) == 1:
+        return parts[0]
+    needs: dict[str, tuple[int, ...]] = {}
+    for part in parts:
+        for name, found in part.needs.items():
+            needs[name] = tuple(map(max, found, needs[name])) if name in needs else tuple(found)
+    is_folded = all(part.is_folded for part in parts)
+    names = list(dict.fromkeys(name for part in parts for name in part.sums))
+    sums = {name: merge(name, [part.sums[name] for part in parts if name in part.sums],
+                        grid(exponents, name, len(needs[name]))) for name in names} if is_folded else {}
+    gathered = {name: {site: value for part in parts for site, value in part.gathered.get(name, {}).items()}
+                for name in dict.fromkeys(name for part in parts for name in part.gathered)}
+    return Contribution(delivered=tuple(sorted(site for part in parts for site in part.delivered)),
+                        failures=tuple(failure for part in parts for failure in part.failures),
+                        sums=sums, gathered=gathered, needs=needs, is_folded=is_folded,
+                        processes=tuple(pid for part in parts for pid in part.processes))

@@ -1,0 +1,164 @@
+"""Interpret one site stage for one group of sites: for node, once per group or once per site.
+
+A mapped function with a twin (`fn.rows`) is run once for the group, also when the group is one site; without a
+twin it is called per site on row views. A site that raises is masked out and reported by class and `file:line`,
+never by message; the bits of the others are those of a run that never asked it.
+"""
+
+import os
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from fedray import tree
+from fedray.core.graph import Node, Op
+from fedray.core.trace import Record
+from fedray.errors import SiteError
+from fedray.runtime import values
+from fedray.runtime.host import StageCall
+from fedray.runtime.plan import Plan
+from fedray.runtime.values import Column, Group, Ragged, Rows, Same, Tagged
+
+ReadInput = Callable[[str, str], Any]  # (slot, site id) -> value
+
+
+def place_of(error: BaseException) -> str:
+    """Return `file.py:line` of the innermost frame of an error, without its folder."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+
+
+class Interpreter:
+    """Run the nodes of one stage of a plan for a group."""
+
+    def __init__(self, plan: Plan, call: StageCall, downlink: Mapping[int, Any], read_input: ReadInput) -> None:
+        self.plan, self.call, self.downlink, self.read_input = plan, call, downlink, read_input
+        self.failures: list[SiteError] = []
+
+    def run(self, group: Group) -> None:
+        """Compute every node of the stage; the group keeps the values that later stages and reductions need."""
+        for index in self.plan.local(self.call.stage):
+            if not group.alive:
+                return
+            group.values[index] = self._node(index, self.plan.nodes[index], group)
+
+    def lose(self, group: Group, row: int, kind: str, where: str = "") -> None:
+        """Mask a site out of the rest of the round."""
+        if group.is_alive[row]:
+            group.is_alive[row] = False
+            self.failures.append(SiteError(group.ids[row], self.call.round, self.call.stage, kind, where))
+
+    def _node(self, index: int, node: Node, group: Group) -> Tagged:
+        if node.op is Op.CONST:
+            return Same(node.params["value"])
+        if node.op is Op.BROADCAST:
+            return Same(self.downlink[index])
+        if node.op is Op.SCATTER:
+            return self._per_site(group, self.downlink[index].__getitem__)
+        if node.op is Op.INPUT:
+            slot = node.params["slot"]
+            return self._per_site(group, lambda site: self.read_input(slot, site), is_stacked=slot not in
+                                  ("data", "id") and not slot.startswith("rng"))
+        operands = [group.values[arg] for arg in self.plan.args[index]]
+        if node.op is Op.GET:
+            return values.read(operands[0], node.params["key"], node.params["attribute"])
+        lift = node.params["lift"]
+        if lift == "check":
+            return self._check(operands[0], group)
+        if lift == "leafwise":
+            return values.leafwise(_need(node.fn), operands)
+        if lift == "record":
+            assert isinstance(node.fn, Record)
+            return values.record(node.fn, operands, group.k)
+        return self._call(node, operands, group)
+
+    def _per_site(self, group: Group, read: Callable[[str], Any], is_stacked: bool = True) -> Tagged:
+        found = self._each(group, lambda row: read(group.ids[row]))
+        return values.stack(found) if is_stacked and group.alive else Rows(Ragged(found))
+
+    def _each(self, group: Group, fn: Callable[[int], Any]) -> list[Any]:
+        """Call `fn` for every living row; lost rows hold a filler."""
+        found: dict[int, Any] = {}
+        for row in group.alive:
+            if self.call.deadline is not None and time.time() > self.call.deadline:
+                self.lose(group, row, "late")
+                continue
+            try:
+                found[row] = fn(row)
+            except Exception as error:  # becomes this site's SiteError; every other site goes on
+                self.lose(group, row, type(error).__name__, place_of(error))
+        if not found:
+            return [None] * group.k
+        blank = None
+        if len(found) < group.k:
+            first = next(iter(found.values()))
+            blank = values.filler(first) if not hasattr(first, "splits") else first
+        return [found.get(row, blank) for row in range(group.k)]
+
+    def _call(self, node: Node, operands: Sequence[Tagged], group: Group) -> Tagged:
+        names = node.params["kwargs"]
+        cut = len(operands) - len(names)
+        fn = _need(node.fn)
+        twin = getattr(fn, "rows", None)
+        if twin is not None:
+            return self._twin(twin, operands[:cut], dict(zip(names, operands[cut:], strict=True)), group)
+
+        def one(row: int) -> Any:
+            args = [values.row(operand, row) for operand in operands]
+            return fn(*args[:cut], **dict(zip(names, args[cut:], strict=True)))
+        results = self._each(group, one)
+        return values.stack(results) if group.alive else Rows(Ragged(results))
+
+    def _twin(self, twin: Callable[..., Any], args: Sequence[Tagged], kwargs: Mapping[str, Tagged],
+              group: Group) -> Tagged:
+        try:
+            return Rows(twin(group, *args, **kwargs))
+        except Exception:  # one of the sites broke it: ask each alone through the same twin
+            def alone(row: int) -> Any:
+                single = Group([group.ids[row]])
+                result = twin(single, *(_one(arg, row) for arg in args),
+                              **{name: _one(arg, row) for name, arg in kwargs.items()})
+                return values.row(Rows(result), 0)
+            results = self._each(group, alone)
+            return values.stack(results) if group.alive else Rows(Ragged(results))
+
+    def _check(self, operand: Tagged, group: Group) -> Tagged:
+        is_finite = values.finite_rows(operand, group.k)
+        for row in group.alive:
+            if not is_finite[row]:
+                self.lose(group, row, "not finite")
+        return operand
+
+
+def _one(operand: Tagged, row: int) -> Tagged:
+    return operand if isinstance(operand, Same) else values.stack([values.row(operand, row)])
+
+
+def _need(fn: Callable[..., Any] | None) -> Callable[..., Any]:
+    assert fn is not None
+    return fn
+
+
+def weights_of(tagged: Tagged | None, group: Group) -> torch.Tensor:
+    """Return each row's weight, float64, zero for lost rows; without a weight every living row counts one."""
+    alive = torch.tensor(group.is_alive, dtype=torch.float64)
+    if tagged is None:
+        return alive
+    value = values.expand(tagged, group.k)
+    numbers = value.numbers if isinstance(value, Column) else value
+    if not isinstance(numbers, torch.Tensor):
+        numbers = torch.full((group.k,), float(numbers), dtype=torch.float64)
+    return torch.where(alive > 0, numbers.reshape(group.k).to(torch.float64), alive)
+
+
+def is_whole_weight(weight: float) -> bool:
+    """Tell whether a weight can enter an exact sum."""
+    return weight >= 0 and weight == round(weight)
+
+
+def own(value: Any) -> Any:
+    """Return a copy that shares no memory with a pack's buffers."""
+    return tree.clone(value)

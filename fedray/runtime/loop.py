@@ -1,0 +1,299 @@
+"""The whole loop: start reading fedray here.
+
+    driver -- fit() --> Aggregator --+-- Pack [h001..h064]      the aggregator runs `run_round` (round.py),
+     (this file)      (an actor on   +-- Region us -- Pack ...  packs run what is mapped (pack.py, interpret.py)
+                       Ray)
+
+`fit` compiles the algorithm, gives the plan to every host, and then asks the aggregator for one round after the
+other. What the driver sees of a round is its `RoundRecord`; parameters come to it once, at the end.
+"""
+
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedray import tree
+from fedray.core.rewrite import Pass
+from fedray.core.trace import Algorithm
+from fedray.errors import CheckpointError, ConfigError
+from fedray.runtime.checkpoint import Checkpoints
+from fedray.runtime.federation import Federation
+from fedray.runtime.plan import Plan, compile
+from fedray.runtime.records import EvaluationRecord, RoundRecord
+from fedray.runtime.round import Training, sha256_of
+from fedray.runtime.schedule import Synchronous, synchronous
+
+
+@dataclass(frozen=True)
+class EarlyStop:
+    """Stop when `metric` of the validation rows has not improved by `min_delta` in `patience` evaluations."""
+
+    metric: str = "auroc"
+    patience: int = 5
+    min_delta: float = 0.0
+    mode: str = "max"
+
+    def is_better(self, new: float, best: float | None) -> bool:
+        """Tell whether a value improves on the best so far."""
+        if best is None:
+            return True
+        return new > best + self.min_delta if self.mode == "max" else new < best - self.min_delta
+
+
+@dataclass(kw_only=True)
+class Result:
+    """What a run came to."""
+
+    state: Any
+    plan: Plan
+    seed: int
+    metrics: list[RoundRecord] = field(default_factory=list)
+    evaluations: list[EvaluationRecord] = field(default_factory=list)
+    seconds: float = 0.0
+    stopped: str = "done"  # or "early", "interrupted"
+
+    @property
+    def params(self) -> Any:
+        """The global parameters: `state.params` where the state has them, else the state."""
+        return params_of(self.state)
+
+    @property
+    def params_sha256(self) -> str:
+        """SHA-256 of the parameters' bits."""
+        return sha256_of(self.params)
+
+    @property
+    def rounds(self) -> int:
+        """The number of rounds done, those before a resume included."""
+        return self.metrics[-1].round + 1 if self.metrics else 0
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes from hosts to the aggregator."""
+        return sum(record.bytes_up for record in self.metrics)
+
+    @property
+    def bytes_down(self) -> int:
+        """Bytes from the aggregator to hosts."""
+        return sum(record.bytes_down for record in self.metrics)
+
+    @property
+    def failures(self) -> dict[tuple[str, str], int]:
+        """How often each (site, kind of failure) occurred."""
+        counts: dict[tuple[str, str], int] = {}
+        for record in self.metrics:
+            for failure in record.failures:
+                counts[failure.site, failure.kind] = counts.get((failure.site, failure.kind), 0) + 1
+        return counts
+
+    @property
+    def test(self) -> EvaluationRecord | None:
+        """The evaluation on all sites' test rows, at the end."""
+        return next((record for record in reversed(self.evaluations) if record.split == "test"), None)
+
+
+def params_of(state: Any) -> Any:
+    """Return the global parameters in a server state."""
+    return state.params if hasattr(state, "params") else state
+
+
+def fit(algorithm: Algorithm, federation: Federation, *, init: Any, rounds: int, passes: Sequence[Pass] = (),
+        schedule: Synchronous | None = None, tracker: Any = None, every: int = 10,
+        evaluate: Mapping[str, Algorithm] | None = None, server_evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+        early_stop: EarlyStop | None = None, select: str = "last", checkpoint: Checkpoints | None = None,
+        resume: bool = False, seed: int = 0) -> Result:
+    """Train for `rounds` rounds and return the result.
+
+    `init` is the first parameters. `evaluate` maps "valid" and "test" to evaluation programs: the valid rows are
+    evaluated every `every` rounds, the test rows once, at the end, with the last parameters (`select="best_valid"`:
+    with those of the best validation). Ctrl-C ends after the round, with checkpoint and result; twice stops at once.
+    Raises before any site is touched where algorithm, passes, schedule or federation do not fit.
+    """
+    schedule = schedule or synchronous()
+    _check(rounds, every, select, early_stop, evaluate)
+    plan = compile(algorithm, passes, schedule)
+    schedule.check_sites(federation.num_sites)
+    init = tree.flatten(init) if _is_named_tensors(init) else init
+    run = _Run(federation, plan, tracker, evaluate or {}, server_evaluate, early_stop, checkpoint, seed)
+    with _interruptible() as interrupt:
+        run.begin(algorithm.init(init), schedule, resume)
+        for round in range(run.next_round, rounds):
+            run.round(round)
+            is_last = round + 1 == rounds
+            if (round + 1) % every == 0 and not is_last:
+                run.evaluate_valid(round)
+            if interrupt.is_set() or run.is_stalled:
+                run.result.stopped = "interrupted" if interrupt.is_set() else "early"
+                break
+        run.end(select)
+    return run.result
+
+
+def compute(program: Algorithm, federation: Federation, *, state: Any = None, passes: Sequence[Pass] = (),
+            seed: int = 0, quorum: float = 1.0) -> Any:
+    """Run one round of a program on all sites and return its metrics, or its server output where it has none.
+
+    Raises QuorumError where fewer than `quorum` of the sites deliver.
+    """
+    plan = compile(program, passes)
+    federation.hello()
+    outputs = federation.call("compute", plan, program.init(state), seed, 0, quorum)
+    return outputs["metrics"] if outputs.get("metrics") is not None else outputs["state"]
+
+
+def _is_named_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and not isinstance(value, tree.Flat) and bool(value) and all(
+        hasattr(tensor, "detach") for tensor in value.values()) and len({t.dtype for t in value.values()}) == 1
+
+
+def _check(rounds: int, every: int, select: str, early_stop: EarlyStop | None,
+           evaluate: Mapping[str, Algorithm] | None) -> None:
+    problems = []
+    if rounds < 1:
+        problems.append(f"rounds={rounds}: train for at least 1 round")
+    if every < 1:
+        problems.append(f"every={every}: evaluate every 1 or more rounds")
+    if select not in ("last", "best_valid"):
+        problems.append(f"select={select!r}: choose 'last' or 'best_valid'")
+    if (early_stop is not None or select == "best_valid") and "valid" not in (evaluate or {}):
+        problems.append("early_stop and select='best_valid' need evaluate={'valid': ...}")
+    if problems:
+        raise ConfigError(problems)
+
+
+class _Run:
+    """The driver's side of one training run."""
+
+    def __init__(self, federation: Federation, plan: Plan, tracker: Any, evaluate: Mapping[str, Algorithm],
+                 server_evaluate: Any, early_stop: EarlyStop | None, checkpoint: Checkpoints | None, seed: int) -> None:
+        self.federation, self.plan, self.tracker, self.seed = federation, plan, tracker, seed
+        self.programs = {split: compile(program) for split, program in evaluate.items()}
+        self.server_evaluate, self.early_stop, self.checkpoint = server_evaluate, early_stop, checkpoint
+        self.result = Result(state=None, plan=plan, seed=seed)
+        self.next_round = 0
+        self.best: tuple[float, int] | None = None
+        self.best_state: Any = None
+        self.misses = 0
+        self.is_stalled = False
+        self.started = time.monotonic()
+        self.saved_at, self.saved_round = self.started, -1
+
+    def begin(self, state: Any, schedule: Synchronous, resume: bool) -> None:
+        self.federation.hello()
+        restore = None
+        if resume:
+            rounds = self.checkpoint.rounds() if self.checkpoint else []
+            if not rounds or self.checkpoint is None:
+                raise CheckpointError("there is no complete checkpoint to resume from: start the run again")
+            restore = (str(self.checkpoint.path), rounds[-1])
+        elif self.checkpoint is not None:
+            self.checkpoint.path.mkdir(parents=True, exist_ok=True)
+        training = Training(self.plan, schedule, self.seed, uuid.uuid4().hex)
+        self.next_round = self.federation.call("start", training, state, restore)
+        self.saved_round = self.next_round - 1
+        if self.tracker is not None:
+            self.tracker.start(self.plan, {"sites": self.federation.num_sites, "where": self.federation.where,
+                                           "seed": self.seed, "first_round": self.next_round})
+
+    def round(self, round: int) -> None:
+        record = self.federation.call("run_round", round)
+        self.result.metrics.append(record)
+        if self.tracker is not None:
+            self.tracker.round(record)
+        if self.checkpoint is not None and time.monotonic() - self.saved_at >= self.checkpoint.every_s:
+            self.save(round)
+
+    def save(self, round: int) -> None:
+        if self.checkpoint is not None and round != self.saved_round:
+            self.federation.call("save", str(self.checkpoint.path), round)
+            self.checkpoint.thin(self.best[1] if self.best else None)
+            self.saved_at, self.saved_round = time.monotonic(), round
+
+    def evaluate_valid(self, round: int) -> None:
+        if self.server_evaluate is not None:
+            metrics = self.federation.call("call_with_state", _OnParams(self.server_evaluate))
+            self._log(EvaluationRecord(round=round, split="server", metrics=dict(metrics)))
+        if "valid" not in self.programs:
+            return
+        record = self._evaluate("valid", round)
+        if self.early_stop is None:
+            self._keep_best(record, EarlyStop())
+        elif self._keep_best(record, self.early_stop):
+            self.misses = 0
+        else:
+            self.misses += 1
+            self.is_stalled = self.misses >= self.early_stop.patience
+
+    def _keep_best(self, record: EvaluationRecord, rule: EarlyStop) -> bool:
+        value = record.metrics.get(rule.metric)
+        if value is None or not rule.is_better(value, self.best[0] if self.best else None):
+            return False
+        self.best = (value, record.round)
+        self.best_state = self.federation.call("call_with_state", _whole)
+        self.save(record.round)
+        return True
+
+    def _evaluate(self, split: str, round: int, state: Any = None) -> EvaluationRecord:
+        started = time.monotonic()
+        state = params_of(state) if state is not None else self.federation.call("call_with_state", params_of)
+        outputs = self.federation.call("compute", self.programs[split], state, self.seed, round, 0.5)
+        metrics = outputs["metrics"]
+        sites = metrics.get("sites", [])
+        record = EvaluationRecord(round=round, split=split, metrics=metrics["pooled"], sites=sites,
+                                  seconds=time.monotonic() - started)
+        self._log(record)
+        return record
+
+    def _log(self, record: EvaluationRecord) -> None:
+        self.result.evaluations.append(record)
+        if self.tracker is not None:
+            self.tracker.evaluation(record)
+
+    def end(self, select: str) -> None:
+        last = self.result.metrics[-1].round if self.result.metrics else self.next_round - 1
+        if last >= 0:
+            self.evaluate_valid(last)
+            self.save(last)
+        chosen = self.best_state if select == "best_valid" and self.best_state is not None else None
+        self.result.state = chosen if chosen is not None else self.federation.call("call_with_state", _whole)
+        if "test" in self.programs:
+            self._evaluate("test", max(last, 0), self.result.state)
+        self.result.seconds = time.monotonic() - self.started
+        if self.tracker is not None:
+            self.tracker.finish(self.result)
+
+
+@dataclass(frozen=True)
+class _OnParams:
+    fn: Callable[[Any], Mapping[str, float]]
+
+    def __call__(self, state: Any) -> Mapping[str, float]:
+        return self.fn(params_of(state))
+
+
+def _whole(state: Any) -> Any:
+    return state
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Let the first Ctrl-C end after the round; the second raises KeyboardInterrupt as always."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop(number: int, frame: Any) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,254 @@
+"""Pack: a host that holds sites. It interprets a stage group by group and folds the sums before it answers.
+
+Traffic is one record per pack, not per site. Site state written in a round stays pending until the commit that
+counts the site; a call that is asked twice is answered with the same bytes.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from fedray import tree
+from fedray.core.graph import Placement
+from fedray.core.verify import verify
+from fedray.errors import DataError, HostError, SiteError
+from fedray.rng import Key
+from fedray.runtime import checkpoint, fold, values
+from fedray.runtime.host import Commit, Contribution, Load, StageCall, grid
+from fedray.runtime.interpret import Interpreter, is_whole_weight, own, weights_of
+from fedray.runtime.plan import Plan, lane_names
+from fedray.runtime.values import Group
+
+KEPT_BYTES = 256 * 2**20  # operands kept for a second fold; beyond it the stage is run again, with equal bits
+RoundKey = tuple[str, int, int]  # plan, round, attempt
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread, as row invariance needs, and restore what was."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Pack:
+    """Many simulated sites, or one real one, in one process."""
+
+    def __init__(self, name: str, sites: Mapping[str, Callable[[], Any]], group_size: int = 50,
+                 allow_empty: bool = False) -> None:
+        self.name, self.sites, self.group_size, self.allow_empty = name, dict(sites), group_size, allow_empty
+        self._data: dict[str, Any] = {}
+        self._transforms: list[Any] = []
+        self._plans: dict[str, Load] = {}
+        self._state: dict[tuple[str, str], Any] = {}  # (slot, site) -> current value
+        self._pending: dict[RoundKey, list[tuple[str, Group, values.Tagged]]] = {}
+        self._groups: dict[RoundKey, list[Group]] = {}
+        self._last: tuple[Any, _Folded] | None = None
+
+    def hello(self) -> dict[str, int]:
+        """Open every site's data and return its number of training rows.
+
+        Raises DataError for a site without training rows unless `allow_empty`.
+        """
+        sizes = {}
+        for site in self.sites:
+            data = self._open(site)
+            sizes[site] = data.train.num_rows if hasattr(data, "splits") else len(data)
+        empty = sorted(site for site, rows in sizes.items() if rows == 0)
+        if empty and not self.allow_empty:
+            raise DataError(f"{len(empty)} sites have no training rows: {', '.join(empty[:5])}"
+                            f"{', ...' if len(empty) > 5 else ''}; leave them out, or allow it with "
+                            "data.allow_empty=true (their weight is then 0)")
+        return sizes
+
+    def prepare(self, transform: Any) -> None:
+        """Pass every site's data through `transform` from now on."""
+        self._transforms.append(transform)
+        self._data = {site: transform(data) for site, data in self._data.items()}
+
+    def load(self, load: Load) -> None:
+        """Verify and keep a plan; take site state from a checkpoint where one is named."""
+        verify(load.plan.graph)
+        self._plans[load.plan.digest] = load
+        if load.restore is not None:
+            self._state = checkpoint.read_sites(*load.restore, set(self.sites))
+            self._pending.clear()
+            self._groups.clear()
+            self._last = None
+
+    def commit(self, commits: Sequence[Commit]) -> None:
+        """Make pending state of counted sites current; everything else that is pending for the plan is dropped."""
+        for commit in commits:
+            for slot, group, tagged in self._pending.get((commit.plan, commit.round, commit.attempt), ()):
+                for row in group.alive:
+                    if group.ids[row] in commit.counted:
+                        self._state[slot, group.ids[row]] = own(values.row(tagged, row))
+            for key in [key for key in self._pending if key[0] == commit.plan]:
+                del self._pending[key]
+
+    def save(self, directory: str, round: int) -> None:
+        """Write the current state of all sites."""
+        checkpoint.write_sites(directory, round, self.name, self._state)
+
+    def state_of(self, site: str, slot: str = "state") -> Any:
+        """Return a site's current state (simulation and tests)."""
+        return self._state.get((slot, site))
+
+    def run(self, call: StageCall, downlink: Mapping[int, Any]) -> Contribution:
+        """Run a stage for the cohort and return what leaves, folded. Raises HostError where the plan is unknown."""
+        self.commit(call.commits)
+        if call.plan not in self._plans:
+            raise HostError(f"pack {self.name} was asked to run a plan that it was never given")
+        identity = (call.run, call.plan, call.round, call.attempt, call.stage, call.cohort)
+        if self._last is None or self._last[0] != identity or not self._last[1].can_answer(call):
+            with one_thread():
+                self._last = (identity, self._compute(call, downlink))
+        with one_thread():
+            return self._last[1].answer(call)
+
+    def _compute(self, call: StageCall, downlink: Mapping[int, Any]) -> "_Folded":
+        plan = self._plans[call.plan].plan
+        groups = self._groups_of(call, plan)
+        interpreter = Interpreter(plan, call, downlink, lambda slot, site: self._input(call, slot, site))
+        folded = _Folded(plan, call)
+        outputs = [(slot, index) for (placement, slot), index in plan.outputs.items()
+                   if placement is Placement.SITES and plan.stage[index] == call.stage]
+        pending = self._pending.setdefault((call.plan, call.round, call.attempt), [])
+        pending[:] = [item for item in pending if item[0] not in {slot for slot, _ in outputs}]
+        for group in groups:
+            interpreter.run(group)
+            folded.take(group, interpreter)
+            pending.extend((slot, group, group.values[index]) for slot, index in outputs if group.alive)
+            if call.stage == plan.site_stages[-1]:
+                group.values = {}
+        folded.failures = tuple(interpreter.failures)
+        return folded
+
+    def _groups_of(self, call: StageCall, plan: Plan) -> list[Group]:
+        key = (call.plan, call.round, call.attempt)
+        if call.stage == plan.site_stages[0]:
+            chosen = [site for site in self.sites if site in set(call.cohort)]
+            self._groups = {old: groups for old, groups in self._groups.items() if old[0] != call.plan}
+            self._groups[key] = [Group(chosen[start:start + self.group_size])
+                                 for start in range(0, len(chosen), self.group_size)]
+        elif key not in self._groups:
+            raise HostError(f"pack {self.name} was asked for stage {call.stage} of round {call.round}, "
+                            "and has not run the stages before it")
+        cohort = set(call.cohort)
+        for group in self._groups[key]:
+            group.is_alive = [is_alive and site in cohort for is_alive, site in
+                              zip(group.is_alive, group.ids, strict=True)]
+        return self._groups[key]
+
+    def _open(self, site: str) -> Any:
+        if site not in self._data:
+            data = self.sites[site]()
+            for transform in self._transforms:
+                data = transform(data)
+            self._data[site] = data
+        return self._data[site]
+
+    def _input(self, call: StageCall, slot: str, site: str) -> Any:
+        if slot == "data":
+            return self._open(site)
+        if slot == "id":
+            return site
+        if slot == "rng" or slot.startswith("rng:"):
+            return Key(call.seed, call.round, site, slot[4:])
+        if (slot, site) in self._state:
+            return self._state[slot, site]
+        return self._plans[call.plan].initial.get(slot)
+
+
+class _Folded:
+    """The reductions of one stage over a pack's groups: operands, and their sums on a grid."""
+
+    def __init__(self, plan: Plan, call: StageCall) -> None:
+        self.plan, self.call = plan, call
+        self.operands: dict[str, list[tuple[fold.Operand, Group]]] = {}
+        self.gathered: dict[str, dict[str, Any]] = {}
+        self.delivered: list[str] = []
+        self.failures: tuple[SiteError, ...] = ()
+        self.answers: dict[Any, Contribution] = {}
+        self.is_dropped = False
+
+    def take(self, group: Group, interpreter: Interpreter) -> None:
+        """Take what a group has to reduce; all reductions of a stage see the same sites."""
+        reduced = self.plan.reduced(self.call.stage)
+        for index in reduced:
+            for _, _, weight, _ in self.plan.nodes[index].params.get("lanes", ()):
+                if weight is not None and group.alive:
+                    numbers = weights_of(group.values[self.plan.args[index][weight]], group)
+                    for row in group.alive:
+                        if not is_whole_weight(float(numbers[row])):
+                            interpreter.lose(group, row, "weight is not a whole number (give weight_cap)")
+        if not group.alive:
+            return
+        self.delivered += [group.ids[row] for row in group.alive]
+        for index in reduced:
+            self._reduce(index, group)
+
+    def _reduce(self, index: int, group: Group) -> None:
+        node, args = self.plan.nodes[index], self.plan.args[index]
+        if node.params["kind"] == "gather":
+            into = self.gathered.setdefault(node.name, {})
+            into.update({group.ids[row]: own(values.row(group.values[args[0]], row)) for row in group.alive})
+            return
+        for name, value, weight, _ in node.params["lanes"]:
+            weights = weights_of(None if weight is None else group.values[args[weight]], group)
+            operand = fold.operand(values.expand(group.values[args[value]], group.k), weights)
+            self.operands.setdefault(name, []).append((operand, group))
+
+    def can_answer(self, call: StageCall) -> bool:
+        """Tell whether the operands, or the answer itself, are still here."""
+        return not self.is_dropped or tuple(sorted(call.exponents.items())) in self.answers
+
+    def answer(self, call: StageCall) -> Contribution:
+        """Return the contribution on the grid that the call asks for; the same bytes each time."""
+        key = tuple(sorted(call.exponents.items()))
+        if key not in self.answers:
+            self.answers[key] = self._fold(call)
+            kept = sum(operand.nbytes for items in self.operands.values() for operand, _ in items)
+            if kept > KEPT_BYTES:
+                self.operands, self.is_dropped = {}, True
+        return self.answers[key]
+
+    def _fold(self, call: StageCall) -> Contribution:
+        needs = {name: tuple(map(max, zip(*(operand.needs for operand, _ in items), strict=True)))
+                 for name, items in self.operands.items()}
+        grids = {name: grid(call.exponents, name, len(found)) for name, found in needs.items()}
+        is_wide = all(n <= g for name in needs for n, g in zip(needs[name], grids[name], strict=True))
+        sums = {name: self._sum(name, items, grids[name]) for name, items in self.operands.items()} if is_wide else {}
+        return Contribution(delivered=tuple(sorted(self.delivered)), failures=self.failures, sums=sums,
+                            gathered=self.gathered, needs=needs, is_folded=is_wide, processes=(os.getpid(),))
+
+    def _sum(self, name: str, items: Sequence[tuple[fold.Operand, Group]], exponents: tuple[int, ...]) -> fold.LaneSum:
+        if len(self.delivered) == 1:
+            operand, group = next((operand, group) for operand, group in items if group.alive)
+            return fold.single(operand, group.alive[0])
+        return fold.merge(name, [fold.fold(operand, exponents) for operand, _ in items], exponents)
+
+
+def expected_bytes(plan: Plan, stage: int, num_delivered: int) -> dict[str, int]:
+    """Return the bytes per name that `egress` promises for a pack that delivers this many sites."""
+    found = {}
+    for index in plan.reduced(stage):
+        node = plan.nodes[index]
+        for name in lane_names(node):
+            size = plan.sizes[name]
+            if node.params["kind"] == "gather":
+                found[name] = size.row_bytes * num_delivered
+            else:
+                found[name] = size.row_bytes if num_delivered == 1 else size.sum_bytes
+    return found
+
+
+def nbytes(downlink: Mapping[int, Any]) -> int:
+    """Return the bytes of a downlink."""
+    return sum(tree.nbytes(value) for value in downlink.values())

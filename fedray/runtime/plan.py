@@ -1,0 +1,132 @@
+"""Plan: a lowered, verified, staged graph with a digest, ready to be shipped to hosts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fedray.core.digest import digest
+from fedray.core.graph import Graph, Key, Node, Op, Placement, stages
+from fedray.core.rewrite import Pass
+from fedray.core.trace import Algorithm, trace
+from fedray.core.verify import verify
+from fedray.errors import VerifyError
+from fedray.passes import lowering
+
+SERVER, SITES = Placement.SERVER, Placement.SITES
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Bytes under one name: of a single site's own row, and of a partial sum over several sites."""
+
+    row_bytes: int
+    sum_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is shipped to hosts. Nodes are numbered: `nodes[i]` has arguments `args[i]` and stage `stage[i]`."""
+
+    graph: Graph
+    nodes: tuple[Node, ...]
+    args: tuple[tuple[int, ...], ...]
+    stage: tuple[int, ...]
+    digest: str
+    outputs: Mapping[Key, int]
+    sizes: Mapping[str, Size] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The algorithm and its passes."""
+        return self.graph.name
+
+    @property
+    def last_stage(self) -> int:
+        """The highest stage number."""
+        return max(self.stage, default=0)
+
+    @property
+    def site_stages(self) -> list[int]:
+        """Stages that run at the sites."""
+        return sorted({stage for stage, node in zip(self.stage, self.nodes, strict=True)
+                       if stage % 2 == 1 and node.placement is SITES})
+
+    @property
+    def counting_stage(self) -> int:
+        """The last site stage whose reductions reach the server's next state."""
+        reached: set[int] = set()
+        todo = [index for (placement, _), index in self.outputs.items() if placement is SERVER]
+        while todo:
+            index = todo.pop()
+            if index not in reached:
+                reached.add(index)
+                todo.extend(self.args[index])
+        found = [self.stage[i] - 1 for i in reached if self.nodes[i].op is Op.REDUCE
+                 and self.nodes[i].params["kind"] != "count"]
+        return max(found, default=max(self.site_stages, default=0))
+
+    def received(self, stage: int) -> list[int]:
+        """Return the BROADCAST and SCATTER nodes whose values the sites need in this stage."""
+        return [i for i, node in enumerate(self.nodes) if node.op in (Op.BROADCAST, Op.SCATTER)
+                and self.stage[i] == stage]
+
+    def reduced(self, stage: int) -> list[int]:
+        """Return the reductions that take what this site stage sends."""
+        return [i for i, node in enumerate(self.nodes) if node.op is Op.REDUCE and node.params["kind"] != "count"
+                and self.stage[i] == stage + 1]
+
+    def local(self, stage: int) -> list[int]:
+        """Return what the sites compute in this stage, arguments first; constants among it."""
+        return [i for i, node in enumerate(self.nodes) if (node.placement is SITES and self.stage[i] == stage)
+                or node.op is Op.CONST]
+
+    def at_server(self, stage: int) -> list[int]:
+        """Return what the server computes in this stage, arguments first."""
+        return [i for i, node in enumerate(self.nodes) if (node.placement is SERVER and self.stage[i] == stage
+                                                           and node.op in (Op.CALL, Op.GET, Op.INPUT))
+                or node.op is Op.CONST]
+
+    @property
+    def slots(self) -> list[str]:
+        """Names of what the sites keep between rounds."""
+        return [slot for placement, slot in self.outputs if placement is SITES]
+
+    def with_sizes(self, sizes: Mapping[str, Size]) -> "Plan":
+        """Return the plan with the bytes of each name that leaves."""
+        return replace(self, sizes=dict(sizes))
+
+
+def lane_names(node: Node) -> list[str]:
+    """Return the names under which a reduction's values leave."""
+    return [lane[0] for lane in node.params["lanes"]] if "lanes" in node.params else [node.name]
+
+
+def compile(algorithm: Algorithm, passes: Sequence[Pass] = (), schedule: Any = None) -> Plan:
+    """Trace the round, apply the passes, lower, verify and number it.
+
+    Raises TraceError, PassError, PolicyError, VerifyError or ScheduleError, before any site is touched.
+    """
+    graph = lowering.check_operands(trace(algorithm))
+    for step in passes:
+        graph = step(graph)
+    verify(graph)
+    graph = lowering.lower_at_sites(lowering.lower_mean(graph))
+    graph = lowering.fuse_sums(graph)
+    verify(graph)
+    plan = number(graph)
+    if schedule is not None and hasattr(schedule, "check"):
+        schedule.check(plan)
+    return plan
+
+
+def number(graph: Graph) -> Plan:
+    """Number the nodes of a graph and stage them."""
+    nodes = tuple(graph.nodes)
+    index = {node: i for i, node in enumerate(nodes)}
+    stage = stages(nodes)
+    for node in nodes:
+        if node.placement is SERVER and node.op in (Op.CALL, Op.GET) and stage[node] % 2:
+            raise VerifyError(f"{graph.name}, {node.where}: a server step has fallen into a site stage")
+    return Plan(graph, nodes, tuple(tuple(index[arg] for arg in node.args) for node in nodes),
+                tuple(stage[node] for node in nodes), digest(graph),
+                {key: index[node] for key, node in graph.outputs.items()})

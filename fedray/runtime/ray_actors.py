@@ -1,0 +1,81 @@
+"""The Ray actors: hosts (packs and regions) and the aggregator. Thin shells around the classes that do the work.
+
+An aggregator or a region owns the actors of its children, so all of them end with it. A host's actor has one thread
+for torch, reads the downlink from the object store without a copy, and answers with one record.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+
+from fedray.runtime.federation import HostSpec, make_host, make_region
+from fedray.runtime.host import Contribution, Load, StageCall
+from fedray.runtime.pack import Pack
+from fedray.runtime.round import Aggregator
+
+
+class Box:
+    """A reference to a value that was put once for all readers; it hides the reference from Ray's own resolving."""
+
+    __slots__ = ("reference",)
+
+    def __init__(self, reference: Any) -> None:
+        self.reference = reference
+
+    def open(self) -> Any:
+        """Read the value."""
+        return ray.get(self.reference)
+
+
+class HostActor:
+    """One pack or one region in a process of its own."""
+
+    def __init__(self, spec: HostSpec) -> None:
+        from fedray.runtime.ray_transport import make_transport
+        self._host = make_host(spec, make_transport)
+
+    def hello(self) -> dict[str, int]:
+        """See `Host.hello`."""
+        return self._host.hello()
+
+    def prepare(self, transform: Box) -> None:
+        """See `Host.prepare`."""
+        self._host.prepare(transform.open() if isinstance(self._host, Pack) else transform)
+
+    def load(self, load: Box | Load) -> None:
+        """See `Host.load`."""
+        self._host.load(load.open() if isinstance(load, Box) else load)
+
+    def run(self, call: StageCall, downlink: Box) -> Contribution:
+        """See `Host.run`."""
+        return self._host.run(call, downlink.open() if isinstance(self._host, Pack) else downlink)
+
+    def commit(self, commits: Sequence[Any]) -> None:
+        """See `Host.commit`."""
+        self._host.commit(commits)
+
+    def save(self, directory: str, round: int) -> None:
+        """See `Host.save`."""
+        self._host.save(directory, round)
+
+    def pid(self) -> int:
+        """Return the process id."""
+        return os.getpid()
+
+
+class AggregatorActor:
+    """The aggregator in a process of its own; its methods are called by name."""
+
+    def __init__(self, specs: Sequence[HostSpec], regions: Mapping[str, str]) -> None:
+        from fedray.runtime.ray_transport import make_transport
+        self._aggregator = Aggregator(make_region("aggregator", specs, make_transport), regions)
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Call a method of the aggregator."""
+        return getattr(self._aggregator, method)(*args)
+
+    def pids(self) -> dict[str, int]:
+        """Return the process ids of the aggregator and of its hosts, by name (tests and `status`)."""
+        return {"aggregator": os.getpid(), **self._aggregator.root.transport.pids()}

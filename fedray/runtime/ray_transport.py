@@ -1,0 +1,183 @@
+"""Ray as a transport: start-up, one `put` per stage, `ray.wait` in completion order, actors that start again.
+
+Never an implicit address: `address="local"` starts a Ray of our own, another address joins a cluster that runs. A
+Ray that this process has started is used again by the next federation, so that a sweep starts it once.
+"""
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import ray
+from ray import exceptions as ray_errors
+
+from fedray.errors import HostError
+from fedray.runtime.federation import Federation, HostSpec, Topology, Tree
+from fedray.runtime.ray_actors import AggregatorActor, Box, HostActor
+from fedray.runtime.transport import Lost
+
+WORKER_ENVIRONMENT = {  # one thread per pack; keep freed memory, for large states are else page-faulted each round
+    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "1073741824", "RAY_USAGE_STATS_ENABLED": "0"}
+START_TIMEOUT_S = 300.0
+GONE = (ray_errors.RayActorError, ray_errors.ActorUnavailableError, ray_errors.NodeDiedError,
+        ray_errors.WorkerCrashedError, ray_errors.ObjectLostError, ray_errors.OwnerDiedError)
+
+
+def start_ray(address: str, num_cpus: int | None = None) -> None:
+    """Start a Ray of our own (`local`) or join the one at `address`; do nothing where this process has one already.
+
+    Raises HostError where it does not start or answer.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    saved = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
+    os.environ.update(WORKER_ENVIRONMENT)  # inherited by the workers, given back below
+    try:
+        if address == "local":
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            ray.init(address="local", num_cpus=num_cpus or os.cpu_count(), include_dashboard=False, **quiet)
+        else:
+            ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise HostError(f"Ray at {address!r} did not start or answer ({type(error).__name__}): check it with "
+                        "`fedray doctor`; runtime=in_process needs no Ray") from error
+    finally:
+        for name, value in saved.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+class RayTransport:
+    """Hosts as actors of this process."""
+
+    can_restart = True
+
+    def __init__(self, specs: Sequence[HostSpec]) -> None:
+        self._specs = {spec.name: spec for spec in specs}
+        self._actors = {name: self._start(spec) for name, spec in self._specs.items()}
+        self._boxes: dict[int, Any] = {}
+
+    def _start(self, spec: HostSpec) -> Any:
+        options = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}
+        return ray.remote(HostActor).options(**options).remote(spec)
+
+    def put(self, value: Any) -> Box:
+        """Put a value into the object store, once for all hosts."""
+        return Box(ray.put(value))
+
+    def submit(self, host: str, method: str, *args: Any) -> Any:
+        """Start a call; plans and transforms are put once, however many hosts get them."""
+        if method in ("load", "prepare") and not isinstance(args[0], Box):
+            args = (self._put_once(args[0]),)
+        return getattr(self._actors[host], method).remote(*args)
+
+    def _put_once(self, value: Any) -> Box:
+        if id(value) not in self._boxes:
+            self._boxes = {id(value): (value, Box(ray.put(value)))}
+        return self._boxes[id(value)][1]
+
+    def wait(self, tickets: Sequence[Any], timeout: float | None) -> Iterator[tuple[Any, Any]]:
+        """Yield (ticket, answer) in completion order until all have answered or the time is over."""
+        pending = list(tickets)
+        limit = None if timeout is None else time.monotonic() + timeout
+        while pending:
+            left = None if limit is None else max(0.0, limit - time.monotonic())
+            ready, pending = ray.wait(pending, num_returns=1, timeout=left)
+            if not ready:
+                return
+            for ticket in ready:
+                yield ticket, self._answer(ticket)
+
+    def _answer(self, ticket: Any) -> Any:
+        try:
+            return ray.get(ticket)
+        except GONE as error:
+            return Lost("a host", type(error).__name__)
+        except ray_errors.RayTaskError as error:
+            raise _cause(error) from None
+
+    def restart(self, host: str) -> None:
+        """Start a lost host again, empty."""
+        ray.kill(self._actors[host])
+        self._actors[host] = self._start(self._specs[host])
+
+    def now(self) -> float:
+        """Return the wall clock."""
+        return time.monotonic()
+
+    def advance(self, seconds: float) -> None:
+        """Refuse: real time cannot be moved."""
+        raise HostError("a latency model needs the simulated clock: use runtime='in_process'")
+
+    def pids(self) -> dict[str, int]:
+        """Return each host's process id."""
+        return dict(zip(self._actors, ray.get([actor.pid.remote() for actor in self._actors.values()],
+                                              timeout=START_TIMEOUT_S), strict=True))
+
+    def close(self) -> None:
+        """End the actors."""
+        for actor in self._actors.values():
+            ray.kill(actor)
+
+
+def make_transport(specs: Sequence[HostSpec]) -> RayTransport:
+    """Make the transport of an aggregator or a region."""
+    return RayTransport(specs)
+
+
+def _cause(error: Exception) -> BaseException:
+    """Return what the remote function raised, with Ray's wrapping removed."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error
+
+
+class RemoteAggregator:
+    """The driver's handle on the aggregator actor: every method is a call, answers come back or errors are raised."""
+
+    def __init__(self, specs: Sequence[HostSpec], regions: Mapping[str, str]) -> None:
+        self._actor = ray.remote(AggregatorActor).options(num_cpus=0).remote(list(specs), dict(regions))
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        if method.startswith("_"):
+            raise AttributeError(method)
+
+        def call(*args: Any) -> Any:
+            return self._get(self._actor.call.remote(method, *args))
+        return call
+
+    def _get(self, ticket: Any) -> Any:
+        try:
+            return ray.get(ticket)
+        except ray_errors.RayTaskError as error:
+            raise _cause(error) from None
+        except GONE as error:
+            raise HostError(f"the aggregator's process is gone ({type(error).__name__}): go on with `fedray resume`, "
+                            "or fit(..., resume=True)") from error
+
+    def pids(self) -> dict[str, int]:
+        """Return the process ids of the aggregator and its hosts."""
+        return self._get(self._actor.pids.remote())
+
+    def close(self) -> None:
+        """End the aggregator and, with it, its hosts."""
+        try:
+            self._get(self._actor.call.remote("close"))
+        finally:
+            ray.kill(self._actor)
+
+
+def federate(data: Mapping[str, Callable[[], Any]], topology: Topology, layout: Tree | None, address: str,
+             regions: Mapping[str, str], num_cpus: int | None) -> Federation:
+    """Make a federation of Ray actors: an aggregator, and packs and regions below it."""
+    start_ray(address, num_cpus)
+    cpus = max(2, int(ray.cluster_resources().get("CPU", 2)))
+    specs = topology.specs(data, layout, cpus)
+    return Federation(RemoteAggregator(specs, regions), tuple(data), "ray", regions=regions)

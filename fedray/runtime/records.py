@@ -1,0 +1,50 @@
+"""What a run writes down: one record per round, one per evaluation."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedray.errors import SiteError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRecord:
+    """One round. `hashes` names each aggregate and the server state, so that two runs can be compared bit by bit."""
+
+    round: int
+    attempt: int
+    metrics: Mapping[str, float]
+    asked: int
+    counted: int
+    failures: tuple[SiteError, ...]
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    grids: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    status: str = "counted"  # or "skipped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRecord:
+    """One evaluation: pooled metrics over all sites' rows of a split, and one mapping per site."""
+
+    round: int
+    split: str
+    metrics: Mapping[str, float]
+    sites: Sequence[Mapping[str, Any]] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """One call that a transport submitted: which host, what, for which sites, with which downlink object."""
+
+    host: str
+    method: str
+    round: int
+    stage: int
+    attempt: int
+    sites: int
+    downlink: str
+    process: str = ""

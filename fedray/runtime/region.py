@@ -1,0 +1,187 @@
+"""Region: a host made of hosts. It asks its children, folds their answers, and starts lost ones again.
+
+The aggregator holds one `Region` as the root of the tree, so two levels and ten levels are the same code.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fedray.errors import HostError, SiteError
+from fedray.runtime.host import Commit, Contribution, Load, StageCall, join
+from fedray.runtime.records import CallRecord
+from fedray.runtime.transport import Lost, Transport
+
+GRACE_S = 0.5  # a pack that notices the deadline itself gets this long to say so
+MAX_RESTARTS = 5  # of one host in one request
+
+
+@dataclass(slots=True)
+class _Child:
+    """What a region knows of a host below it."""
+
+    sites: tuple[str, ...]
+    owed: list[Commit] = field(default_factory=list)  # commits that ride on the next call
+    journal: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)  # calls since the last checkpoint
+
+
+class Region:
+    """Hosts below, by name, each with its sites."""
+
+    def __init__(self, name: str, children: Mapping[str, Sequence[str]], transport: Transport) -> None:
+        self.name, self.transport = name, transport
+        self.children = {child: _Child(tuple(sites)) for child, sites in children.items()}
+        self.setup: list[tuple[str, Any]] = []  # prepare and load calls, for a host that starts again
+        self.stateful: set[str] = set()  # plans whose sites keep state: only they are replayed
+        self.restore: tuple[str, int] | None = None
+        self.calls: list[CallRecord] = []
+        self.bytes_up: dict[str, int] = {}
+        self.restarts = 0
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """All sites below."""
+        return tuple(site for child in self.children.values() for site in child.sites)
+
+    def hello(self) -> dict[str, int]:
+        """Return the training rows of each site."""
+        return {site: rows for found in self._all("hello").values() for site, rows in found.items()}
+
+    def prepare(self, transform: Any) -> None:
+        """Pass every site's data through a function, where it lies."""
+        self.setup.append(("prepare", transform))
+        self._all("prepare", transform)
+
+    def load(self, load: Load) -> None:
+        """Give every host a plan."""
+        self.setup = [item for item in self.setup if item[0] != "load" or item[1].plan.digest != load.plan.digest]
+        self.setup.append(("load", load))
+        if load.plan.slots:
+            self.stateful.add(load.plan.digest)
+        if load.restore is not None:
+            self.restore = load.restore
+            self._forget()
+        self._all("load", load)
+
+    def commit(self, commits: Sequence[Commit]) -> None:
+        """Tell every host below, now."""
+        self.owe(commits)
+        tickets = {self._submit(name, "commit", self._pay(name)): name for name in self.children}
+        for ticket, answer in self.transport.wait(list(tickets), None):
+            if isinstance(answer, Lost):
+                self._revive(tickets[ticket])  # replays the journal, these commits among it
+
+    def owe(self, commits: Sequence[Commit]) -> None:
+        """Let commits ride on the next call of each host."""
+        for child in self.children.values():
+            child.owed.extend(commit.of(child.sites) for commit in commits)
+
+    def save(self, directory: str, round: int) -> None:
+        """Let every host write its sites' state; what was kept for replay is then not needed any more."""
+        self._all("save", directory, round)
+        self.restore = (directory, round)
+        self._forget()
+
+    def run(self, call: StageCall, downlink: Any) -> Contribution:
+        """Ask the hosts that hold sites of the cohort and fold their answers as they come in."""
+        self.owe(call.commits)
+        wanted = set(call.cohort)
+        tickets: dict[Any, tuple[str, StageCall]] = {}
+        for name, child in self.children.items():
+            if cohort := tuple(site for site in child.sites if site in wanted):
+                part = call.of(cohort, self._pay(name))
+                tickets[self._submit(name, "run", part, downlink)] = (name, call.of(cohort, ()))
+        parts = self._collect(call, downlink, tickets)
+        return join(parts, call.exponents) if parts else Contribution(delivered=(), failures=())
+
+    def _collect(self, call: StageCall, downlink: Any, tickets: dict[Any, tuple[str, StageCall]]) -> list[Contribution]:
+        parts: list[Contribution] = []
+        restarts = 0
+        while tickets:
+            answered = dict(self.transport.wait(list(tickets), self._patience(call)))
+            for ticket, answer in answered.items():
+                name, part = tickets.pop(ticket)
+                if not isinstance(answer, Lost):
+                    self._book(name, part, downlink, answer)
+                    parts.append(answer)
+                elif restarts >= MAX_RESTARTS:
+                    parts.append(_lost(part, f"host lost ({answer.reason})"))
+                else:
+                    restarts += 1
+                    self._revive(name)
+                    tickets[self._submit(name, "run", part, downlink)] = (name, part)
+            if not answered:  # the deadline has passed: their sites are late
+                return parts + [_lost(part, "late") for _, part in tickets.values()]
+        return parts
+
+    def _patience(self, call: StageCall) -> float | None:
+        if call.deadline is None:
+            return None
+        return max(0.0, call.deadline - time.time()) + GRACE_S
+
+    def _pay(self, name: str) -> list[Commit]:
+        """Return what is owed to a host, and keep it for a replay."""
+        child = self.children[name]
+        owed, child.owed = child.owed, []
+        if owed and self.is_replaying:
+            child.journal.append(("commit", (owed,)))
+        return owed
+
+    def _book(self, name: str, part: StageCall, downlink: Any, answer: Contribution) -> None:
+        for lane, size in answer.bytes_by_name().items():
+            self.bytes_up[lane] = self.bytes_up.get(lane, 0) + size
+        if self.is_replaying and part.plan in self.stateful:
+            self.children[name].journal.append(("run", (part, downlink)))
+
+    @property
+    def is_replaying(self) -> bool:
+        """Tell whether calls are kept: sites hold state, and a lost host can be started again."""
+        return bool(self.stateful) and self.transport.can_restart
+
+    def _submit(self, name: str, method: str, *args: Any) -> Any:
+        ticket = self.transport.submit(name, method, *args)
+        call = args[0] if args and isinstance(args[0], StageCall) else None
+        self.calls.append(CallRecord(name, method, call.round if call else -1, call.stage if call else -1,
+                                     call.attempt if call else 0, len(call.cohort) if call else 0,
+                                     f"downlink {call.round}.{call.stage}" if call else ""))
+        return ticket
+
+    def _all(self, method: str, *args: Any) -> dict[str, Any]:
+        tickets = {self._submit(name, method, *args): name for name in self.children}
+        found = {}
+        for ticket, answer in self.transport.wait(list(tickets), None):
+            name = tickets[ticket]
+            if isinstance(answer, Lost):
+                self._revive(name)
+                answer = self._wait_one(name, method, *args)
+            found[name] = answer
+        return found
+
+    def _wait_one(self, name: str, method: str, *args: Any) -> Any:
+        ticket = self._submit(name, method, *args)
+        for _, answer in self.transport.wait([ticket], None):
+            if isinstance(answer, Lost):
+                raise HostError(f"host {name} was lost ({answer.reason}), started again, and lost again in {method}")
+            return answer
+        raise HostError(f"host {name} gave no answer to {method}")
+
+    def _revive(self, name: str) -> None:
+        """Start a lost host: its plans, its sites' saved state, then every call since, which gives equal bits."""
+        self.restarts += 1
+        self.transport.restart(name)
+        for method, argument in self.setup:
+            if method == "load" and argument.plan.digest in self.stateful:
+                argument = replace(argument, restore=self.restore)
+            self._wait_one(name, method, argument)
+        for method, arguments in self.children[name].journal:
+            self._wait_one(name, method, *arguments)
+
+    def _forget(self) -> None:
+        for child in self.children.values():
+            child.journal = []
+
+
+def _lost(part: StageCall, kind: str) -> Contribution:
+    failures = tuple(SiteError(site, part.round, part.stage, kind) for site in part.cohort)
+    return Contribution(delivered=(), failures=failures)

@@ -1,0 +1,119 @@
+"""Schedules: who is asked in a round, and when a reduction is complete.
+
+The cohort is a function of (seed, round) and the sites alone, so a resumed run asks the same sites.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fedray.errors import ScheduleError
+from fedray.rng import SERVER, Key
+
+SAMPLINGS = ("uniform", "poisson", "weighted", "cyclic")
+ON_FAILURE = ("retry", "skip", "raise")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Synchronous:
+    """One cohort at a time; see `synchronous`."""
+
+    cohort: float | int = 1.0
+    sampling: str = "uniform"
+    quorum: float = 0.8
+    deadline_s: float | None = None
+    on_failure: str = "retry"
+    retries: int = 2
+    wait_for: int = 0
+    wait_s: float = 60.0
+
+    def expected_cohort(self, num_sites: int) -> int:
+        """Return the number of sites that a round asks (their expectation under poisson sampling)."""
+        if isinstance(self.cohort, int):
+            return self.cohort
+        return max(1, math.floor(self.cohort * num_sites + 0.5))
+
+    def needed(self, num_asked: int) -> int:
+        """Return how many of the asked sites must be counted."""
+        return max(1, math.ceil(self.quorum * num_asked - 1e-9))
+
+    def check_sites(self, num_sites: int) -> None:
+        """Raise ScheduleError where the federation is too small."""
+        if isinstance(self.cohort, int) and self.cohort > num_sites:
+            raise ScheduleError(f"a cohort of {self.cohort} sites is asked for and there are {num_sites}: "
+                                f"set schedule.cohort to at most {num_sites}, or to a fraction such as 0.5")
+        if self.wait_for > num_sites:
+            raise ScheduleError(f"schedule.wait_for={self.wait_for} and there are {num_sites} sites: "
+                                f"set it to at most {num_sites}")
+
+    def cohort_of(self, round: int, seed: int, sites: Sequence[str], sizes: Mapping[str, int]) -> tuple[str, ...]:
+        """Return the sites that round `round` asks, in a stated order: sorted by id."""
+        names = sorted(sites)
+        size = self.expected_cohort(len(names))
+        if self.sampling == "cyclic":
+            return tuple(sorted({names[(round * size + i) % len(names)] for i in range(size)}))
+        if size == len(names) and self.sampling != "poisson":
+            return tuple(names)
+        generator = Key(seed, round, SERVER, "cohort").generator()
+        if self.sampling == "poisson":
+            draws = torch.rand(len(names), generator=generator, dtype=torch.float64)
+            chosen = [name for name, draw in zip(names, draws.tolist(), strict=True) if draw < size / len(names)]
+            return tuple(chosen)
+        if self.sampling == "weighted":
+            weights = torch.tensor([float(sizes.get(name, 0)) for name in names], dtype=torch.float64)
+            picked = torch.multinomial(weights, size, replacement=False, generator=generator)
+        else:
+            picked = torch.randperm(len(names), generator=generator)[:size]
+        return tuple(sorted(names[index] for index in picked.tolist()))
+
+
+def synchronous(cohort: float | int = 1.0, sampling: str = "uniform", quorum: float = 0.8,
+                deadline_s: float | None = None, on_failure: str = "retry", retries: int = 2, wait_for: int = 0,
+                wait_s: float = 60.0) -> Synchronous:
+    """Ask one cohort per round and wait for it.
+
+    `cohort` is a fraction in (0, 1] if float, a number of sites if int. `quorum` is the fraction of the asked sites
+    that must be counted, else the round is retried (with a new attempt, at most `retries` times), skipped or raised.
+    `deadline_s` bounds each site stage. `wait_for` sites must answer within `wait_s` before the first round.
+    Raises ScheduleError on values that cannot be meant.
+    """
+    problems = []
+    if isinstance(cohort, bool) or (isinstance(cohort, float) and not 0 < cohort <= 1):
+        problems.append(f"cohort={cohort}: give a fraction in (0, 1], or a whole number of sites")
+    if isinstance(cohort, int) and not isinstance(cohort, bool) and cohort < 1:
+        problems.append(f"cohort={cohort}: ask at least 1 site")
+    if sampling not in SAMPLINGS:
+        problems.append(f"sampling={sampling!r}: choose one of {', '.join(SAMPLINGS)}")
+    if not 0 < quorum <= 1:
+        problems.append(f"quorum={quorum}: give a fraction in (0, 1] of the sites asked")
+    if on_failure not in ON_FAILURE:
+        problems.append(f"on_failure={on_failure!r}: choose one of {', '.join(ON_FAILURE)}")
+    if deadline_s is not None and deadline_s <= 0:
+        problems.append(f"deadline_s={deadline_s}: give seconds above 0, or none")
+    if retries < 0 or wait_for < 0:
+        problems.append("retries and wait_for are 0 or more")
+    if problems:
+        raise ScheduleError("synchronous(): " + "; ".join(problems))
+    return Synchronous(cohort=cohort, sampling=sampling, quorum=quorum, deadline_s=deadline_s, on_failure=on_failure,
+                       retries=retries, wait_for=wait_for, wait_s=wait_s)
+
+
+Latency = Callable[[str, int], float]  # (site, round) -> seconds of simulated time
+
+
+@dataclass(frozen=True, slots=True)
+class LognormalLatency:
+    """Seconds per site and round: the site's own speed times a draw per round, both log-normal, by name only."""
+
+    median_s: float = 1.0
+    site_sigma: float = 0.5
+    round_sigma: float = 0.2
+    seed: int = 0
+
+    def __call__(self, site: str, round: int) -> float:
+        """Return the simulated seconds of one site in one round."""
+        own = torch.randn((), generator=Key(self.seed, 0, site, "speed").generator(), dtype=torch.float64)
+        now = torch.randn((), generator=Key(self.seed, round, site, "latency").generator(), dtype=torch.float64)
+        return self.median_s * math.exp(self.site_sigma * float(own) + self.round_sigma * float(now))
