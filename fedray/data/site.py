@@ -74,6 +74,12 @@ class SiteData(Mapping[str, Tensor]):
         """The test rows."""
         return self.view("test")
 
+    def blank(self, rows: int = 4) -> "SiteData":
+        """Return a made-up site with the same columns and zeros in a few rows, which are in every split."""
+        everywhere = torch.arange(rows)
+        return SiteData({name: torch.zeros((rows, *column.shape[1:]), dtype=column.dtype)
+                         for name, column in self.columns.items()}, dict.fromkeys(SPLITS, everywhere))
+
     def with_columns(self, **columns: Tensor) -> "SiteData":
         """Return the same rows and splits with columns added or replaced."""
         return SiteData({**self.columns, **columns}, self.splits)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fedray import tree
@@ -123,7 +123,7 @@ def _read(path: Path) -> tuple[Any, dict[str, torch.Tensor]]:
         with safe_open(str(path.with_suffix(".safetensors")), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return json.loads(path.with_suffix(".json").read_text()), tensors
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"the checkpoint {path.name} cannot be read ({type(error).__name__}): "
                               "remove it to go on from the one before") from error
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedray.errors import ConfigError, FedrayError
 from fedray.runtime.pack import Pack
+from fedray.runtime.records import CallRecord
 from fedray.runtime.region import Region
 from fedray.runtime.round import Aggregator
 from fedray.runtime.schedule import Latency
@@ -89,6 +90,11 @@ class Federation:
         """Pass every site's data through `transform(SiteData) -> SiteData`, where it lies."""
         self.call("prepare", transform)
         self._sizes = None
+
+    def calls(self) -> list[CallRecord]:
+        """Return the calls that the aggregator's transport submitted since the last time: see `fr.explain`."""
+        found: list[CallRecord] = self.call("take_calls")
+        return found
 
     def close(self) -> None:
         """End every process that this federation started. Closing twice does nothing."""

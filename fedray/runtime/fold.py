@@ -23,8 +23,10 @@ from fedray.runtime.values import Column
 
 LANE_BITS = 26
 MAX_WEIGHT = 2**26  # 53 bits of float64 less the bits of a lane, less one
-START_EXPONENT = 4  # the first round's range is below 16
+START_EXPONENT = 4  # the first round's range of a float32 leaf is below 16
+START_EXPONENT_WIDE = 30  # and of what has three lanes (numbers, counts, float64): 2^30, in steps of 2^-48
 HEADROOM_BITS = 6  # a site's value may exceed the mean's largest 64 times before the fold repeats
+HEADROOM_BITS_WIDE = 20  # of what has three lanes
 MAX_EXPONENT = 900  # beyond it a grid is no longer a normal float64
 
 
@@ -45,6 +47,11 @@ class LeafSpec:
     def num_lanes(self) -> int:
         """Lanes that hold the dtype: three for float64, numbers and integers, two for what is narrower."""
         return 2 if self.dtype in (torch.float32, torch.bfloat16, torch.float16) else 3
+
+    @property
+    def start(self) -> int:
+        """The first round's exponent."""
+        return START_EXPONENT if self.num_lanes == 2 else START_EXPONENT_WIDE
 
     @property
     def row_bytes(self) -> int:
@@ -245,13 +252,13 @@ def _as_value(numbers: Tensor, leaf: LeafSpec) -> Any:
     return numbers.view(leaf.shape) if leaf.dtype is not None else float(numbers[0])
 
 
-def next_exponents(value: Any, count: float) -> tuple[int, ...]:
-    """Return next round's grid from this round's aggregate (public): its largest value and headroom."""
+def next_exponents(value: Any, part: LaneSum) -> tuple[int, ...]:
+    """Return next round's grid from this round's aggregate (public): its largest mean value and headroom."""
     found = []
-    for _, leaf in tree.leaves(value):
+    for (_, leaf), spec in zip(tree.leaves(value), specs(part.spec), strict=True):
         numbers = leaf.buffer if isinstance(leaf, tree.Flat) else leaf
         tensor = numbers if isinstance(numbers, Tensor) else torch.tensor(float(numbers), dtype=torch.float64)
-        exponent = needed_exponent(tensor.double() / max(count, 1.0))
-        found.append(START_EXPONENT if exponent == -1000 else exponent + HEADROOM_BITS)
+        exponent = needed_exponent(tensor.double() / max(part.weight, 1))
+        headroom = HEADROOM_BITS if spec.num_lanes == 2 else HEADROOM_BITS_WIDE
+        found.append(spec.start if exponent == -1000 else exponent + headroom)
     return tuple(found)
-

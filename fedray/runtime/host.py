@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from fedray import tree
 from fedray.errors import SiteError
-from fedray.runtime.fold import START_EXPONENT, LaneSum, merge
+from fedray.runtime.fold import LaneSum, merge
 from fedray.runtime.plan import Plan
 
 Exponents = Mapping[str, tuple[int, ...]]
@@ -50,8 +50,9 @@ class StageCall:
 class Contribution:
     """What a host sends up after a site stage: one atomic record.
 
-    `needs` gives each lane's smallest exponents; where they exceed the grid that was asked for, `sums` is empty
-    and the host is asked again on a coarser grid, which costs a fold and no training.
+    `needs` gives each lane's smallest exponents, at least the stated start where the call names none. Where they
+    exceed the grid that was asked for, `sums` is empty, `is_folded` is false, and the host is asked again on a
+    coarser grid, which costs a fold and no training.
     """
 
     delivered: tuple[str, ...]
@@ -86,6 +87,10 @@ class Host(Protocol):
         """Open the data of every site and return the number of training rows of each."""
         ...
 
+    def blank(self) -> Any:
+        """Return a made-up site: the columns of one site with zeros in a few rows."""
+        ...
+
     def prepare(self, transform: Any) -> None:
         """Pass every site's data through a function, there."""
         ...
@@ -107,11 +112,6 @@ class Host(Protocol):
         ...
 
 
-def grid(exponents: Exponents, name: str, num_leaves: int) -> tuple[int, ...]:
-    """Return the grid of a lane; the first round starts from the stated default."""
-    return exponents.get(name) or (START_EXPONENT,) * num_leaves
-
-
 def join(parts: Sequence[Contribution], exponents: Exponents) -> Contribution:
     """Fold the answers of several hosts into one record; their order does not matter."""
     if len(parts) == 1:
@@ -123,7 +123,7 @@ def join(parts: Sequence[Contribution], exponents: Exponents) -> Contribution:
     is_folded = all(part.is_folded for part in parts)
     names = list(dict.fromkeys(name for part in parts for name in part.sums))
     sums = {name: merge(name, [part.sums[name] for part in parts if name in part.sums],
-                        grid(exponents, name, len(needs[name]))) for name in names} if is_folded else {}
+                        exponents.get(name, needs[name])) for name in names} if is_folded else {}
     gathered = {name: {site: value for part in parts for site, value in part.gathered.get(name, {}).items()}
                 for name in dict.fromkeys(name for part in parts for name in part.gathered)}
     return Contribution(delivered=tuple(sorted(site for part in parts for site in part.delivered)),

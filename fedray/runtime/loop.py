@@ -8,6 +8,7 @@
 other. What the driver sees of a round is its `RoundRecord`; parameters come to it once, at the end.
 """
 
+import logging
 import signal
 import threading
 import time
@@ -27,6 +28,9 @@ from fedray.runtime.plan import Plan, compile
 from fedray.runtime.records import EvaluationRecord, RoundRecord
 from fedray.runtime.round import Training, sha256_of
 from fedray.runtime.schedule import Synchronous, synchronous
+from fedray.runtime.sizes import rehearse
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -193,12 +197,23 @@ class _Run:
             restore = (str(self.checkpoint.path), rounds[-1])
         elif self.checkpoint is not None:
             self.checkpoint.path.mkdir(parents=True, exist_ok=True)
+        self.learn_sizes(state)
         training = Training(self.plan, schedule, self.seed, uuid.uuid4().hex)
         self.next_round = self.federation.call("start", training, state, restore)
         self.saved_round = self.next_round - 1
         if self.tracker is not None:
             self.tracker.start(self.plan, {"sites": self.federation.num_sites, "where": self.federation.where,
                                            "seed": self.seed, "first_round": self.next_round})
+
+    def learn_sizes(self, state: Any) -> None:
+        """Learn the bytes of each name that leaves, from a rehearsal on made-up rows."""
+        blank = self.federation.call("blank")
+        if blank is None:
+            return
+        self.plan, why = rehearse(self.plan, state, blank)
+        self.result.plan = self.plan
+        if why:
+            logger.info("the bytes in egress are not known before the first round: the rehearsal ended with %s", why)
 
     def round(self, round: int) -> None:
         record = self.federation.call("run_round", round)

@@ -17,7 +17,7 @@ from fedray.core.verify import verify
 from fedray.errors import DataError, HostError, SiteError
 from fedray.rng import Key
 from fedray.runtime import checkpoint, fold, values
-from fedray.runtime.host import Commit, Contribution, Load, StageCall, grid
+from fedray.runtime.host import Commit, Contribution, Load, StageCall
 from fedray.runtime.interpret import Interpreter, is_whole_weight, own, weights_of
 from fedray.runtime.plan import Plan, lane_names
 from fedray.runtime.values import Group
@@ -66,6 +66,11 @@ class Pack:
                             f"{', ...' if len(empty) > 5 else ''}; leave them out, or allow it with "
                             "data.allow_empty=true (their weight is then 0)")
         return sizes
+
+    def blank(self) -> Any:
+        """Return a made-up site: the columns of one site with zeros in a few rows. None where data cannot make one."""
+        data = self._open(next(iter(self.sites)))
+        return data.blank() if hasattr(data, "blank") else None
 
     def prepare(self, transform: Any) -> None:
         """Pass every site's data through `transform` from now on."""
@@ -220,9 +225,12 @@ class _Folded:
         return self.answers[key]
 
     def _fold(self, call: StageCall) -> Contribution:
-        needs = {name: tuple(map(max, zip(*(operand.needs for operand, _ in items), strict=True)))
-                 for name, items in self.operands.items()}
-        grids = {name: grid(call.exponents, name, len(found)) for name, found in needs.items()}
+        needs, grids = {}, {}
+        for name, items in self.operands.items():
+            starts = tuple(leaf.start for leaf in fold.specs(items[0][0].spec))
+            floor = [] if name in call.exponents else [starts]
+            needs[name] = tuple(map(max, zip(*floor, *(operand.needs for operand, _ in items), strict=True)))
+            grids[name] = call.exponents.get(name, starts)
         is_wide = all(n <= g for name in needs for n, g in zip(needs[name], grids[name], strict=True))
         sums = {name: self._sum(name, items, grids[name]) for name, items in self.operands.items()} if is_wide else {}
         return Contribution(delivered=tuple(sorted(self.delivered)), failures=self.failures, sums=sums,

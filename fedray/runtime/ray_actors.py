@@ -40,6 +40,10 @@ class HostActor:
         """See `Host.hello`."""
         return self._host.hello()
 
+    def blank(self) -> Any:
+        """Return a made-up site: the columns of one site with zeros in a few rows."""
+        return self._host.blank()
+
     def prepare(self, transform: Box) -> None:
         """See `Host.prepare`."""
         self._host.prepare(transform.open() if isinstance(self._host, Pack) else transform)

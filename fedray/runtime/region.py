@@ -48,6 +48,10 @@ class Region:
         """Return the training rows of each site."""
         return {site: rows for found in self._all("hello").values() for site, rows in found.items()}
 
+    def blank(self) -> Any:
+        """Return a made-up site: the columns of one site with zeros in a few rows."""
+        return self._wait_one(next(iter(self.children)), "blank")
+
     def prepare(self, transform: Any) -> None:
         """Pass every site's data through a function, where it lies."""
         self.setup.append(("prepare", transform))

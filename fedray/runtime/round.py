@@ -13,11 +13,11 @@ from typing import Any
 
 from fedray import tree
 from fedray.core.graph import Op, Placement
-from fedray.errors import CheckpointError, FedrayError, QuorumError, SiteError
+from fedray.errors import CheckpointError, FedrayError, QuorumError, SiteError, VerifyError
 from fedray.runtime import checkpoint, fold
-from fedray.runtime.host import Commit, Contribution, Load, StageCall, grid
+from fedray.runtime.host import Commit, Contribution, Load, StageCall
 from fedray.runtime.pack import nbytes
-from fedray.runtime.plan import Plan
+from fedray.runtime.plan import Plan, lane_names
 from fedray.runtime.records import CallRecord, RoundRecord
 from fedray.runtime.region import Region
 from fedray.runtime.schedule import Latency, Synchronous
@@ -60,6 +60,7 @@ class Aggregator:
         self.training: Training | None = None
         self.exponents: dict[str, dict[str, tuple[int, ...]]] = {}  # plan -> lane -> grid
         self.loaded: set[str] = set()
+        self.names: dict[str, dict[int, frozenset[str]]] = {}  # plan -> stage -> names that may arrive
         self.last: Attempt = Attempt()
         self._start = ""  # hash of the run's first server state, part of every checkpoint
         self._initial: dict[str, Any] = {}
@@ -70,6 +71,10 @@ class Aggregator:
         """Let every host open its data; return the training rows of each site."""
         self.sizes = self.root.hello()
         return self.sizes
+
+    def blank(self) -> Any:
+        """Return a made-up site: the columns of one site with zeros in a few rows."""
+        return self.root.blank()
 
     def prepare(self, transform: Any) -> None:
         """Pass every site's data through a function, where it lies."""
@@ -98,6 +103,9 @@ class Aggregator:
     def _load(self, plan: Plan, initial: Mapping[str, Any], restore: tuple[str, int] | None = None) -> None:
         if plan.digest not in self.loaded:
             self.root.load(Load(plan=plan, initial=initial, restore=restore))
+            self.names[plan.digest] = {stage: frozenset(name for index in plan.reduced(stage)
+                                                        for name in lane_names(plan.nodes[index]))
+                                       for stage in plan.site_stages}
             self.loaded.add(plan.digest)
 
     def run_round(self, round: int) -> RoundRecord:
@@ -188,8 +196,9 @@ class Aggregator:
         while (wider := _widened(answer, call)) is not None:  # ends: exponents only grow, up to what is needed
             call = replace(call, exponents=wider, commits=())
             answer = self.root.run(call, box)
+        _check_names(call, answer, self.names[call.plan])
         attempt.processes |= set(answer.processes)
-        attempt.grids.update({name: grid(call.exponents, name, len(found)) for name, found in answer.needs.items()})
+        attempt.grids.update({name: call.exponents.get(name, found) for name, found in answer.needs.items()})
         return replace(answer, failures=answer.failures + late)
 
     def _simulate_time(self, call: StageCall, schedule: Synchronous) -> tuple[StageCall, tuple[SiteError, ...]]:
@@ -235,7 +244,7 @@ class Aggregator:
                 total = fold.result(part, exponents, is_exact)
                 plain = total.value if is_exact else total
                 attempt.hashes[name] = sha256_of(plain)[:16]
-                attempt.next_grids[name] = fold.next_exponents(plain, float(part.weight))
+                attempt.next_grids[name] = fold.next_exponents(plain, part)
                 env[index][name] = total
 
     def compute(self, plan: Plan, state: Any, seed: int = 0, round: int = 0, quorum: float = 1.0) -> dict[str, Any]:
@@ -274,6 +283,12 @@ class Aggregator:
             self._scratch.cleanup()
 
 
+def _check_names(call: StageCall, answer: Contribution, names: Mapping[int, frozenset[str]]) -> None:
+    """Refuse an answer that holds a value under a name that the plan does not list for this stage."""
+    if unknown := (answer.sums.keys() | answer.gathered.keys()) - names.get(call.stage, frozenset()):
+        raise VerifyError(f"a host sent {sorted(unknown)} in stage {call.stage}, which `egress` does not list")
+
+
 def _check_quorum(plan: Plan, round: int, schedule: Synchronous, cohort: Sequence[str], alive: Sequence[str],
                   failures: Sequence[SiteError]) -> None:
     needed = schedule.needed(len(cohort))
@@ -290,13 +305,11 @@ def _check_quorum(plan: Plan, round: int, schedule: Synchronous, cohort: Sequenc
 
 
 def _widened(answer: Contribution, call: StageCall) -> dict[str, tuple[int, ...]] | None:
-    """Return the coarser grid that an answer needs, None where the grid asked for is wide enough."""
-    wider = dict(call.exponents)
-    for name, needs in answer.needs.items():
-        now = grid(call.exponents, name, len(needs))
-        if any(need > have for need, have in zip(needs, now, strict=True)):
-            wider[name] = tuple(map(max, needs, now))
-    return wider if wider != dict(call.exponents) else None
+    """Return the coarser grid that an answer needs, None where all was folded on the grid asked for."""
+    if answer.is_folded:
+        return None
+    return {**call.exponents, **{name: tuple(map(max, needs, call.exponents.get(name, needs)))
+                                 for name, needs in answer.needs.items()}}
 
 
 def _server_call(plan: Plan, fn: Any, params: Mapping[str, Any], args: list[Any], where: str) -> Any:

@@ -4,7 +4,6 @@ The rehearsal runs the plan's site stages once, in this process, for one site wh
 of the federation. It needs no patient row: hosts tell names, shapes and dtypes of columns, nothing else.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,9 +58,3 @@ def rehearse(plan: Plan, state: Any, data: Any) -> tuple[Plan, str]:
     except (FedrayError, ValueError, RuntimeError, TypeError, KeyError, ArithmeticError) as error:
         return plan.with_sizes(watching.seen), f"{type(error).__name__}: {error}"
     return plan.with_sizes(watching.seen), ""
-
-
-def made_up(columns: Mapping[str, tuple[tuple[int, ...], Any]], rows: int = 4) -> dict[str, Any]:
-    """Return zero columns of these shapes (without the row dimension) and dtypes."""
-    import torch
-    return {name: torch.zeros((rows, *shape), dtype=dtype) for name, (shape, dtype) in columns.items()}

@@ -1,0 +1,67 @@
+"""A memory forecast before the start: refuse with numbers what cannot fit, before any site trains.
+
+The forecast counts what a run must hold at once: each process (interpreter, torch, Ray), the sites' rows, the model at
+the server and in every pack, one row per site of a group, and the operands of the exact sum.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedray.errors import MemoryForecastError
+
+PROCESS_BYTES = 180 * 2**20  # private memory of a Ray actor with torch, measured
+RAY_BYTES = 450 * 2**20  # private memory of Ray's own processes, measured
+LANE_FACTOR = 6  # float64 lanes, a scaled copy and a rounded copy of a group's rows while they are folded
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Bytes by cause, and what the machine has."""
+
+    processes: int
+    data: int
+    model: int
+    rows: int
+    available: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.processes + self.data + self.model + self.rows
+
+    def __str__(self) -> str:
+        parts = {"processes": self.processes, "site data": self.data, "model copies": self.model,
+                 "site rows while summing": self.rows}
+        listed = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items())
+        return f"{_gib(self.total)} needed ({listed}), {_gib(self.available)} available"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def available_bytes() -> int:
+    """Return the memory that this machine can still give, 0 where it does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0  # macOS: no such file; the forecast then refuses nothing
+    found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
+    return found.get("MemAvailable", 0)
+
+
+def forecast(*, num_packs: int, is_ray: bool, cohort: int, group_size: int, model_bytes: int, state_slots: int,
+             num_sites: int, data_bytes: int, available: int | None = None) -> Forecast:
+    """Return what a run needs. `model_bytes` is one copy; `state_slots` counts what each site keeps of that size."""
+    processes = (PROCESS_BYTES * (num_packs + 1) + RAY_BYTES) if is_ray else 0
+    kept_operands = min(256 * 2**20 * num_packs, cohort * model_bytes)
+    rows = num_packs * min(group_size, max(1, cohort)) * model_bytes * LANE_FACTOR + kept_operands
+    model = model_bytes * (3 + 2 * num_packs) + num_sites * state_slots * model_bytes
+    return Forecast(processes, data_bytes, model, rows, available_bytes() if available is None else available)
+
+
+def check(found: Forecast) -> None:
+    """Raise MemoryForecastError where the run cannot fit; say what to change."""
+    if found.available and found.total > found.available:
+        raise MemoryForecastError(f"this run would not fit into memory: {found}. Use fewer packs, a smaller "
+                                  "runtime.group_size, a smaller cohort or a smaller model")
