@@ -1,7 +1,7 @@
 """Federated evaluation as a graph of its own: sums leave as sums, and per-site records are named and listed.
 
-`measure(params, rows)` returns numbers and tensors that add up over sites; `summarise` turns the totals into metrics.
-`record(params, rows)` returns one site's own numbers; a real federation may refuse this gather by policy.
+What a site measures are numbers and tensors that add up over sites; the server turns the totals into metrics. A site's
+own record (its AUROC, its rows) is gathered by name; a real federation may refuse that by policy.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import fedray as fr
+from fedray.learn import metrics
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,21 @@ def as_list(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{"site": site, **found[site]} for site in sorted(found)]
 
 
-def evaluation(measure: Callable[[Any, Any], Any], summarise: Callable[[Any], Mapping[str, float]], *,
-               split: str = "valid", record: Callable[[Any, Any], Mapping[str, float]] | None = None,
-               personal: bool = False) -> fr.Algorithm:
+def evaluation(model: Any, *, split: str = "valid", per_site: bool = True, personal: bool = False,
+               bins: int = 1000) -> fr.Algorithm:
     """Evaluate the global parameters (or each site's own, with `personal`) on one split of all sites.
 
-    The server's input is the parameters. Metrics: {"pooled": ..., "sites": [...]}, sites empty without `record`.
+    The server's input is the parameters. Metrics: {"pooled": {...}, "sites": [...]}; the pooled ones come from sums
+    over sites alone, so AUROC has the stated error of its `bins`. Without `per_site` nothing is gathered.
     """
+    measure, record = OnSplit(metrics.evaluate(model, bins=bins), split), OnSplit(metrics.site_record(model), split)
+
     def round(server: Any, site: Any) -> fr.Outputs:
         params = site.state if personal else fr.broadcast(server)
-        total = fr.sum(fr.map(OnSplit(measure, split), params, site.data), name="evaluation")
+        total = fr.sum(fr.map(measure, params, site.data), name="evaluation")
         sites: Any = []
-        if record is not None:
-            sites = fr.apply(as_list, fr.gather(fr.map(OnSplit(record, split), params, site.data), name="site_metrics"))
-        return fr.Outputs(server=server, metrics={"pooled": fr.apply(summarise, total), "sites": sites})
+        if per_site:
+            sites = fr.apply(as_list, fr.gather(fr.map(record, params, site.data), name="site_metrics"))
+        return fr.Outputs(server=server, metrics={"pooled": fr.apply(metrics.summarise, total), "sites": sites})
     return fr.Algorithm(lambda params: params, round, init_site=(lambda params: params) if personal else None,
                         name=f"evaluation on {split}")

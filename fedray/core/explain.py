@@ -28,9 +28,8 @@ def _title(node: Node) -> str:
     if node.op is Op.CALL:
         lift = node.params["lift"]
         if lift in ("leafwise", "record", "check"):
-            name = {"leafwise": getattr(node.fn, "__name__", "arithmetic"), "record": "record",
+            return {"leafwise": getattr(node.fn, "__name__", "arithmetic"), "record": "record",
                     "check": "check finite"}[lift]
-            return name
         return f"{'map' if node.placement is SITES else 'apply'} {function_name(node.fn)}"
     if node.op is Op.GET:
         return f".{node.params['key']}"

@@ -100,7 +100,7 @@ def toposort(roots: Iterable[Node]) -> list[Node]:
 def is_floating(node: Node, floating: Mapping[Node, bool]) -> bool:
     """Tell whether a node depends on nothing but counts and constants, so that its user decides its stage."""
     if node.op is Op.REDUCE:
-        return node.params["kind"] == "count"
+        return bool(node.params["kind"] == "count")
     if node.op is Op.CONST:
         return True
     return node.op in (Op.CALL, Op.GET) and node.placement is not Placement.SITES and bool(node.args) and all(
@@ -123,10 +123,8 @@ def stages(nodes: Iterable[Node]) -> dict[Node, int]:
         own = max((stage[arg] for arg in node.args if arg in stage), default=0)
         if node.op is Op.INPUT and node.placement is Placement.SITES:
             own = 1
-        elif node.op is Op.REDUCE:
-            own += 2 if node.placement is Placement.SITES else 1
         elif node.op in CROSSING:
-            own += 1
+            own += 2 if node.op is Op.REDUCE and node.placement is Placement.SITES else 1
         elif node.placement is Placement.SITES and own % 2 == 0:
             own += 1
         stage[node] = own

@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from fedray.core.graph import Graph, Key, Node, Op
-from fedray.core.trace import Site, Value
+from fedray.core.trace import Site
+from fedray.core.value import Value
 from fedray.errors import PassError
 
 Pass = Callable[[Graph], Graph]

@@ -5,229 +5,32 @@
         delta = fr.mean(update.delta, weight=update.num_examples)
         return fr.Outputs(server=...)
 
-`trace` calls the function once with `Value`s: handles with a placement that never hold data. What the function
-does to them is written down as nodes, each with the `file:line` of the user's code.
+`trace` calls the function once with `Value`s (value.py): handles with a placement that never hold data. What the
+function does to them is written down as nodes, each with the `file:line` of the user's code.
 """
 
-import builtins
-import operator
-import os
-import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+from fedray import tree
 from fedray.core.graph import Graph, Key, Node, Op, Placement
+from fedray.core.value import Record, Value, caller, constant, lift, needed
 from fedray.errors import PlacementError, TraceError
 
 SERVER, SITES, ANY = Placement.SERVER, Placement.SITES, Placement.ANY
-_INTERNAL = (os.path.dirname(os.path.abspath(__file__)) + os.sep, os.sep + os.path.join("fedray", "tree.py"))
 SITE_INPUTS = ("data", "state", "id", "rng")
-
-
-def caller() -> str:
-    """Return `file.py:line` of the innermost frame outside the tracer."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and (frame.f_code.co_filename.startswith(_INTERNAL[0])
-                                        or frame.f_code.co_filename.endswith(_INTERNAL[1])
-                                        or frame.f_code.co_filename.startswith("<")):
-        frame = frame.f_back
-    return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
-
-
-class Value:
-    """A handle on what will be computed at the server or at the sites. It never holds data."""
-
-    __slots__ = ("node",)
-
-    def __init__(self, node: Node) -> None:
-        object.__setattr__(self, "node", node)
-
-    def __getattr__(self, name: str) -> "Value":
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _get(self, name, is_attribute=True)
-
-    def __getitem__(self, key: Any) -> "Value":
-        return _get(self, key, is_attribute=False)
-
-    def _refuse(self, what: str) -> NoReturn:
-        raise TraceError(f"{caller()}: {what} of {self!r} is not known while a round is traced; "
-                         "do it inside the mapped or applied function, where the value is ordinary Python")
-
-    def __bool__(self) -> bool:
-        self._refuse("the truth value")
-
-    def __iter__(self) -> Any:
-        self._refuse("the length")
-
-    def __len__(self) -> int:
-        self._refuse("the length")
-
-    def __float__(self) -> float:
-        self._refuse("the number")
-
-    def __int__(self) -> int:
-        self._refuse("the number")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise TraceError(f"{caller()}: a value cannot be changed; compute a new one and return it in Outputs")
-
-    def __repr__(self) -> str:
-        label = self.node.name or (self.node.params.get("slot") or self.node.params.get("key") or self.node.op)
-        return f"<{label} at {self.node.placement}>"
-
-    def __add__(self, other: Any) -> "Value":
-        return _arithmetic(operator.add, self, other)
-
-    def __radd__(self, other: Any) -> "Value":
-        return _arithmetic(operator.add, other, self)
-
-    def __sub__(self, other: Any) -> "Value":
-        return _arithmetic(operator.sub, self, other)
-
-    def __rsub__(self, other: Any) -> "Value":
-        return _arithmetic(operator.sub, other, self)
-
-    def __mul__(self, other: Any) -> "Value":
-        return _arithmetic(operator.mul, self, other)
-
-    def __rmul__(self, other: Any) -> "Value":
-        return _arithmetic(operator.mul, other, self)
-
-    def __truediv__(self, other: Any) -> "Value":
-        return _arithmetic(operator.truediv, self, other)
-
-    def __rtruediv__(self, other: Any) -> "Value":
-        return _arithmetic(operator.truediv, other, self)
-
-    def __neg__(self) -> "Value":
-        return _arithmetic(operator.mul, self, -1)
-
-
-def _get(value: Value, key: Any, is_attribute: bool) -> Value:
-    node = value.node
-    if node.op is Op.INPUT and node.params["slot"] in ("data", "id", "rng") and is_attribute:
-        raise TraceError(f"{caller()}: read {key!r} of site.{node.params['slot']} inside the mapped function")
-    return Value(Node(Op.GET, node.placement, (node,), params={"key": key, "attribute": is_attribute},
-                      name=str(key), where=caller()))
-
-
-def contains_value(thing: Any) -> bool:
-    """Tell whether a structure holds a traced value."""
-    if isinstance(thing, Value):
-        return True
-    if isinstance(thing, Mapping):
-        return builtins.any(contains_value(child) for child in thing.values())
-    if isinstance(thing, (list, tuple)):
-        return builtins.any(contains_value(child) for child in thing)
-    if is_dataclass(thing) and not isinstance(thing, type):
-        return builtins.any(contains_value(getattr(thing, item.name)) for item in fields(thing))
-    return False
-
-
-def _const(thing: Any) -> Node:
-    return Node(Op.CONST, ANY, params={"value": thing}, where=caller())
-
-
-@dataclass(frozen=True)
-class Record:
-    """Rebuild a structure from its parts: a hole of the template takes the next argument."""
-
-    template: Any
-
-    def __call__(self, *parts: Any) -> Any:
-        """Return the structure with its holes filled in order."""
-        source = iter(parts)
-
-        def fill(thing: Any) -> Any:
-            if thing is HOLE:
-                return next(source)
-            if isinstance(thing, Mapping):
-                return {key: fill(child) for key, child in thing.items()}
-            if isinstance(thing, tuple) and hasattr(thing, "_fields"):
-                return type(thing)(*(fill(child) for child in thing))
-            if isinstance(thing, (list, tuple)):
-                return type(thing)(fill(child) for child in thing)
-            if isinstance(thing, _Shape):
-                return thing.kind(**{name: fill(child) for name, child in thing.fields.items()})
-            return thing
-        return fill(self.template)
-
-
-class _Hole:
-    def __repr__(self) -> str:
-        return "_"
-
-    def __reduce__(self) -> str:
-        return "HOLE"  # unpickles to the one object below, so that `is` goes on working
-
-
-HOLE = _Hole()
-
-
-@dataclass(frozen=True)
-class _Shape:
-    kind: type
-    fields: Mapping[str, Any]
-
-
-def lift(thing: Any) -> Node:
-    """Return the node of a value, of a structure that holds values, or of a constant."""
-    if isinstance(thing, Value):
-        return thing.node
-    if not contains_value(thing):
-        return _const(thing)
-    parts: list[Node] = []
-
-    def cut(child: Any) -> Any:
-        if isinstance(child, Value):
-            parts.append(child.node)
-            return HOLE
-        if not contains_value(child):
-            return child
-        if isinstance(child, Mapping):
-            return {key: cut(item) for key, item in child.items()}
-        if isinstance(child, tuple) and hasattr(child, "_fields"):
-            return type(child)(*(cut(item) for item in child))
-        if isinstance(child, (list, tuple)):
-            return type(child)(cut(item) for item in child)
-        return _Shape(type(child), {item.name: cut(getattr(child, item.name)) for item in fields(child)})
-    template = cut(thing)
-    placement = _common(parts, "a structure")
-    return Node(Op.CALL, placement, tuple(parts), Record(template), {"lift": "record"}, where=caller())
-
-
-def _common(nodes: Iterable[Node], what: str) -> Placement:
-    found = {node.placement for node in nodes} - {ANY}
-    if len(found) > 1:
-        raise PlacementError(f"{caller()}: {what} mixes a value at the server with a value at the sites; "
-                             "send the server's value with broadcast(), or reduce the sites' value with sum() or mean()")
-    return found.pop() if found else ANY
-
-
-def _arithmetic(fn: Callable[..., Any], *operands: Any) -> Value:
-    nodes = tuple(lift(operand) for operand in operands)
-    return Value(Node(Op.CALL, _common(nodes, "arithmetic"), nodes, fn, {"lift": "leafwise"}, where=caller()))
-
-
-def _need(thing: Any, placement: Placement, verb: str, remedy: str) -> Node:
-    node = lift(thing)
-    if node.placement not in (placement, ANY):
-        raise PlacementError(f"{caller()}: {verb}() takes a value at the {placement}, got one at the "
-                             f"{node.placement}: {remedy}")
-    return node
 
 
 def broadcast(value: Any) -> Value:
     """Give every site of the cohort the server's value."""
-    node = _need(value, SERVER, "broadcast", "a value at the sites is there already")
+    node = needed(value, SERVER, "broadcast", "a value at the sites is there already")
     return Value(Node(Op.BROADCAST, SITES, (node,), name=node.name, where=caller()))
 
 
 def scatter(value: Any) -> Value:
     """Give each site its own entry of a mapping {site id: value} at the server."""
-    node = _need(value, SERVER, "scatter", "a value at the sites is there already")
+    node = needed(value, SERVER, "scatter", "a value at the sites is there already")
     return Value(Node(Op.SCATTER, SITES, (node,), name=node.name, where=caller()))
 
 
@@ -245,14 +48,14 @@ def _call(verb: str, lifted: str, placement: Placement, fn: Callable[..., Any], 
           kwargs: Mapping[str, Any], remedy: str) -> Value:
     if not callable(fn):
         raise TraceError(f"{caller()}: the first argument of {verb}() is a function, got {type(fn).__name__}")
-    nodes = tuple(_need(arg, placement, verb, remedy) for arg in (*args, *kwargs.values()))
+    nodes = tuple(needed(arg, placement, verb, remedy) for arg in (*args, *kwargs.values()))
     params = {"lift": lifted, "kwargs": tuple(kwargs)}
     return Value(Node(Op.CALL, placement, nodes, fn, params, where=caller()))
 
 
 def _reduce(kind: str, value: Any, name: str, extra: tuple[Node, ...] = (), placement: Placement = SERVER,
             **params: Any) -> Value:
-    node = _need(value, SITES, kind, "it is at the server already")
+    node = needed(value, SITES, kind, "it is at the server already")
     if node.placement is ANY:
         raise PlacementError(f"{caller()}: {kind}() of a constant: every site has the same value; use it directly")
     name = name or (node.name if node.op is Op.GET else "")
@@ -275,7 +78,7 @@ def mean(value: Any, *, weight: Any = None, name: str = "", within: str = "", we
     """
     if within not in ("", "region"):
         raise TraceError(f"{caller()}: mean(within={within!r}): the only declared grouping is 'region'")
-    extra = () if weight is None else (_need(weight, SITES, "mean", "give a weight per site"),)
+    extra = () if weight is None else (needed(weight, SITES, "mean", "give a weight per site"),)
     return _reduce("mean", value, name, extra, SITES if within else SERVER, within=within, weight_cap=weight_cap)
 
 
@@ -289,7 +92,7 @@ def mix(value: Any, matrix: Any, *, name: str = "") -> Value:
 
     Weights of neighbours that did not deliver go to the site itself, so that rows keep their sum.
     """
-    return _reduce("mix", value, name, (_const(matrix),), SITES)
+    return _reduce("mix", value, name, (constant(matrix),), SITES)
 
 
 def count(site: "Site") -> Value:
@@ -331,11 +134,10 @@ class Site:
 
     def store(self, name: str, value: Any) -> None:
         """Keep a pass's memory; it is committed with the count, as `site.state` is."""
-        self._stored[(SITES, name)] = _need(value, SITES, "store", "the memory is at the site")
+        self._stored[(SITES, name)] = needed(value, SITES, "store", "the memory is at the site")
 
 
 def _or_zeros(memory: Any, like: Any) -> Any:
-    from fedray import tree
     return tree.zeros_like(like) if memory is None else memory
 
 
@@ -407,5 +209,5 @@ def _identity(value: Any) -> Any:
     return value
 
 
-__all__ = ["ANY", "SERVER", "SITES", "Algorithm", "Outputs", "Record", "Site", "Value", "apply", "broadcast",
-           "caller", "contains_value", "count", "gather", "lift", "map", "mean", "mix", "scatter", "sum", "trace"]
+__all__ = ["Algorithm", "Outputs", "Record", "Site", "Value", "apply", "broadcast", "count", "gather", "map", "mean",
+           "mix", "scatter", "sum", "trace"]

@@ -109,7 +109,8 @@ def _over(leaf: Any, weight: float) -> Any:
 
 def _cast(leaf: Any, dtype: torch.dtype | None) -> Any:
     if isinstance(leaf, tree.Flat):
-        return tree.Flat(leaf.buffer.to(dtype), replace(leaf.schema, dtype=dtype))
+        kept = dtype or torch.float64
+        return tree.Flat(leaf.buffer.to(kept), replace(leaf.schema, dtype=kept))
     if isinstance(leaf, Tensor) and dtype is not None:
         if dtype.is_floating_point:
             return leaf.to(dtype)

@@ -15,7 +15,7 @@ import torch
 
 from fedray import tree
 from fedray.core.graph import Node, Op
-from fedray.core.trace import Record
+from fedray.core.value import Record
 from fedray.errors import SiteError
 from fedray.runtime import values
 from fedray.runtime.host import StageCall

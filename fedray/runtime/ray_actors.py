@@ -34,11 +34,11 @@ class HostActor:
 
     def __init__(self, spec: HostSpec) -> None:
         from fedray.runtime.ray_transport import make_transport
-        self._host = make_host(spec, make_transport)
+        self._host: Any = make_host(spec, make_transport)
 
     def hello(self) -> dict[str, int]:
         """See `Host.hello`."""
-        return self._host.hello()
+        return dict(self._host.hello())
 
     def blank(self) -> Any:
         """Return a made-up site: the columns of one site with zeros in a few rows."""
@@ -54,7 +54,8 @@ class HostActor:
 
     def run(self, call: StageCall, downlink: Box) -> Contribution:
         """See `Host.run`."""
-        return self._host.run(call, downlink.open() if isinstance(self._host, Pack) else downlink)
+        answer: Contribution = self._host.run(call, downlink.open() if isinstance(self._host, Pack) else downlink)
+        return answer
 
     def commit(self, commits: Sequence[Any]) -> None:
         """See `Host.commit`."""
@@ -68,13 +69,19 @@ class HostActor:
         """Return the process id."""
         return os.getpid()
 
+    def node(self) -> str:
+        """Return the id of the Ray node that this process is on."""
+        return str(ray.get_runtime_context().get_node_id())
+
 
 class AggregatorActor:
     """The aggregator in a process of its own; its methods are called by name."""
 
     def __init__(self, specs: Sequence[HostSpec], regions: Mapping[str, str]) -> None:
         from fedray.runtime.ray_transport import make_transport
-        self._aggregator = Aggregator(make_region("aggregator", specs, make_transport), regions)
+        root = make_region("aggregator", specs, make_transport)
+        self._transport: Any = root.transport
+        self._aggregator = Aggregator(root, regions)
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the aggregator."""
@@ -82,4 +89,8 @@ class AggregatorActor:
 
     def pids(self) -> dict[str, int]:
         """Return the process ids of the aggregator and of its hosts, by name (tests and `status`)."""
-        return {"aggregator": os.getpid(), **self._aggregator.root.transport.pids()}
+        return {"aggregator": os.getpid(), **self._transport.pids()}
+
+    def nodes(self) -> dict[str, str]:
+        """Return the id of the node that each host is on."""
+        return dict(self._transport.nodes())

@@ -63,10 +63,10 @@ class RayTransport:
     def __init__(self, specs: Sequence[HostSpec]) -> None:
         self._specs = {spec.name: spec for spec in specs}
         self._actors = {name: self._start(spec) for name, spec in self._specs.items()}
-        self._boxes: dict[int, Any] = {}
+        self._boxes: dict[int, tuple[Any, Box]] = {}
 
     def _start(self, spec: HostSpec) -> Any:
-        options = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}
+        options = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD"}
         return ray.remote(HostActor).options(**options).remote(spec)
 
     def put(self, value: Any) -> Box:
@@ -122,6 +122,11 @@ class RayTransport:
         return dict(zip(self._actors, ray.get([actor.pid.remote() for actor in self._actors.values()],
                                               timeout=START_TIMEOUT_S), strict=True))
 
+    def nodes(self) -> dict[str, str]:
+        """Return the id of the node that each host is on."""
+        return dict(zip(self._actors, ray.get([actor.node.remote() for actor in self._actors.values()],
+                                              timeout=START_TIMEOUT_S), strict=True))
+
     def close(self) -> None:
         """End the actors."""
         for actor in self._actors.values():
@@ -143,7 +148,7 @@ class RemoteAggregator:
     """The driver's handle on the aggregator actor: every method is a call, answers come back or errors are raised."""
 
     def __init__(self, specs: Sequence[HostSpec], regions: Mapping[str, str]) -> None:
-        self._actor = ray.remote(AggregatorActor).options(num_cpus=0).remote(list(specs), dict(regions))
+        self._actor: Any = ray.remote(AggregatorActor).options(num_cpus=0).remote(list(specs), dict(regions))
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         if method.startswith("_"):
@@ -164,7 +169,13 @@ class RemoteAggregator:
 
     def pids(self) -> dict[str, int]:
         """Return the process ids of the aggregator and its hosts."""
-        return self._get(self._actor.pids.remote())
+        found: dict[str, int] = self._get(self._actor.pids.remote())
+        return found
+
+    def nodes(self) -> dict[str, str]:
+        """Return the id of the node that each host is on."""
+        found: dict[str, str] = self._get(self._actor.nodes.remote())
+        return found
 
     def close(self) -> None:
         """End the aggregator and, with it, its hosts."""
@@ -174,10 +185,15 @@ class RemoteAggregator:
             ray.kill(self._actor)
 
 
+def _num_cpus() -> int:
+    resources: Any = ray.cluster_resources  # untyped in Ray
+    return int(resources().get("CPU", 2))
+
+
 def federate(data: Mapping[str, Callable[[], Any]], topology: Topology, layout: Tree | None, address: str,
              regions: Mapping[str, str], num_cpus: int | None) -> Federation:
     """Make a federation of Ray actors: an aggregator, and packs and regions below it."""
     start_ray(address, num_cpus)
-    cpus = max(2, int(ray.cluster_resources().get("CPU", 2)))
+    cpus = max(2, _num_cpus())
     specs = topology.specs(data, layout, cpus)
     return Federation(RemoteAggregator(specs, regions), tuple(data), "ray", regions=regions)

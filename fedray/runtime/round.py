@@ -271,6 +271,14 @@ class Aggregator:
             "start": self._start, "grids": {name: list(found) for name, found in
                                                     self.exponents.get(training.plan.digest, {}).items()}}, self.state)
 
+    def training_processes(self) -> set[int]:
+        """Return the ids of the processes that trained in the last round."""
+        return set(self.last.processes)
+
+    def arrived(self) -> dict[str, int]:
+        """Return the bytes that have arrived under each name since the start."""
+        return dict(self.root.bytes_up)
+
     def take_calls(self) -> list[CallRecord]:
         """Return the calls submitted since the last time, and forget them."""
         calls, self.root.calls = self.root.calls, []

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedray import tree
-from fedray.core.trace import Record
+from fedray.core.value import Record
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Adapters for people who come from other frameworks."""

@@ -1,0 +1,124 @@
+"""Processes killed with SIGKILL: the run goes on, or is resumed, and ends with the bits of an undisturbed one.
+
+A pack is killed from inside a site stage (after training, before the answer), and after its answer, before the
+commit; the driver is killed between any two rounds. 5 + 5 points for packs and 2 for drivers, each seeded.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedray as fr
+from tests.equivalence import study
+
+ROUNDS = 6
+STATEFUL = ("fedavg", "scaffold", "ditto")
+
+
+@dataclass(frozen=True)
+class KillsItself:
+    """A local update that kills its own process, once, after training at one site in one round."""
+
+    inner: Any
+    site: str
+    in_round: int
+    flag: str
+
+    @property
+    def lr(self) -> Any:
+        return self.inner.lr
+
+    def __call__(self, params: Any, data: Any, rng: Any, **extra: Any) -> Any:
+        update = self.inner(params, data, rng, **extra)
+        if (rng.site, rng.round, rng.label) == (self.site, self.in_round, "") and not os.path.exists(self.flag):
+            Path(self.flag).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return update
+
+
+def asked(site: str, number: int) -> bool:
+    schedule = fr.synchronous(cohort=0.75)
+    return site in schedule.cohort_of(number, 5, tuple(study.hospitals()), {})
+
+
+def points(seed: int, count: int) -> list[tuple[str, int]]:
+    draws = random.Random(seed)
+    everywhere = [(site, number) for site in sorted(study.hospitals()) for number in range(ROUNDS) if asked(site, number)]
+    return draws.sample(everywhere, count)
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("point", range(2))
+def test_a_pack_killed_inside_a_site_stage_changes_no_bit(ray_session, tmp_path, name, point):
+    site, number = points(100 + point, 1)[0]
+    flag = tmp_path / "killed"
+    update = KillsItself(study.local(), site, number, str(flag))
+    killed = study.train(name, update, rounds=ROUNDS, runtime="ray", packs=2)
+    assert flag.exists()
+    assert killed.params_sha256 == study.train(name, rounds=ROUNDS).params_sha256
+    assert all(record.counted == 18 for record in killed.metrics)
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_pack_killed_after_its_answer_and_before_the_commit_changes_no_bit(ray_session, name):
+    rounds = sorted(random.Random(7).sample(range(ROUNDS - 1), 2))
+    with fr.simulate(study.hospitals(), runtime="ray", packs=2) as federation:
+        tracker = KillsBetween(federation, rounds)
+        result = fr.fit(study.algorithm(name), federation, init=study.model().init(0), rounds=ROUNDS, seed=5,
+                        schedule=fr.synchronous(cohort=0.75), tracker=tracker)
+    assert tracker.killed == len(rounds)
+    assert result.params_sha256 == study.train(name, rounds=ROUNDS).params_sha256
+
+
+class KillsBetween:
+    """A tracker that kills one pack after some rounds: it has answered, and its commit has not come yet."""
+
+    def __init__(self, federation: Any, rounds: list[int]) -> None:
+        self.federation, self.rounds, self.killed = federation, rounds, 0
+
+    def start(self, plan: Any, facts: Any) -> None:
+        pass
+
+    def evaluation(self, record: Any) -> None:
+        pass
+
+    def finish(self, result: Any) -> None:
+        pass
+
+    def round(self, record: Any) -> None:
+        if record.round in self.rounds:
+            pids = self.federation.call("pids")
+            os.kill(pids[f"pack{self.killed % 2}"], signal.SIGKILL)
+            self.killed += 1
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_driver_killed_between_rounds_is_resumed_with_equal_bits(tmp_path, name):
+    stop = random.Random(name).randrange(1, ROUNDS - 1)
+    script = [sys.executable, "-m", "tests.cluster.driver", name, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    started = subprocess.Popen([*script, str(stop)], env=environment)
+    assert started.wait(timeout=300) == -signal.SIGKILL
+    resumed = subprocess.run([*script, "-1"], env=environment, capture_output=True, text=True, timeout=300)
+    assert resumed.stdout.strip() == study.train(name, rounds=ROUNDS).params_sha256, resumed.stderr[-2000:]
+
+
+def test_a_killed_driver_leaves_no_process_of_its_ray(tmp_path):
+    script = [sys.executable, "-m", "tests.cluster.driver", "fedavg", str(tmp_path), "1", "ray"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    started = subprocess.Popen(script, env=environment, stdout=subprocess.PIPE, text=True)
+    assert started.stdout is not None
+    pids = [int(word) for word in started.stdout.readline().split()]
+    assert started.wait(timeout=300) == -signal.SIGKILL and len(pids) == 3
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]

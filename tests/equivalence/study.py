@@ -1,0 +1,66 @@
+"""The federation that the equal-bits tests train on: 24 generated ICU hospitals, logistic regression."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import fedray as fr
+from fedray.learn import optimizer
+
+NUM_SITES, ROUNDS = 24, 4
+ALGORITHMS = ("fedavg", "fedadam", "scaffold", "ditto")
+
+
+@cache
+def hospitals() -> Any:
+    return fr.data.synthetic_icu(num_sites=NUM_SITES, scale=0.02, seed=3)
+
+
+@cache
+def model() -> Any:
+    return fr.learn.logistic(len(hospitals().features))
+
+
+def local() -> Any:
+    return fr.learn.sgd(model(), lr=0.05, epochs=1, batch_size=16)
+
+
+def algorithm(name: str, update: Any = None) -> Any:
+    update = update or local()
+    if name == "scaffold":
+        return fr.algorithms.scaffold(update, NUM_SITES)
+    if name == "ditto":
+        return fr.algorithms.ditto(update, prox=0.5)
+    return fr.algorithms.fedavg(update, optimizer.adam(0.05) if name == "fedadam" else None)
+
+
+def train(name: str, update: Any = None, data: Any = None, rounds: int = ROUNDS, seed: int = 5, **layout: Any) -> Any:
+    with fr.simulate(data or hospitals(), **layout) as federation:
+        return fr.fit(algorithm(name, update), federation, init=model().init(0), rounds=rounds, seed=seed,
+                      schedule=fr.synchronous(cohort=0.75))
+
+
+@cache
+def expected(name: str) -> Any:
+    return train(name)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A local update that raises or sends NaN at some sites, in the middle of a round."""
+
+    inner: Any
+    how: str
+    sites: tuple[str, ...]
+
+    @property
+    def lr(self) -> Any:
+        return self.inner.lr
+
+    def __call__(self, params: Any, data: Any, rng: Any, **extra: Any) -> Any:
+        update = self.inner(params, data, rng, **extra)
+        if rng.site in self.sites and rng.label == "":
+            if self.how == "raise":
+                raise ArithmeticError("broken")
+            update.delta.buffer.fill_(float("nan"))
+        return update
