@@ -1,9 +1,10 @@
 """Structured values: nested dict, list, tuple and frozen dataclass of tensors and numbers.
 
 A named set of tensors of one dtype is kept as a `Flat`: ONE buffer of shape (rows, stride) with a schema. Its
-leaves are views, so it reads like a mapping, while sums, optimizers and norms run once over the buffer. `Flat`,
-tensor and number are the leaves of every function here; anything else (None, a string) is passed through.
-Leaves of a schema start on 64-byte lines and the stride is a multiple of 32 elements; the padding is zero.
+leaves are views, so it reads like a mapping, while sums, optimizers and norms run once over the buffer.
+`Flat`, tensor and number are the leaves of every function here; anything else (None, a string) is passed
+through. Leaves of a schema start on 64-byte lines and the stride is a multiple of 32 elements; the padding
+is zero.
 """
 
 import builtins
@@ -65,8 +66,10 @@ def schema_of(tensors: Mapping[str, Tensor], buffers: Sequence[str] = ()) -> Sch
     """
     dtypes = {tensor.dtype for tensor in tensors.values()}
     if len(dtypes) != 1:
-        raise ValueError(f"a flat value has one dtype, got {sorted(map(str, dtypes)) or 'no tensor'}: "
-                         "cast the tensors or keep them in separate mappings")
+        raise ValueError(
+            f"a flat value has one dtype, got {sorted(map(str, dtypes)) or 'no tensor'}: "
+            "cast the tensors or keep them in separate mappings"
+        )
     dtype = dtypes.pop()
     line = LINE_BYTES // dtype.itemsize
     order = [name for name in tensors if name not in buffers] + [name for name in tensors if name in buffers]
@@ -102,7 +105,7 @@ class Flat(Mapping[str, Tensor]):
         leaf = self._leaf(name)
         if self.buffer.shape[0] != 1:
             raise ValueError(f"{name!r} of {self.buffer.shape[0]} rows: use stacked({name!r}) or row(i)")
-        return self.buffer[0, leaf.offset:leaf.offset + leaf.size].view(leaf.shape)
+        return self.buffer[0, leaf.offset : leaf.offset + leaf.size].view(leaf.shape)
 
     def __iter__(self) -> Iterator[str]:
         return (leaf.name for leaf in self.schema.leaves)
@@ -115,7 +118,9 @@ class Flat(Mapping[str, Tensor]):
         return f"Flat({self.buffer.shape[0]} x {shapes}, {self.schema.dtype})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Flat) and self.schema == other.schema and torch.equal(self.buffer, other.buffer)
+        return (
+            isinstance(other, Flat) and self.schema == other.schema and torch.equal(self.buffer, other.buffer)
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -126,12 +131,15 @@ class Flat(Mapping[str, Tensor]):
     def stacked(self, name: str) -> Tensor:
         """Return the leaf of all rows, shape (rows, *shape), a view."""
         leaf = self._leaf(name)
-        return self.buffer[:, leaf.offset:leaf.offset + leaf.size].unflatten(1, leaf.shape or (1,)).reshape(
-            self.buffer.shape[0], *leaf.shape)
+        return (
+            self.buffer[:, leaf.offset : leaf.offset + leaf.size]
+            .unflatten(1, leaf.shape or (1,))
+            .reshape(self.buffer.shape[0], *leaf.shape)
+        )
 
     def row(self, index: int) -> "Flat":
         """Return row `index` as a value of its own, a view."""
-        return Flat(self.buffer[index:index + 1], self.schema)
+        return Flat(self.buffer[index : index + 1], self.schema)
 
     def clone(self) -> "Flat":
         """Return a copy with a buffer of its own."""
@@ -143,7 +151,9 @@ def _open_flat(array: np.ndarray, schema: Schema) -> Flat:
 
 
 def flatten(tensors: Mapping[str, Tensor], schema: Schema | None = None, buffers: Sequence[str] = ()) -> Flat:
-    """Copy named tensors of one dtype into one buffer of one row. Raises ValueError on other names or shapes."""
+    """Copy named tensors of one dtype into one buffer of one row. Raises ValueError on other names or
+    shapes.
+    """
     if isinstance(tensors, Flat):
         return tensors
     schema = schema or schema_of(tensors, buffers)
@@ -190,15 +200,20 @@ def rebuild(like: Any, values: Sequence[Any]) -> Any:
         return type(like)(*values)
     if isinstance(like, (list, tuple)):
         return type(like)(values)
-    return dataclasses.replace(like, **{item.name: value for item, value in
-                                        zip(dataclasses.fields(like), values, strict=True)})
+    return dataclasses.replace(
+        like, **{item.name: value for item, value in zip(dataclasses.fields(like), values, strict=True)}
+    )
 
 
 def leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
     """Return (path, leaf) pairs in order; paths join keys with a dot."""
     if is_leaf(value):
         return [(path, value)]
-    return [pair for key, child in children(value) for pair in leaves(child, f"{path}.{key}" if path else str(key))]
+    return [
+        pair
+        for key, child in children(value)
+        for pair in leaves(child, f"{path}.{key}" if path else str(key))
+    ]
 
 
 def replace_leaves(like: Any, new: Iterator[Any] | Sequence[Any]) -> Any:
@@ -206,7 +221,10 @@ def replace_leaves(like: Any, new: Iterator[Any] | Sequence[Any]) -> Any:
     source = iter(new)
 
     def fill(value: Any) -> Any:
-        return next(source) if is_leaf(value) else rebuild(value, [fill(child) for _, child in children(value)])
+        return (
+            next(source) if is_leaf(value) else rebuild(value, [fill(child) for _, child in children(value)])
+        )
+
     return fill(like)
 
 
@@ -251,8 +269,11 @@ def _map_flat(fn: Callable[..., Any], flat: Flat, values: Sequence[Any]) -> Any:
             operands.append(value)
     result = fn(*operands)
     if isinstance(result, Tensor) and result.dim() == 2 and result.shape[1] == flat.schema.stride:
-        schema = flat.schema if result.dtype == flat.schema.dtype else dataclasses.replace(
-            flat.schema, dtype=result.dtype)
+        schema = (
+            flat.schema
+            if result.dtype == flat.schema.dtype
+            else dataclasses.replace(flat.schema, dtype=result.dtype)
+        )
         return Flat(result, schema)
     return result
 
@@ -333,6 +354,9 @@ def _same(x: Any, y: Any) -> bool:
     if isinstance(x, Flat) and isinstance(y, Flat):
         return x.schema == y.schema and _same(x.buffer, y.buffer)
     if isinstance(x, Tensor) and isinstance(y, Tensor):
-        return x.shape == y.shape and x.dtype == y.dtype and x.detach().cpu().numpy().tobytes() == \
-            y.detach().cpu().numpy().tobytes()
+        return (
+            x.shape == y.shape
+            and x.dtype == y.dtype
+            and x.detach().cpu().numpy().tobytes() == y.detach().cpu().numpy().tobytes()
+        )
     return bool(x == y)

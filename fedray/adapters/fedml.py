@@ -74,7 +74,9 @@ def shared(trainer: ClientTrainer) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Train:
-    """Run a trainer at a site and return what changed. Draws of user code from torch's global generator are seeded."""
+    """Run a trainer at a site and return what changed. Draws of user code from torch's global generator are
+    seeded.
+    """
 
     trainer: ClientTrainer
     device: str = "cpu"
@@ -82,18 +84,26 @@ class Train:
     def __call__(self, params: tree.Flat, data: Any, rng: Key) -> Update:
         """Return the update of one site."""
         rows, trainer = data.train, self.trainer
-        own = {name: value for name, value in trainer.get_model_params().items() if not value.is_floating_point()}
+        own = {
+            name: value for name, value in trainer.get_model_params().items() if not value.is_floating_point()
+        }
         trainer.set_model_params({**{name: params[name].clone() for name in params}, **own})
         batches = Batches(rows, int(getattr(trainer.args, "batch_size", 32)), rng.generator())
         if rows.num_rows:
             with torch.random.fork_rng():
-                torch.manual_seed(rng.child("trainer").value)  # noqa: TID251 (user code draws from the global generator)
+                torch.manual_seed(rng.child("trainer").value)  # noqa: TID251 (user code draws from it)
                 trainer.train(batches, self.device, trainer.args)
-        return Update(delta=tree.sub(tree.flatten(shared(trainer), params.schema), params), num_examples=rows.num_rows,
-                      num_steps=len(batches), metrics={})
+        return Update(
+            delta=tree.sub(tree.flatten(shared(trainer), params.schema), params),
+            num_examples=rows.num_rows,
+            num_steps=len(batches),
+            metrics={},
+        )
 
 
-def from_fedml(trainer: ClientTrainer, aggregator: ServerAggregator | None = None, device: str = "cpu") -> fr.Algorithm:
+def from_fedml(
+    trainer: ClientTrainer, aggregator: ServerAggregator | None = None, device: str = "cpu"
+) -> fr.Algorithm:
     """Return the algorithm of a trainer, and of an aggregator that overrides `aggregate`."""
     is_custom = aggregator is not None and type(aggregator).aggregate is not ServerAggregator.aggregate
 
@@ -109,20 +119,27 @@ def from_fedml(trainer: ClientTrainer, aggregator: ServerAggregator | None = Non
         update = fr.map(Train(trainer, device), params, site.data, site.rng)
         if not is_custom:
             return fr.Outputs(server=server + fr.mean(update.delta, weight=update.num_examples))
-        return fr.Outputs(server=fr.apply(combine, server, fr.gather(fr.map(weighted_model, params, update), name="update")))
+        return fr.Outputs(
+            server=fr.apply(combine, server, fr.gather(fr.map(weighted_model, params, update), name="update"))
+        )
+
     return fr.Algorithm(lambda params: params, round, name=f"fedml({type(trainer).__name__})")
 
 
 class Runner:
-    """Run a configuration, with its algorithm replaced by a trainer and an aggregator where they are given."""
+    """Run a configuration, with its algorithm replaced by a trainer and an aggregator where they are
+    given.
+    """
 
-    def __init__(self, config: Any, trainer: ClientTrainer | None = None,
-                 aggregator: ServerAggregator | None = None) -> None:
+    def __init__(
+        self, config: Any, trainer: ClientTrainer | None = None, aggregator: ServerAggregator | None = None
+    ) -> None:
         self.config, self.trainer, self.aggregator = config, trainer, aggregator
 
     def run(self) -> Any:
         """Train and return the `Result`."""
         from fedray.config import build
+
         experiment = build(self.config)
         training = experiment.training
         algorithm, init = training.algorithm, training.init
@@ -130,6 +147,13 @@ class Runner:
             algorithm = from_fedml(self.trainer, self.aggregator)
             init = tree.flatten(shared(self.trainer))
         with experiment.federate() as federation:
-            return fr.fit(algorithm, federation, init=init, rounds=experiment.rounds, passes=experiment.passes,
-                          schedule=experiment.schedule, seed=experiment.seed,
-                          evaluate=training.evaluate if self.trainer is None else None)
+            return fr.fit(
+                algorithm,
+                federation,
+                init=init,
+                rounds=experiment.rounds,
+                passes=experiment.passes,
+                schedule=experiment.schedule,
+                seed=experiment.seed,
+                evaluate=training.evaluate if self.trainer is None else None,
+            )

@@ -1,7 +1,7 @@
 """The baselines that every study needs: what a hospital gets alone, and what one exchange gives.
 
-The third, pooled training, is a federation of one site that holds all rows: `fr.data.pooled(dataset)`, which exists in
-simulation only.
+The third, pooled training, is a federation of one site that holds all rows: `fr.data.pooled(dataset)`, which
+exists in simulation only.
 """
 
 from dataclasses import dataclass
@@ -21,10 +21,15 @@ class LocalOnlyState:
 
 def local_only(local: Any) -> fr.Algorithm:
     """Train a model at each site on its own rows alone. Only the training metrics leave."""
+
     def round(server: Any, site: Any) -> fr.Outputs:
         mine = fr.map(local, site.state, site.data, site.rng)
-        return fr.Outputs(server=LocalOnlyState(server.params, server.round + 1), site=site.state + mine.delta,
-                          metrics=fr.mean(mine.metrics, weight=mine.num_examples))
+        return fr.Outputs(
+            server=LocalOnlyState(server.params, server.round + 1),
+            site=site.state + mine.delta,
+            metrics=fr.mean(mine.metrics, weight=mine.num_examples),
+        )
+
     return fr.Algorithm(LocalOnlyState, round, init_site=lambda server: server.params, name="local_only")
 
 

@@ -1,9 +1,9 @@
 """Ditto: a personal model per site, pulled to the global one.
 
-Source: Li et al., Ditto: Fair and robust federated learning through personalization, ICML 2021, Algorithm 1: the
-global model is trained by FedAvg, and v_i <- v_i - eta (grad f_i(v_i) + lambda (v_i - x)), x being the global model
-RECEIVED this round. The site keeps v_i, which never meets a reduction. Deviation: v_i takes the same number of local
-steps as the global update, with a random stream of its own.
+Source: Li et al., Ditto: Fair and robust federated learning through personalization, ICML 2021, Algorithm 1:
+the global model is trained by FedAvg, and v_i <- v_i - eta (grad f_i(v_i) + lambda (v_i - x)), x being the
+global model RECEIVED this round. The site keeps v_i, which never meets a reduction. Deviation: v_i takes the
+same number of local steps as the global update, with a random stream of its own.
 """
 
 from dataclasses import dataclass
@@ -23,9 +23,11 @@ class DittoState:
 
 
 def ditto(local: Any, prox: float, optimizer: ServerOptimizer | None = None) -> fr.Algorithm:
-    """Train a global and a personal model; `prox` (the paper's lambda) pulls the personal one to the global one.
+    """Train a global and a personal model; `prox` (the paper's lambda) pulls the personal one to the global
+    one.
 
-    The shared part is federated averaging, so that without `prox` the personal models are local training alone.
+    The shared part is federated averaging, so that without `prox` the personal models are local training
+    alone.
     """
     optimizer = optimizer or sgd(1.0)
 
@@ -38,6 +40,10 @@ def ditto(local: Any, prox: float, optimizer: ServerOptimizer | None = None) -> 
         mine = fr.map(local, site.state, site.data, site.stream("personal"), anchor=x, prox=prox)
         delta = fr.mean(shared.delta, weight=shared.num_examples)
         step = fr.apply(optimizer.step, server.params, server.optimizer, delta, server.round)
-        return fr.Outputs(server=DittoState(step.params, step.state, server.round + 1), site=site.state + mine.delta,
-                          metrics=fr.mean(shared.metrics, weight=shared.num_examples))
+        return fr.Outputs(
+            server=DittoState(step.params, step.state, server.round + 1),
+            site=site.state + mine.delta,
+            metrics=fr.mean(shared.metrics, weight=shared.num_examples),
+        )
+
     return fr.Algorithm(init, round, init_site=lambda server: server.params, name="ditto")

@@ -1,7 +1,8 @@
 """Federated evaluation as a graph of its own: sums leave as sums, and per-site records are named and listed.
 
-What a site measures are numbers and tensors that add up over sites; the server turns the totals into metrics. A site's
-own record (its AUROC, its rows) is gathered by name; a real federation may refuse that by policy.
+What a site measures are numbers and tensors that add up over sites; the server turns the totals into
+metrics. A site's own record (its AUROC, its rows) is gathered by name; a real federation may refuse that by
+policy.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,14 +30,19 @@ def as_list(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{"site": site, **found[site]} for site in sorted(found)]
 
 
-def evaluation(model: Any, *, split: str = "valid", per_site: bool = True, personal: bool = False,
-               bins: int = 1000) -> fr.Algorithm:
+def evaluation(
+    model: Any, *, split: str = "valid", per_site: bool = True, personal: bool = False, bins: int = 1000
+) -> fr.Algorithm:
     """Evaluate the global parameters (or each site's own, with `personal`) on one split of all sites.
 
-    The server's input is the parameters. Metrics: {"pooled": {...}, "sites": [...]}; the pooled ones come from sums
-    over sites alone, so AUROC has the stated error of its `bins`. Without `per_site` nothing is gathered.
+    The server's input is the parameters. Metrics: {"pooled": {...}, "sites": [...]}; the pooled ones come
+    from sums over sites alone, so AUROC has the stated error of its `bins`. Without `per_site` nothing is
+    gathered.
     """
-    measure, record = OnSplit(metrics.evaluate(model, bins=bins), split), OnSplit(metrics.site_record(model), split)
+    measure, record = (
+        OnSplit(metrics.evaluate(model, bins=bins), split),
+        OnSplit(metrics.site_record(model), split),
+    )
 
     def round(server: Any, site: Any) -> fr.Outputs:
         params = site.state if personal else fr.broadcast(server)
@@ -44,6 +50,13 @@ def evaluation(model: Any, *, split: str = "valid", per_site: bool = True, perso
         sites: Any = []
         if per_site:
             sites = fr.apply(as_list, fr.gather(fr.map(record, params, site.data), name="site_metrics"))
-        return fr.Outputs(server=server, metrics={"pooled": fr.apply(metrics.summarise, total), "sites": sites})
-    return fr.Algorithm(lambda params: params, round, init_site=(lambda params: params) if personal else None,
-                        name=f"evaluation on {split}")
+        return fr.Outputs(
+            server=server, metrics={"pooled": fr.apply(metrics.summarise, total), "sites": sites}
+        )
+
+    return fr.Algorithm(
+        lambda params: params,
+        round,
+        init_site=(lambda params: params) if personal else None,
+        name=f"evaluation on {split}",
+    )

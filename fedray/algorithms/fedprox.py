@@ -1,9 +1,9 @@
 """FedProx: local training held near the global model.
 
-Source: Li et al., Federated optimization in heterogeneous networks, MLSys 2020, Algorithm 2: the site minimises
-f_i(y) + mu/2 ||y - x||^2. Partial work is kept: a site that does fewer steps counts with what it did.
-Deviation: weights are the rows of the sites asked, as in FedAvg, where the paper samples by rows and averages
-uniformly. The sites keep nothing.
+Source: Li et al., Federated optimization in heterogeneous networks, MLSys 2020, Algorithm 2: the site
+minimises f_i(y) + mu/2 ||y - x||^2. Partial work is kept: a site that does fewer steps counts with what it
+did. Deviation: weights are the rows of the sites asked, as in FedAvg, where the paper samples by rows and
+averages uniformly. The sites keep nothing.
 """
 
 from typing import Any
@@ -27,6 +27,9 @@ def fedprox(local: Any, mu: float, optimizer: ServerOptimizer | None = None) -> 
         update = fr.map(local, x, site.data, site.rng, anchor=x, prox=mu)
         delta = fr.mean(update.delta, weight=update.num_examples)
         step = fr.apply(optimizer.step, server.params, server.optimizer, delta, server.round)
-        return fr.Outputs(server=FedAvgState(step.params, step.state, server.round + 1),
-                          metrics=fr.mean(update.metrics, weight=update.num_examples))
+        return fr.Outputs(
+            server=FedAvgState(step.params, step.state, server.round + 1),
+            metrics=fr.mean(update.metrics, weight=update.num_examples),
+        )
+
     return fr.Algorithm(init, round, name="fedprox")

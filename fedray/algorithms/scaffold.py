@@ -1,11 +1,11 @@
 """SCAFFOLD: stochastic controlled averaging.
 
-Source: Karimireddy et al., SCAFFOLD: Stochastic controlled averaging for federated learning, ICML 2020, Algorithm 1.
-Local steps follow g_i(y) - c_i + c. Afterwards, with K real local steps of size eta:
+Source: Karimireddy et al., SCAFFOLD: Stochastic controlled averaging for federated learning, ICML 2020,
+Algorithm 1. Local steps follow g_i(y) - c_i + c. Afterwards, with K real local steps of size eta:
   option I:  c_i+ = grad f_i(x)                      option II: c_i+ = c_i - c + (x - y_i) / (K eta)
   x <- x + eta_g mean_S (y_i - x)                    c <- c + |S|/N mean_S (c_i+ - c_i)
-c is divided by ALL sites N. Means are uniform, as in the paper. A site keeps c_i, committed only where it was counted,
-so that c stays the mean of all c_i. Deviation: a site without a single step keeps its c_i.
+c is divided by ALL sites N. Means are uniform, as in the paper. A site keeps c_i, committed only where it
+was counted, so that c stays the mean of all c_i. Deviation: a site without a single step keeps its c_i.
 """
 
 from collections.abc import Callable
@@ -39,15 +39,23 @@ class NextControl:
         return tree.sub(tree.sub(own, shared), tree.scale(delta, 1.0 / (num_steps * eta)))
 
 
-def scaffold(local: Any, num_sites: int, server_lr: float = 1.0, option: str = "II",
-             gradient: Callable[[Any, Any], Any] | None = None) -> fr.Algorithm:
+def scaffold(
+    local: Any,
+    num_sites: int,
+    server_lr: float = 1.0,
+    option: str = "II",
+    gradient: Callable[[Any, Any], Any] | None = None,
+) -> fr.Algorithm:
     """Correct the drift of local steps with control variates.
 
-    `local` takes plain SGD steps and says its `lr`. Option I needs `gradient(params, data)`, the full-batch gradient.
+    `local` takes plain SGD steps and says its `lr`. Option I needs `gradient(params, data)`, the full-batch
+    gradient.
     Raises ValueError on another option, or where option I has no gradient.
     """
     if option not in ("I", "II") or (option == "I" and gradient is None):
-        raise ValueError(f"scaffold: option={option!r}: choose 'II', or 'I' with gradient=(params, data) -> gradient")
+        raise ValueError(
+            f"scaffold: option={option!r}: choose 'II', or 'I' with gradient=(params, data) -> gradient"
+        )
 
     def init(params: Any) -> ScaffoldState:
         return ScaffoldState(params, tree.zeros_like(params))
@@ -64,7 +72,12 @@ def scaffold(local: Any, num_sites: int, server_lr: float = 1.0, option: str = "
             control = fr.map(NextControl(local.lr), site.state, c, update.delta, update.num_steps, site.rng)
         delta, drift = fr.mean(update.delta), fr.mean(control - site.state, name="drift")
         share = fr.count(site) / num_sites
-        return fr.Outputs(server=ScaffoldState(server.params + server_lr * delta, server.control + share * drift,
-                                               server.round + 1),
-                          site=control, metrics=fr.mean(update.metrics, weight=update.num_examples))
+        return fr.Outputs(
+            server=ScaffoldState(
+                server.params + server_lr * delta, server.control + share * drift, server.round + 1
+            ),
+            site=control,
+            metrics=fr.mean(update.metrics, weight=update.num_examples),
+        )
+
     return fr.Algorithm(init, round, init_site, name="scaffold")

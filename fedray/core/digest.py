@@ -1,7 +1,8 @@
 """A digest of what a plan computes: graph, functions and the numbers inside them.
 
-Two plans with equal digests do the same; another learning rate or another line of a round gives another digest.
-Equal in every process, so that a checkpoint knows whether it belongs to the plan that wants to go on with it.
+Two plans with equal digests do the same; another learning rate or another line of a round gives another
+digest. Equal in every process, so that a checkpoint knows whether it belongs to the plan that wants to go on
+with it.
 """
 
 import dataclasses
@@ -35,7 +36,11 @@ def describe(thing: Any, depth: int = 0) -> str:
     if isinstance(thing, tree.Flat):
         return f"Flat({describe(thing.schema, depth + 1)},{_bytes(thing.buffer)})"
     if isinstance(thing, Mapping):
-        return "{" + ",".join(f"{describe(k, depth + 1)}:{describe(v, depth + 1)}" for k, v in thing.items()) + "}"
+        return (
+            "{"
+            + ",".join(f"{describe(k, depth + 1)}:{describe(v, depth + 1)}" for k, v in thing.items())
+            + "}"
+        )
     if isinstance(thing, (set, frozenset)):
         return "{" + ",".join(sorted(describe(item, depth + 1) for item in thing)) + "}"
     if isinstance(thing, (list, tuple)):
@@ -53,15 +58,18 @@ def _bytes(tensor: Any) -> str:
 
 def _function(fn: types.FunctionType, depth: int) -> str:
     cells = [cell.cell_contents for cell in fn.__closure__ or ()]
-    return (f"{fn.__module__}.{fn.__qualname__}({describe(fn.__code__, depth + 1)};"
-            f"{describe(fn.__defaults__, depth + 1)};{describe(fn.__kwdefaults__, depth + 1)};"
-            f"{describe(cells, depth + 1)})")
+    return (
+        f"{fn.__module__}.{fn.__qualname__}({describe(fn.__code__, depth + 1)};"
+        f"{describe(fn.__defaults__, depth + 1)};{describe(fn.__kwdefaults__, depth + 1)};"
+        f"{describe(cells, depth + 1)})"
+    )
 
 
 def _object(thing: Any, depth: int) -> str:
     name = f"{type(thing).__module__}.{type(thing).__qualname__}"
     if dataclasses.is_dataclass(thing):
-        return f"{name}({describe({item.name: getattr(thing, item.name) for item in dataclasses.fields(thing)}, depth + 1)})"
+        parts = {item.name: getattr(thing, item.name) for item in dataclasses.fields(thing)}
+        return f"{name}({describe(parts, depth + 1)})"
     if hasattr(thing, "state_dict"):
         return f"{name}({thing!r},{describe(dict(thing.state_dict()), depth + 1)})"
     if hasattr(thing, "func") and hasattr(thing, "keywords"):
@@ -74,8 +82,15 @@ def digest(graph: Graph) -> str:
     nodes = graph.nodes
     number = {node: index for index, node in enumerate(nodes)}
     stage = stages(nodes)
-    lines = [f"{node.op}|{node.placement}|{[number[arg] for arg in node.args]}|{describe(node.fn)}|"
-             f"{describe(node.params)}|{node.name}|{stage[node]}" for node in nodes]
-    lines += [f"{placement}:{slot}={number[node]}" for (placement, slot), node in sorted(graph.outputs.items())]
-    lines += [f"{placement}:{slot}~{describe(init)}" for (placement, slot), init in sorted(graph.inits.items())]
+    lines = [
+        f"{node.op}|{node.placement}|{[number[arg] for arg in node.args]}|{describe(node.fn)}|"
+        f"{describe(node.params)}|{node.name}|{stage[node]}"
+        for node in nodes
+    ]
+    lines += [
+        f"{placement}:{slot}={number[node]}" for (placement, slot), node in sorted(graph.outputs.items())
+    ]
+    lines += [
+        f"{placement}:{slot}~{describe(init)}" for (placement, slot), init in sorted(graph.inits.items())
+    ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,8 +1,8 @@
 """Explanation: the graph of a plan in words and as a picture, and the page that lists what leaves a site.
 
-`egress` is what a data-protection officer signs: every value that can leave, under which name, whether the value of
-one site is visible, and how many bytes. `explain` shows the whole round; given the calls that a transport
-submitted, it also draws the bound task DAG: which actor ran what, and which object flowed where.
+`egress` is what a data-protection officer signs: every value that can leave, under which name, whether the
+value of one site is visible, and how many bytes. `explain` shows the whole round; given the calls that a
+transport submitted, it also draws the bound task DAG: which actor ran what, and which object flowed where.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,8 @@ VISIBLE = {"gather": "yes", "sum": "no", "count": "no"}
 def explain(plan: Any, cohort: Sequence[Any] | None = None, *, mermaid: bool = False) -> str:
     """Return the plan by stage, as text or as a Mermaid flow chart.
 
-    `cohort` is a list of call records (`federation.calls()`): then the bound task DAG of these calls is drawn.
+    `cohort` is a list of call records (`federation.calls()`): then the bound task DAG of these calls is
+    drawn.
     """
     if cohort is not None:
         return _bound_mermaid(cohort) if mermaid else _bound_text(plan, cohort)
@@ -28,8 +29,11 @@ def _title(node: Node) -> str:
     if node.op is Op.CALL:
         lift = node.params["lift"]
         if lift in ("leafwise", "record", "check"):
-            return {"leafwise": getattr(node.fn, "__name__", "arithmetic"), "record": "record",
-                    "check": "check finite"}[lift]
+            return {
+                "leafwise": getattr(node.fn, "__name__", "arithmetic"),
+                "record": "record",
+                "check": "check finite",
+            }[lift]
         return f"{'map' if node.placement is SITES else 'apply'} {function_name(node.fn)}"
     if node.op is Op.GET:
         return f".{node.params['key']}"
@@ -71,9 +75,12 @@ def _argument(plan: Any, index: int) -> str:
 def _mermaid(plan: Any) -> str:
     lines = ["flowchart TD"]
     for stage in range(plan.last_stage + 1):
-        lines.append(f"  subgraph s{stage}[\"stage {stage} at the {'sites' if stage % 2 else 'server'}\"]")
-        lines += [f"    n{i}[\"{_title(node)}\"]" for i, node in enumerate(plan.nodes)
-                  if plan.stage[i] == stage and node.op is not Op.CONST]
+        lines.append(f'  subgraph s{stage}["stage {stage} at the {"sites" if stage % 2 else "server"}"]')
+        lines += [
+            f'    n{i}["{_title(node)}"]'
+            for i, node in enumerate(plan.nodes)
+            if plan.stage[i] == stage and node.op is not Op.CONST
+        ]
         lines.append("  end")
     for index in range(len(plan.nodes)):
         for arg in plan.args[index]:
@@ -84,7 +91,9 @@ def _mermaid(plan: Any) -> str:
 
 
 def egress_rows(plan: Any) -> list[dict[str, Any]]:
-    """Return what leaves a site, one mapping per name: stage, name, kind, visible, site_bytes, sum_bytes, where."""
+    """Return what leaves a site, one mapping per name: stage, name, kind, visible, site_bytes, sum_bytes,
+    where.
+    """
     rows = []
     for index, node in enumerate(plan.nodes):
         if node.op is not Op.REDUCE or node.params["kind"] == "count":
@@ -93,23 +102,38 @@ def egress_rows(plan: Any) -> list[dict[str, Any]]:
         for name in [lane[0] for lane in node.params.get("lanes", ((node.name,),))]:
             size = plan.sizes.get(name)
             visible = "yes, to neighbours" if node.params.get("to") == "neighbours" else VISIBLE[kind]
-            rows.append({"stage": f"{stage - 1}→{stage}", "name": name, "kind": kind, "visible": visible,
-                         "site_bytes": size.row_bytes if size else None,
-                         "sum_bytes": size.sum_bytes if size and kind == "sum" else None, "where": node.where})
+            rows.append(
+                {
+                    "stage": f"{stage - 1}→{stage}",
+                    "name": name,
+                    "kind": kind,
+                    "visible": visible,
+                    "site_bytes": size.row_bytes if size else None,
+                    "sum_bytes": size.sum_bytes if size and kind == "sum" else None,
+                    "where": node.where,
+                }
+            )
     return rows
 
 
 def egress(plan: Any) -> str:
     """Return the list of everything that leaves a site, as a table.
 
-    "per site" is what a site alone in its process sends; "per pack" is the partial sum of a process with several.
+    "per site" is what a site alone in its process sends; "per pack" is the partial sum of a process with
+    several.
     """
-    lines = [f"{plan.name}   plan {plan.digest[:8]}",
-             f"{'stage':<7}{'leaves as':<28}{'kind':<8}{'one site visible?':<20}{'per site':>12}{'per pack':>12}"]
+    lines = [
+        f"{plan.name}   plan {plan.digest[:8]}",
+        f"{'stage':<7}{'leaves as':<28}{'kind':<8}{'one site visible?':<20}{'per site':>12}{'per pack':>12}",
+    ]
     for row in egress_rows(plan):
-        lines.append(f"{row['stage']:<7}{row['name']:<28}{row['kind']:<8}{row['visible']:<20}"
-                     f"{_size(row['site_bytes']):>12}{_size(row['sum_bytes']):>12}")
-    lines.append("with each answer: the site's id, whether it delivered, or the class and file:line of its error")
+        lines.append(
+            f"{row['stage']:<7}{row['name']:<28}{row['kind']:<8}{row['visible']:<20}"
+            f"{_size(row['site_bytes']):>12}{_size(row['sum_bytes']):>12}"
+        )
+    lines.append(
+        "with each answer: the site's id, whether it delivered, or the class and file:line of its error"
+    )
     lines.append("nothing else leaves a site")
     return "\n".join(lines)
 
@@ -122,8 +146,11 @@ def _bound_text(plan: Any, calls: Sequence[Any]) -> str:
     lines = [f"{plan.name}   plan {plan.digest[:8]}   as submitted"]
     for call in calls:
         flow = f"  <- {call.downlink}" if call.downlink else ""
-        what = f"round {call.round} stage {call.stage} attempt {call.attempt}, {call.sites} sites" if call.stage >= 0 \
+        what = (
+            f"round {call.round} stage {call.stage} attempt {call.attempt}, {call.sites} sites"
+            if call.stage >= 0
             else ""
+        )
         lines.append(f"  {call.host:<24} {call.method:<8} {what}{flow}".rstrip())
     return "\n".join(lines)
 
@@ -131,8 +158,9 @@ def _bound_text(plan: Any, calls: Sequence[Any]) -> str:
 def _bound_mermaid(calls: Sequence[Any]) -> str:
     lines = ["flowchart LR", "  aggregator([aggregator])"]
     for number, call in enumerate(calls):
-        node = f"c{number}[\"{call.host}: {call.method}" + (f" {call.round}.{call.stage}, {call.sites} sites\"]"
-                                                            if call.stage >= 0 else "\"]")
+        node = f'c{number}["{call.host}: {call.method}' + (
+            f' {call.round}.{call.stage}, {call.sites} sites"]' if call.stage >= 0 else '"]'
+        )
         label = f"|{call.downlink}|" if call.downlink else ""
         lines.append(f"  aggregator -->{label} {node}")
         if call.method == "run":

@@ -1,8 +1,8 @@
 """The graph of one federated round: seven ops, two placements, and stages.
 
 A node is immutable and knows its arguments; a graph is a set of outputs. A message crosses between the server
-and the sites only at BROADCAST, SCATTER and REDUCE, so these three cut a round into stages: even stages run at
-the server, odd stages at the sites. `toposort` and `stages` are all the analysis that the runtime needs.
+and the sites only at BROADCAST, SCATTER and REDUCE, so these three cut a round into stages: even stages run
+at the server, odd stages at the sites. `toposort` and `stages` are all the analysis that the runtime needs.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -48,7 +48,9 @@ CROSSING = (Op.BROADCAST, Op.SCATTER, Op.REDUCE)
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Node:
-    """One step. `params` holds: INPUT slot; CONST value; CALL lift and kwargs; GET key and attr; REDUCE kind."""
+    """One step. `params` holds: INPUT slot; CONST value; CALL lift and kwargs; GET key and attr; REDUCE
+    kind.
+    """
 
     op: Op
     placement: Placement
@@ -82,7 +84,9 @@ class Graph:
 
 
 def toposort(roots: Iterable[Node]) -> list[Node]:
-    """Return all nodes under the roots, each once, arguments before users; the order depends on the graph only."""
+    """Return all nodes under the roots, each once, arguments before users; the order depends on the graph
+    only.
+    """
     order: list[Node] = []
     seen: set[int] = set()
     stack: list[tuple[Node, bool]] = [(root, False) for root in reversed(list(roots))]
@@ -103,15 +107,20 @@ def is_floating(node: Node, floating: Mapping[Node, bool]) -> bool:
         return bool(node.params["kind"] == "count")
     if node.op is Op.CONST:
         return True
-    return node.op in (Op.CALL, Op.GET) and node.placement is not Placement.SITES and bool(node.args) and all(
-        floating[arg] for arg in node.args)
+    return (
+        node.op in (Op.CALL, Op.GET)
+        and node.placement is not Placement.SITES
+        and bool(node.args)
+        and all(floating[arg] for arg in node.args)
+    )
 
 
 def stages(nodes: Iterable[Node]) -> dict[Node, int]:
     """Return the stage of every node (given arguments first).
 
-    A stage is the largest of the arguments' stages, plus one at a crossing (plus two where a reduction's result
-    is placed at the sites); inputs of sites start at 1. A `count` counts the stage in which it is used.
+    A stage is the largest of the arguments' stages, plus one at a crossing (plus two where a reduction's
+    result is placed at the sites); inputs of sites start at 1. A `count` counts the stage in which it is
+    used.
     """
     nodes = list(nodes)
     floating: dict[Node, bool] = {}
@@ -130,7 +139,9 @@ def stages(nodes: Iterable[Node]) -> dict[Node, int]:
         stage[node] = own
     for node in reversed(nodes):
         if floating[node]:
-            uses = [stage[user] - (user.op in CROSSING) for user in nodes if node in user.args and user in stage]
+            uses = [
+                stage[user] - (user.op in CROSSING) for user in nodes if node in user.args and user in stage
+            ]
             last = max((number for number in stage.values() if number % 2 == 0), default=0)
             stage[node] = min(uses, default=last)
     return stage

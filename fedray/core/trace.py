@@ -5,8 +5,8 @@
         delta = fr.mean(update.delta, weight=update.num_examples)
         return fr.Outputs(server=...)
 
-`trace` calls the function once with `Value`s (value.py): handles with a placement that never hold data. What the
-function does to them is written down as nodes, each with the `file:line` of the user's code.
+`trace` calls the function once with `Value`s (value.py): handles with a placement that never hold data. What
+the function does to them is written down as nodes, each with the `file:line` of the user's code.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,8 +44,15 @@ def apply(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Value:
     return _call("apply", "server", SERVER, fn, args, kwargs, "reduce it with sum(), mean() or gather()")
 
 
-def _call(verb: str, lifted: str, placement: Placement, fn: Callable[..., Any], args: tuple[Any, ...],
-          kwargs: Mapping[str, Any], remedy: str) -> Value:
+def _call(
+    verb: str,
+    lifted: str,
+    placement: Placement,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    remedy: str,
+) -> Value:
     if not callable(fn):
         raise TraceError(f"{caller()}: the first argument of {verb}() is a function, got {type(fn).__name__}")
     nodes = tuple(needed(arg, placement, verb, remedy) for arg in (*args, *kwargs.values()))
@@ -53,16 +60,28 @@ def _call(verb: str, lifted: str, placement: Placement, fn: Callable[..., Any], 
     return Value(Node(Op.CALL, placement, nodes, fn, params, where=caller()))
 
 
-def _reduce(kind: str, value: Any, name: str, extra: tuple[Node, ...] = (), placement: Placement = SERVER,
-            **params: Any) -> Value:
+def _reduce(
+    kind: str,
+    value: Any,
+    name: str,
+    extra: tuple[Node, ...] = (),
+    placement: Placement = SERVER,
+    **params: Any,
+) -> Value:
     node = needed(value, SITES, kind, "it is at the server already")
     if node.placement is ANY:
-        raise PlacementError(f"{caller()}: {kind}() of a constant: every site has the same value; use it directly")
+        raise PlacementError(
+            f"{caller()}: {kind}() of a constant: every site has the same value; use it directly"
+        )
     name = name or (node.name if node.op is Op.GET else "")
     if not name:
-        raise TraceError(f"{caller()}: {kind}() of a computed value needs a name: {kind}(..., name=\"...\"), "
-                         "because every value that leaves a site is listed by name")
-    return Value(Node(Op.REDUCE, placement, (node, *extra), name=name, params={"kind": kind, **params}, where=caller()))
+        raise TraceError(
+            f'{caller()}: {kind}() of a computed value needs a name: {kind}(..., name="..."), '
+            "because every value that leaves a site is listed by name"
+        )
+    return Value(
+        Node(Op.REDUCE, placement, (node, *extra), name=name, params={"kind": kind, **params}, where=caller())
+    )
 
 
 def sum(value: Any, *, name: str = "") -> Value:
@@ -70,7 +89,9 @@ def sum(value: Any, *, name: str = "") -> Value:
     return _reduce("sum", value, name)
 
 
-def mean(value: Any, *, weight: Any = None, name: str = "", within: str = "", weight_cap: float | None = None) -> Value:
+def mean(
+    value: Any, *, weight: Any = None, name: str = "", within: str = "", weight_cap: float | None = None
+) -> Value:
     """Average over the sites that delivered this stage: sum of weight * value over sum of weight.
 
     Weights are whole numbers (row counts); fractions need `weight_cap`, a public bound: they are rounded to
@@ -79,7 +100,9 @@ def mean(value: Any, *, weight: Any = None, name: str = "", within: str = "", we
     if within not in ("", "region"):
         raise TraceError(f"{caller()}: mean(within={within!r}): the only declared grouping is 'region'")
     extra = () if weight is None else (needed(weight, SITES, "mean", "give a weight per site"),)
-    return _reduce("mean", value, name, extra, SITES if within else SERVER, within=within, weight_cap=weight_cap)
+    return _reduce(
+        "mean", value, name, extra, SITES if within else SERVER, within=within, weight_cap=weight_cap
+    )
 
 
 def gather(value: Any, *, name: str = "") -> Value:
@@ -105,7 +128,9 @@ def count(site: "Site") -> Value:
 class Site:
     """The sites' side of a round: `data`, `state`, `id`, `rng`, independent streams, and slots of passes."""
 
-    def __init__(self, inputs: dict[Key, Node], stored: dict[Key, Node], inits: dict[Key, Callable[..., Any]]) -> None:
+    def __init__(
+        self, inputs: dict[Key, Node], stored: dict[Key, Node], inits: dict[Key, Callable[..., Any]]
+    ) -> None:
         self._inputs, self._stored, self._inits = inputs, stored, inits
 
     def _input(self, slot: str) -> Value:
@@ -118,7 +143,9 @@ class Site:
         if name.startswith("__"):
             raise AttributeError(name)
         if name not in SITE_INPUTS:
-            raise TraceError(f"{caller()}: a site has no {name!r}; it has {', '.join(SITE_INPUTS)}, stream(label)")
+            raise TraceError(
+                f"{caller()}: a site has no {name!r}; it has {', '.join(SITE_INPUTS)}, stream(label)"
+            )
         return self._input(name)
 
     def stream(self, label: str) -> Value:
@@ -129,8 +156,16 @@ class Site:
         """Read a pass's own memory at the site; zeros shaped as `like` at first use."""
         self._inits[(SITES, name)] = _ZEROS
         memory = self._input(name)
-        return Value(Node(Op.CALL, SITES, (memory.node, lift(like)), _or_zeros, {"lift": "site", "kwargs": ()},
-                          where=caller()))
+        return Value(
+            Node(
+                Op.CALL,
+                SITES,
+                (memory.node, lift(like)),
+                _or_zeros,
+                {"lift": "site", "kwargs": ()},
+                where=caller(),
+            )
+        )
 
     def store(self, name: str, value: Any) -> None:
         """Keep a pass's memory; it is committed with the count, as `site.state` is."""
@@ -156,7 +191,9 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Algorithm:
-    """How the server's state starts, one round, and how a site's state starts (from the server's first state)."""
+    """How the server's state starts, one round, and how a site's state starts (from the server's first
+    state).
+    """
 
     init: Callable[[Any], Any]
     round: Callable[[Value, Site], Outputs]
@@ -174,16 +211,24 @@ def trace(algorithm: Algorithm) -> Graph:
 
     Raises TraceError or PlacementError with the user's `file:line`.
     """
-    inputs: dict[Key, Node] = {(SERVER, "state"): Node(Op.INPUT, SERVER, params={"slot": "state"}, where="server")}
+    inputs: dict[Key, Node] = {
+        (SERVER, "state"): Node(Op.INPUT, SERVER, params={"slot": "state"}, where="server")
+    }
     stored: dict[Key, Node] = {}
     inits: dict[Key, Callable[..., Any]] = {}
     if algorithm.init_site is not None:
         inits[SITES, "state"] = algorithm.init_site
     outputs = algorithm.round(Value(inputs[SERVER, "state"]), Site(inputs, stored, inits))
     if not isinstance(outputs, Outputs):
-        raise TraceError(f"{algorithm.title}: a round returns fr.Outputs(server=...), got {type(outputs).__name__}")
+        raise TraceError(
+            f"{algorithm.title}: a round returns fr.Outputs(server=...), got {type(outputs).__name__}"
+        )
     found: dict[Key, Node] = {}
-    for part, placement, slot in (("server", SERVER, "state"), ("site", SITES, "state"), ("metrics", SERVER, "metrics")):
+    for part, placement, slot in (
+        ("server", SERVER, "state"),
+        ("site", SITES, "state"),
+        ("metrics", SERVER, "metrics"),
+    ):
         if (thing := getattr(outputs, part)) is not None:
             found[placement, slot] = _output(algorithm.title, part, thing, placement)
     if (SERVER, "state") not in found:
@@ -197,11 +242,19 @@ def _output(title: str, part: str, thing: Any, placement: Placement) -> Node:
     node = lift(thing)
     if node.placement not in (placement, ANY):
         remedy = "reduce it with sum() or mean()" if placement is SERVER else "broadcast it first"
-        raise TraceError(f"{node.where or title}: Outputs({part}=...) is a value at the {placement}, got one at the "
-                         f"{node.placement}: {remedy}")
+        raise TraceError(
+            f"{node.where or title}: Outputs({part}=...) is a value at the {placement}, got one at the "
+            f"{node.placement}: {remedy}"
+        )
     if node.op is Op.CONST:
-        return Node(Op.CALL, placement, (node,), _identity, {"lift": "server" if placement is SERVER else "site",
-                                                             "kwargs": ()}, where=node.where)
+        return Node(
+            Op.CALL,
+            placement,
+            (node,),
+            _identity,
+            {"lift": "server" if placement is SERVER else "site", "kwargs": ()},
+            where=node.where,
+        )
     return node
 
 
@@ -209,5 +262,20 @@ def _identity(value: Any) -> Any:
     return value
 
 
-__all__ = ["Algorithm", "Outputs", "Record", "Site", "Value", "apply", "broadcast", "count", "gather", "map", "mean",
-           "mix", "scatter", "sum", "trace"]
+__all__ = [
+    "Algorithm",
+    "Outputs",
+    "Record",
+    "Site",
+    "Value",
+    "apply",
+    "broadcast",
+    "count",
+    "gather",
+    "map",
+    "mean",
+    "mix",
+    "scatter",
+    "sum",
+    "trace",
+]

@@ -49,16 +49,18 @@ class Value:
         return _get(self, key, is_attribute=False)
 
     def _refuse(self, what: str) -> NoReturn:
-        raise TraceError(f"{caller()}: {what} of {self!r} is not known while a round is traced; "
-                         "do it inside the mapped or applied function, where the value is ordinary Python")
+        raise TraceError(
+            f"{caller()}: {what} of {self!r} is not known while a round is traced; "
+            "do it inside the mapped or applied function, where the value is ordinary Python"
+        )
 
-    def __bool__(self) -> bool:
+    def __bool__(self) -> bool:  # noqa: PLE0304 (raises)
         self._refuse("the truth value")
 
     def __iter__(self) -> Any:
         self._refuse("the length")
 
-    def __len__(self) -> int:
+    def __len__(self) -> int:  # noqa: PLE0303 (raises)
         self._refuse("the length")
 
     def __float__(self) -> float:
@@ -71,7 +73,9 @@ class Value:
         raise TraceError(f"{caller()}: a value cannot be changed; compute a new one and return it in Outputs")
 
     def __repr__(self) -> str:
-        label = self.node.name or (self.node.params.get("slot") or self.node.params.get("key") or self.node.op)
+        label = self.node.name or (
+            self.node.params.get("slot") or self.node.params.get("key") or self.node.op
+        )
         return f"<{label} at {self.node.placement}>"
 
     def __add__(self, other: Any) -> "Value":
@@ -106,8 +110,16 @@ def _get(value: Value, key: Any, is_attribute: bool) -> Value:
     node = value.node
     if node.op is Op.INPUT and node.params["slot"] in ("data", "id", "rng") and is_attribute:
         raise TraceError(f"{caller()}: read {key!r} of site.{node.params['slot']} inside the mapped function")
-    return Value(Node(Op.GET, node.placement, (node,), params={"key": key, "attribute": is_attribute},
-                      name=str(key), where=caller()))
+    return Value(
+        Node(
+            Op.GET,
+            node.placement,
+            (node,),
+            params={"key": key, "attribute": is_attribute},
+            name=str(key),
+            where=caller(),
+        )
+    )
 
 
 def contains_value(thing: Any) -> bool:
@@ -150,6 +162,7 @@ class Record:
             if isinstance(thing, _Shape):
                 return thing.kind(**{name: fill(child) for name, child in thing.fields.items()})
             return thing
+
         return fill(self.template)
 
 
@@ -191,6 +204,7 @@ def lift(thing: Any) -> Node:
         if isinstance(child, (list, tuple)):
             return type(child)(cut(item) for item in child)
         return _Shape(type(child), {item.name: cut(getattr(child, item.name)) for item in fields(child)})
+
     template = cut(thing)
     placement = _common(parts, "a structure")
     return Node(Op.CALL, placement, tuple(parts), Record(template), {"lift": "record"}, where=caller())
@@ -199,8 +213,10 @@ def lift(thing: Any) -> Node:
 def _common(nodes: Iterable[Node], what: str) -> Placement:
     found = {node.placement for node in nodes} - {ANY}
     if len(found) > 1:
-        raise PlacementError(f"{caller()}: {what} mixes a value at the server with a value at the sites; "
-                             "send the server's value with broadcast(), or reduce the sites' value with sum() or mean()")
+        raise PlacementError(
+            f"{caller()}: {what} mixes a value at the server with a value at the sites; "
+            "send the server's value with broadcast(), or reduce the sites' value with sum() or mean()"
+        )
     return found.pop() if found else ANY
 
 
@@ -213,6 +229,8 @@ def needed(thing: Any, placement: Placement, verb: str, remedy: str) -> Node:
     """Return the node of a verb's argument. Raises PlacementError where it lives at the other side."""
     node = lift(thing)
     if node.placement not in (placement, ANY):
-        raise PlacementError(f"{caller()}: {verb}() takes a value at the {placement}, got one at the "
-                             f"{node.placement}: {remedy}")
+        raise PlacementError(
+            f"{caller()}: {verb}() takes a value at the {placement}, got one at the "
+            f"{node.placement}: {remedy}"
+        )
     return node

@@ -1,7 +1,7 @@
 """Legality of a graph: placements, names, and the flow of labels (security.md section 1).
 
-`verify` runs after all passes, and again on every host that receives a plan. It guards against mistakes, hand-built
-graphs among them; it is no proof against a malicious author of mapped functions.
+`verify` runs after all passes, and again on every host that receives a plan. It guards against mistakes,
+hand-built graphs among them; it is no proof against a malicious author of mapped functions.
 """
 
 from fedray.core.graph import LABEL_ORDER, Graph, Label, Node, Op, Placement
@@ -33,19 +33,27 @@ def verify(graph: Graph) -> None:
         _check_placement(graph, node)
         if node.op is Op.REDUCE and node.params["kind"] != "count":
             if not node.name:
-                raise VerifyError(f"{graph.name}, {node.where}: a reduction without a name: nothing leaves unnamed")
+                raise VerifyError(
+                    f"{graph.name}, {node.where}: a reduction without a name: nothing leaves unnamed"
+                )
             if node.name in seen:
-                raise VerifyError(f"{graph.name}: two reductions are named {node.name!r} ({seen[node.name].where} and "
-                                  f"{node.where}): give one another name=")
+                raise VerifyError(
+                    f"{graph.name}: two reductions are named {node.name!r} ({seen[node.name].where} and "
+                    f"{node.where}): give one another name="
+                )
             seen[node.name] = node
     for node, label in labels(graph).items():
         if node.placement is SERVER and label is Label.PRIVATE:
-            raise VerifyError(f"{graph.name}, {node.where}: a site's own value reaches the server without a named "
-                              "reduction: use sum(), mean() or gather()")
+            raise VerifyError(
+                f"{graph.name}, {node.where}: a site's own value reaches the server without a named "
+                "reduction: use sum(), mean() or gather()"
+            )
     for (placement, slot), node in graph.outputs.items():
         if node.placement not in (placement, ANY):
-            raise VerifyError(f"{graph.name}: output {slot!r} belongs to the {placement}, its value is at the "
-                              f"{node.placement}")
+            raise VerifyError(
+                f"{graph.name}: output {slot!r} belongs to the {placement}, its value is at the "
+                f"{node.placement}"
+            )
         if placement is SITES and (placement, slot) not in graph.inits:
             raise VerifyError(f"{graph.name}: the sites keep {slot!r}, so Algorithm needs init_site=")
 
@@ -61,5 +69,7 @@ def _check_placement(graph: Graph, node: Node) -> None:
         wanted = node.placement
     for arg in node.args:
         if arg.placement not in (wanted, ANY) and wanted is not ANY:
-            raise VerifyError(f"{graph.name}, {node.where}: {node.op} takes a value at the {wanted}, got one at the "
-                              f"{arg.placement} ({arg.where})")
+            raise VerifyError(
+                f"{graph.name}, {node.where}: {node.op} takes a value at the {wanted}, got one at the "
+                f"{arg.placement} ({arg.where})"
+            )

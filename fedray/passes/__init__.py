@@ -1,4 +1,6 @@
-"""Passes decide what the server may learn: each is `Graph -> Graph`, and none knows an algorithm or a host."""
+"""Passes decide what the server may learn: each is `Graph -> Graph`, and none knows an algorithm or a
+host.
+"""
 
 from fedray.core.rewrite import Pass, on_reduce, rewrite
 from fedray.passes.policy import require

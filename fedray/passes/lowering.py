@@ -1,7 +1,8 @@
 """Lowering: the last step of `compile`, which leaves `sum`, `gather` and `count` as the only reductions.
 
-`check_operands` runs before the user's passes: what enters a reduction as traced is tested for finite numbers, so
-that no pass can hide a broken update. `lower_mean`, `lower_at_sites` and `fuse_sums` run after them.
+`check_operands` runs before the user's passes: what enters a reduction as traced is tested for finite
+numbers, so that no pass can hide a broken update. `lower_mean`, `lower_at_sites` and `fuse_sums` run after
+them.
 """
 
 import operator
@@ -19,12 +20,18 @@ WEIGHT_UNITS = 2**14  # fractions of a public cap that a weight is rounded to
 
 def check_operands(graph: Graph) -> Graph:
     """Mark the operands of every reduction: a row that is not finite makes its site fail, by name."""
+
     def rule(node: Node) -> Node | None:
         if node.op is not Op.REDUCE or not node.args:
             return None
-        checked = tuple(Node(Op.CALL, SITES, (arg,), None, {"lift": "check"}, arg.name, node.where)
-                        if arg.placement is SITES else arg for arg in node.args)
+        checked = tuple(
+            Node(Op.CALL, SITES, (arg,), None, {"lift": "check"}, arg.name, node.where)
+            if arg.placement is SITES
+            else arg
+            for arg in node.args
+        )
         return replace(node, args=checked)
+
     return rewrite(graph, rule)
 
 
@@ -37,7 +44,9 @@ class WholeUnits:
     def __call__(self, weight: Any) -> Any:
         """Return the weight as a whole number of units."""
         units = weight / self.cap * WEIGHT_UNITS
-        return units.round() if hasattr(units, "round") and not isinstance(units, float) else float(round(units))
+        return (
+            units.round() if hasattr(units, "round") and not isinstance(units, float) else float(round(units))
+        )
 
 
 def divide(total: Any, weight: Any) -> Any:
@@ -47,6 +56,7 @@ def divide(total: Any, weight: Any) -> Any:
 
 def lower_mean(graph: Graph) -> Graph:
     """Turn a weighted mean into sum(x, weight=w) and sum(w), a uniform one into sum(x) and count."""
+
     def rule(node: Node) -> Node | None:
         if node.op is not Op.REDUCE or node.params["kind"] != "mean" or node.placement is SITES:
             return None
@@ -60,13 +70,20 @@ def lower_mean(graph: Graph) -> Graph:
             if cap is not None:
                 w = Node(Op.CALL, SITES, (w,), WholeUnits(cap), {"lift": "leafwise"}, where=node.where)
             total = Node(Op.REDUCE, SERVER, (x, w), params=exact, name=node.name, where=node.where)
-            weight = Node(Op.REDUCE, SERVER, (w,), params={"kind": "sum"}, name=f"{node.name}.weight", where=node.where)
-        return Node(Op.CALL, SERVER, (total, weight), divide, {"lift": "server", "kwargs": ()}, node.name, node.where)
+            weight = Node(
+                Op.REDUCE, SERVER, (w,), params={"kind": "sum"}, name=f"{node.name}.weight", where=node.where
+            )
+        return Node(
+            Op.CALL, SERVER, (total, weight), divide, {"lift": "server", "kwargs": ()}, node.name, node.where
+        )
+
     return rewrite(graph, rule)
 
 
 def mixed(values: Mapping[str, Any], matrix: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Return {site: sum_j matrix[site][j] value_j}; the weight of an absent neighbour goes to the site itself."""
+    """Return {site: sum_j matrix[site][j] value_j}; the weight of an absent neighbour goes to the site
+    itself.
+    """
     result = {}
     for site, value in values.items():
         row = matrix[site]
@@ -102,14 +119,23 @@ def pair(value: Any, weight: Any = 1.0) -> dict[str, Any]:
 
 def lower_at_sites(graph: Graph) -> Graph:
     """Turn `mix` and a mean within a region into gather, a server function and scatter."""
+
     def lowered(node: Node, operand: Node, fn: Callable[..., Any], extra: Node) -> Node:
-        up = Node(Op.REDUCE, SERVER, (operand,), params={"kind": "gather", "to": "neighbours"}, name=node.name,
-                  where=node.where)
+        up = Node(
+            Op.REDUCE,
+            SERVER,
+            (operand,),
+            params={"kind": "gather", "to": "neighbours"},
+            name=node.name,
+            where=node.where,
+        )
         at_server = Node(Op.CALL, SERVER, (up, extra), fn, {"lift": "server", "kwargs": ()}, where=node.where)
         return Node(Op.SCATTER, SITES, (at_server,), name=node.name, where=node.where)
 
-    regions = next((node for node in graph.nodes if node.op is Op.INPUT and node.params["slot"] == "regions"),
-                   Node(Op.INPUT, SERVER, params={"slot": "regions"}, where="server"))
+    regions = next(
+        (node for node in graph.nodes if node.op is Op.INPUT and node.params["slot"] == "regions"),
+        Node(Op.INPUT, SERVER, params={"slot": "regions"}, where="server"),
+    )
 
     def rule(node: Node) -> Node | None:
         if node.op is not Op.REDUCE or node.placement is not SITES:
@@ -118,6 +144,7 @@ def lower_at_sites(graph: Graph) -> Graph:
             return lowered(node, node.args[0], mixed, node.args[1])
         pairs = Node(Op.CALL, SITES, node.args, pair, {"lift": "site", "kwargs": ()}, where=node.where)
         return lowered(node, pairs, region_means, regions)
+
     return rewrite(graph, rule)
 
 
@@ -150,8 +177,14 @@ def _fused(graph: Graph, groups: Mapping[int, list[Node]]) -> dict[Any, Node]:
                 later.append(node)
             elif members:
                 fused = made.setdefault(id(members), _fuse(members, new))
-                new[node] = Node(Op.GET, SERVER, (fused,), params={"key": node.name, "attribute": False},
-                                 name=node.name, where=node.where)
+                new[node] = Node(
+                    Op.GET,
+                    SERVER,
+                    (fused,),
+                    params={"key": node.name, "attribute": False},
+                    name=node.name,
+                    where=node.where,
+                )
             else:
                 args = tuple(new[arg] for arg in node.args)
                 new[node] = node if all(map(operator.is_, args, node.args)) else replace(node, args=args)
@@ -168,6 +201,14 @@ def _fuse(members: list[Node], new: Mapping[Node, Node]) -> Node:
             if arg not in args:
                 args.append(arg)
             places.append(args.index(arg))
-        lanes.append((node.name, places[0], places[1] if len(places) > 1 else None, node.params.get("exact", False)))
-    return Node(Op.REDUCE, SERVER, tuple(args), params={"kind": "sum", "lanes": tuple(lanes)},
-                name="+".join(node.name for node in members), where=members[0].where)
+        lanes.append(
+            (node.name, places[0], places[1] if len(places) > 1 else None, node.params.get("exact", False))
+        )
+    return Node(
+        Op.REDUCE,
+        SERVER,
+        tuple(args),
+        params={"kind": "sum", "lanes": tuple(lanes)},
+        name="+".join(node.name for node in members),
+        where=members[0].where,
+    )

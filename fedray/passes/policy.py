@@ -8,11 +8,14 @@ from fedray.errors import PolicyError
 
 
 def require(*, released: Collection[str] | None = None, visible: Collection[str] = ()) -> Pass:
-    """Let pass only plans whose reductions are all in `released` and whose per-site values are all in `visible`.
+    """Let pass only plans whose reductions are all in `released` and whose per-site values are all in
+    `visible`.
 
     `released=None` allows every name that leaves as a sum. Raises PolicyError that lists each name too many.
-    Privacy: unit and protection of a released sum are not judged here, only whether one site's value is visible.
+    Privacy: unit and protection of a released sum are not judged here, only whether one site's value is
+    visible.
     """
+
     def run(graph: Graph) -> Graph:
         problems = []
         for node in graph.reductions:
@@ -20,13 +23,21 @@ def require(*, released: Collection[str] | None = None, visible: Collection[str]
             if kind == "count":
                 continue
             if released is not None and node.name not in released and node.name not in visible:
-                problems.append(f"{node.name} ({kind}, {node.where}) is not among the released names {sorted(released)}")
+                problems.append(
+                    f"{node.name} ({kind}, {node.where}) is not among the released names {sorted(released)}"
+                )
             if kind in ("gather", "mix") and node.name not in visible:
-                problems.append(f"{node.name} ({kind}, {node.where}) shows the value of one site; allowed to be visible: "
-                                f"{sorted(visible) or 'none'}")
+                problems.append(
+                    f"{node.name} ({kind}, {node.where}) shows the value of one site; allowed to be visible: "
+                    f"{sorted(visible) or 'none'}"
+                )
         if problems:
-            raise PolicyError(f"{graph.name} releases more than the policy allows:\n  " + "\n  ".join(problems)
-                              + "\nuse sum() or mean() in its place, or widen the policy")
+            raise PolicyError(
+                f"{graph.name} releases more than the policy allows:\n  "
+                + "\n  ".join(problems)
+                + "\nuse sum() or mean() in its place, or widen the policy"
+            )
         return graph
+
     run.__name__ = "require"
     return run

@@ -1,8 +1,8 @@
 """Checkpoints: the server's state and each host's site state, without pickle.
 
-A checkpoint of round r is complete when `server-r.json` is there: hosts write their sites first, the server last, and
-every file appears by one rename. Values are written as safetensors beside a JSON structure. Site files are keyed by
-site, so that a resumed run may pack its sites another way.
+A checkpoint of round r is complete when `server-r.json` is there: hosts write their sites first, the server
+last, and every file appears by one rename. Values are written as safetensors beside a JSON structure. Site
+files are keyed by site, so that a resumed run may pack its sites another way.
 """
 
 import dataclasses
@@ -27,7 +27,9 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where and how often: every `every_s` seconds, at the end and on Ctrl-C; the last `keep` and the best stay."""
+    """Where and how often: every `every_s` seconds, at the end and on Ctrl-C; the last `keep` and the best
+    stay.
+    """
 
     directory: str | Path
     every_s: float = 30.0
@@ -49,33 +51,51 @@ class Checkpoints:
     def thin(self, best: int | None) -> None:
         """Remove all but the last `keep` and the best."""
         rounds = self.rounds()
-        for round in rounds[:-self.keep]:
+        for round in rounds[: -self.keep]:
             if round != best:
-                (self.path / f"server-{round}.json").unlink()  # first: what follows is then no checkpoint any more
-                for path in [*self.path.glob(f"server-{round}.safetensors"), *self.path.glob(f"sites-{round}-*")]:
+                # first: what follows is then no checkpoint any more
+                (self.path / f"server-{round}.json").unlink()
+                for path in [
+                    *self.path.glob(f"server-{round}.safetensors"),
+                    *self.path.glob(f"sites-{round}-*"),
+                ]:
                     path.unlink()
 
 
 def encode(value: Any, tensors: dict[str, torch.Tensor], prefix: str) -> Any:
-    """Return the JSON structure of a value and put its tensors into `tensors` under names that start with `prefix`."""
+    """Return the JSON structure of a value and put its tensors into `tensors` under names that start with
+    `prefix`.
+    """
     if value is None or isinstance(value, (str, bool, int, float)):
         return value if not isinstance(value, float) else {"float": value.hex()}
     if isinstance(value, tree.Flat):
         tensors[prefix] = value.buffer.detach().cpu().contiguous().clone()
         leaves = [[leaf.name, list(leaf.shape), leaf.offset] for leaf in value.schema.leaves]
-        return {"flat": prefix, "leaves": leaves, "stride": value.schema.stride, "trainable": value.schema.trainable}
+        return {
+            "flat": prefix,
+            "leaves": leaves,
+            "stride": value.schema.stride,
+            "trainable": value.schema.trainable,
+        }
     if isinstance(value, torch.Tensor):
         tensors[prefix] = value.detach().cpu().contiguous().clone()
         return {"tensor": prefix}
-    children = [[key, encode(child, tensors, f"{prefix}.{key}")] for key, child in tree.children(value)] \
-        if not tree.is_leaf(value) else None
+    children = (
+        [[key, encode(child, tensors, f"{prefix}.{key}")] for key, child in tree.children(value)]
+        if not tree.is_leaf(value)
+        else None
+    )
     if children is None:
-        raise CheckpointError(f"a state holds a {type(value).__name__}, which a checkpoint cannot write: "
-                              "use tensors, numbers, strings, dict, list, tuple and frozen dataclasses")
+        raise CheckpointError(
+            f"a state holds a {type(value).__name__}, which a checkpoint cannot write: "
+            "use tensors, numbers, strings, dict, list, tuple and frozen dataclasses"
+        )
     if isinstance(value, Mapping):
         return {"dict": children}
     if isinstance(value, (list, tuple)):
-        return {type(value).__name__ if type(value) in (list, tuple) else "tuple": [item for _, item in children]}
+        return {
+            type(value).__name__ if type(value) in (list, tuple) else "tuple": [item for _, item in children]
+        }
     return {"record": f"{type(value).__module__}:{type(value).__qualname__}", "fields": children}
 
 
@@ -102,14 +122,18 @@ def decode(spec: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     for part in name.split("."):
         kind = getattr(kind, part)
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        raise CheckpointError(f"{spec['record']} is not a dataclass: the checkpoint is broken or of another program")
+        raise CheckpointError(
+            f"{spec['record']} is not a dataclass: the checkpoint is broken or of another program"
+        )
     return kind(**{key: decode(child, tensors) for key, child in spec["fields"]})
 
 
 def _write(path: Path, spec: Any, tensors: dict[str, torch.Tensor]) -> None:
     """Write `path.safetensors`, then `path.json`, each by one rename."""
-    for target, write in ((path.with_suffix(".safetensors"), lambda temp: save_file(tensors or _NOTHING, temp)),
-                          (path.with_suffix(".json"), lambda temp: Path(temp).write_text(json.dumps(spec)))):
+    for target, write in (
+        (path.with_suffix(".safetensors"), lambda temp: save_file(tensors or _NOTHING, temp)),
+        (path.with_suffix(".json"), lambda temp: Path(temp).write_text(json.dumps(spec))),
+    ):
         temporary = f"{target}.{os.getpid()}.part"
         write(temporary)
         os.replace(temporary, target)
@@ -124,8 +148,10 @@ def _read(path: Path) -> tuple[Any, dict[str, torch.Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return json.loads(path.with_suffix(".json").read_text()), tensors
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"the checkpoint {path.name} cannot be read ({type(error).__name__}): "
-                              "remove it to go on from the one before") from error
+        raise CheckpointError(
+            f"the checkpoint {path.name} cannot be read ({type(error).__name__}): "
+            "remove it to go on from the one before"
+        ) from error
 
 
 def write_sites(directory: str, round: int, host: str, state: Mapping[tuple[str, str], Any]) -> None:
@@ -157,5 +183,7 @@ def read_server(directory: str, round: int) -> tuple[dict[str, Any], Any]:
     """Return the facts and the server's state of a checkpoint. Raises CheckpointError where it is broken."""
     spec, tensors = _read(Path(directory) / f"server-{round}")
     if spec.get("format") != FORMAT:
-        raise CheckpointError(f"the checkpoint of round {round} has format {spec.get('format')}, this is {FORMAT}")
+        raise CheckpointError(
+            f"the checkpoint of round {round} has format {spec.get('format')}, this is {FORMAT}"
+        )
     return spec, decode(spec["state"], tensors)

@@ -1,7 +1,7 @@
 """Federations: the running set of sites and their aggregator, in this process or on Ray.
 
-`simulate` makes one from a data set; `connect` does the same on a Ray cluster that runs already. The host tree is
-described by `HostSpec`s, which are small and pickle: sites are opened where their pack lives.
+`simulate` makes one from a data set; `connect` does the same on a Ray cluster that runs already. The host
+tree is described by `HostSpec`s, which are small and pickle: sites are opened where their pack lives.
 """
 
 import inspect
@@ -53,16 +53,24 @@ def make_region(name: str, children: Sequence[HostSpec], make_transport: MakeTra
 
 def in_process_transport(latency: Latency | None = None) -> MakeTransport:
     """Return how to make hosts in this process."""
+
     def make(specs: Sequence[HostSpec]) -> InProcess:
         return InProcess({spec.name: make_host(spec, make) for spec in specs}, latency)
+
     return make
 
 
 class Federation:
     """Sites and an aggregator. A context manager: leaving it ends what it started."""
 
-    def __init__(self, aggregator: Any, sites: Sequence[str], where: str, on_close: Callable[[], None] | None = None,
-                 regions: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        aggregator: Any,
+        sites: Sequence[str],
+        where: str,
+        on_close: Callable[[], None] | None = None,
+        regions: Mapping[str, str] | None = None,
+    ) -> None:
         self.aggregator, self.sites, self.where = aggregator, tuple(sites), where
         self.regions = dict(regions or {})
         self._on_close = on_close
@@ -92,7 +100,9 @@ class Federation:
         self._sizes = None
 
     def calls(self) -> list[CallRecord]:
-        """Return the calls that the aggregator's transport submitted since the last time: see `fr.explain`."""
+        """Return the calls that the aggregator's transport submitted since the last time: see
+        `fr.explain`.
+        """
         found: list[CallRecord] = self.call("take_calls")
         return found
 
@@ -131,28 +141,44 @@ class Topology:
     group_size: int = 50
     allow_empty: bool = False
 
-    def specs(self, data: Mapping[str, Callable[[], Any]], layout: Tree | None, default_packs: int) -> list[HostSpec]:
-        """Return the hosts below the aggregator. Raises ConfigError on sites named twice, not at all, or unknown."""
+    def specs(
+        self, data: Mapping[str, Callable[[], Any]], layout: Tree | None, default_packs: int
+    ) -> list[HostSpec]:
+        """Return the hosts below the aggregator. Raises ConfigError on sites named twice, not at all, or
+        unknown.
+        """
         layout = list(data) if layout is None else layout
         named = _leaves(layout)
-        problems = [f"site {site!r} is in two regions" for site in sorted({s for s in named if named.count(s) > 1})]
+        problems = [
+            f"site {site!r} is in two regions" for site in sorted({s for s in named if named.count(s) > 1})
+        ]
         problems += [f"regions name {site!r}, which is not in the data" for site in named if site not in data]
         problems += [f"site {site!r} is in no region" for site in data if site not in set(named)][:5]
         if problems:
             raise ConfigError([f"{problem}: mend regions=" for problem in problems])
         return self._hosts("", data, layout, default_packs)
 
-    def _hosts(self, prefix: str, data: Mapping[str, Any], layout: Tree, default_packs: int) -> list[HostSpec]:
+    def _hosts(
+        self, prefix: str, data: Mapping[str, Any], layout: Tree, default_packs: int
+    ) -> list[HostSpec]:
         if isinstance(layout, Mapping):
-            return [HostSpec(f"{prefix}{name}", children=tuple(self._hosts(f"{prefix}{name}.", data, below, 1)))
-                    for name, below in layout.items()]
+            return [
+                HostSpec(f"{prefix}{name}", children=tuple(self._hosts(f"{prefix}{name}.", data, below, 1)))
+                for name, below in layout.items()
+            ]
         count = self.packs or default_packs
         if self.sites_per_actor:
             count = -(-len(layout) // self.sites_per_actor)
         sizes = getattr(data, "sizes", {})
-        return [HostSpec(f"{prefix}pack{i}", {site: data[site] for site in sites}, group_size=self.group_size,
-                         allow_empty=self.allow_empty) for i, sites in enumerate(split(layout, min(count, len(layout)),
-                                                                                       sizes))]
+        return [
+            HostSpec(
+                f"{prefix}pack{i}",
+                {site: data[site] for site in sites},
+                group_size=self.group_size,
+                allow_empty=self.allow_empty,
+            )
+            for i, sites in enumerate(split(layout, min(count, len(layout)), sizes))
+        ]
 
 
 def _leaves(layout: Tree) -> list[str]:
@@ -185,13 +211,23 @@ class _Held:
         return self.value
 
 
-def simulate(data: Mapping[str, Any], *, runtime: str = "in_process", packs: int | None = None,
-             sites_per_actor: int | None = None, regions: Tree | None = None, group_size: int = 50,
-             latency: Latency | None = None, allow_empty: bool = False, num_cpus: int | None = None) -> Federation:
-    """Run every site on this machine: in this process, or with `runtime="ray"` in Ray actors that hold packs of sites.
+def simulate(
+    data: Mapping[str, Any],
+    *,
+    runtime: str = "in_process",
+    packs: int | None = None,
+    sites_per_actor: int | None = None,
+    regions: Tree | None = None,
+    group_size: int = 50,
+    latency: Latency | None = None,
+    allow_empty: bool = False,
+    num_cpus: int | None = None,
+) -> Federation:
+    """Run every site on this machine: in this process, or with `runtime="ray"` in Ray actors that hold packs
+    of sites.
 
-    `data` maps site ids to functions that open a site's data. `regions` nests: {"eu": {"de": [...]}, "us": [...]}.
-    `sites_per_actor=1` gives each site an actor of its own. Results have equal bits in every layout.
+    `data` maps site ids to functions that open a site's data. `regions` nests: {"eu": {"de": [...]}, "us":
+    [...]}. `sites_per_actor=1` gives each site an actor of its own. Results have equal bits in every layout.
     `latency(site, round) -> seconds` runs the schedule on a simulated clock (in process only).
     Raises ConfigError on a layout that does not fit the data.
     """
@@ -201,26 +237,45 @@ def simulate(data: Mapping[str, Any], *, runtime: str = "in_process", packs: int
         make = in_process_transport(latency)
         specs = topology.specs(openers, regions, 1)
         root = make_region("aggregator", specs, make)
-        return Federation(Aggregator(root, declared_regions(data, regions), latency), tuple(openers), "in_process",
-                          regions=declared_regions(data, regions))
+        return Federation(
+            Aggregator(root, declared_regions(data, regions), latency),
+            tuple(openers),
+            "in_process",
+            regions=declared_regions(data, regions),
+        )
     if runtime != "ray":
         raise ConfigError(f"runtime={runtime!r}: choose 'in_process' or 'ray'")
     if latency is not None:
         raise ConfigError("a latency model needs the simulated clock: use runtime='in_process'")
     from fedray.runtime import ray_transport
-    return ray_transport.federate(openers, topology, regions, "local", declared_regions(data, regions), num_cpus)
+
+    return ray_transport.federate(
+        openers, topology, regions, "local", declared_regions(data, regions), num_cpus
+    )
 
 
-def connect(address: str, data: Mapping[str, Any], *, packs: int | None = None, sites_per_actor: int | None = None,
-            regions: Tree | None = None, group_size: int = 50, allow_empty: bool = False) -> Federation:
-    """Run every site on a Ray cluster that runs already at `address` ("10.0.0.1:6379"); all sites are simulated.
+def connect(
+    address: str,
+    data: Mapping[str, Any],
+    *,
+    packs: int | None = None,
+    sites_per_actor: int | None = None,
+    regions: Tree | None = None,
+    group_size: int = 50,
+    allow_empty: bool = False,
+) -> Federation:
+    """Run every site on a Ray cluster that runs already at `address` ("10.0.0.1:6379"); all sites are
+    simulated.
 
     One Ray cluster is one trust domain: whoever drives it can run code on every node.
     Raises HostError where the cluster does not answer.
     """
     from fedray.runtime import ray_transport
+
     topology = Topology(packs, sites_per_actor, group_size, allow_empty)
-    return ray_transport.federate(as_openers(data), topology, regions, address, declared_regions(data, regions), None)
+    return ray_transport.federate(
+        as_openers(data), topology, regions, address, declared_regions(data, regions), None
+    )
 
 
 OPTIONS = tuple(inspect.signature(simulate).parameters)

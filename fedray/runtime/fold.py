@@ -1,11 +1,12 @@
 """The exact sum: any order, nesting or split of sites gives equal bits.
 
-Every reduced float becomes whole multiples of a grid, held in float64. A leaf's values lie below 2^exponent; lane 1
-holds the multiples of 2^(exponent - 26), lane 2 those of 2^(exponent - 52), and so on. |whole number| <= 2^26 and the
-weights add up to at most 2^26, so every partial sum stays below 2^53, where float64 addition is exact.
-Two lanes hold a float32 value to 2^-52 of the range, three hold a float64. The exponent follows the server's last
-aggregate and travels with the downlink; values out of range make the fold, not the training, repeat on a coarser
-grid. A contribution of ONE site travels as its own row and weight, and the parent lifts it.
+Every reduced float becomes whole multiples of a grid, held in float64. A leaf's values lie below 2^exponent;
+lane 1 holds the multiples of 2^(exponent - 26), lane 2 those of 2^(exponent - 52), and so on. |whole number|
+<= 2^26 and the weights add up to at most 2^26, so every partial sum stays below 2^53, where float64 addition
+is exact. Two lanes hold a float32 value to 2^-52 of the range, three hold a float64. The exponent follows
+the server's last aggregate and travels with the downlink; values out of range make the fold, not the
+training, repeat on a coarser grid. A contribution of ONE site travels as its own row and weight, and the
+parent lifts it.
 """
 
 import math
@@ -65,14 +66,19 @@ class LeafSpec:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LeafSpec) and (self.shape, self.dtype, self.schema) == (
-            other.shape, other.dtype, other.schema)
+            other.shape,
+            other.dtype,
+            other.schema,
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, slots=True)
 class LaneSum:
-    """One named sum: a row of one site (`weight` its own) or lanes over many. `spec` is the value's structure."""
+    """One named sum: a row of one site (`weight` its own) or lanes over many. `spec` is the value's
+    structure.
+    """
 
     spec: Any
     exponents: tuple[int, ...]
@@ -95,11 +101,17 @@ class ExactSum:
         self.value, self.dtypes = value, tuple(dtypes)
 
     def divided_by(self, weight: float) -> Any:
-        """Return sum / weight in the leaves' own dtypes. Raises QuorumError where the weights add up to zero."""
+        """Return sum / weight in the leaves' own dtypes. Raises QuorumError where the weights add up to
+        zero.
+        """
         if weight == 0:
-            raise QuorumError("the weights of the sites that delivered add up to 0: no site had a row to learn from")
-        leaves = [_cast(_over(leaf, weight), dtype) for (_, leaf), dtype in
-                  zip(tree.leaves(self.value), self.dtypes, strict=True)]
+            raise QuorumError(
+                "the weights of the sites that delivered add up to 0: no site had a row to learn from"
+            )
+        leaves = [
+            _cast(_over(leaf, weight), dtype)
+            for (_, leaf), dtype in zip(tree.leaves(self.value), self.dtypes, strict=True)
+        ]
         return tree.replace_leaves(self.value, leaves)
 
 
@@ -114,7 +126,8 @@ def _cast(leaf: Any, dtype: torch.dtype | None) -> Any:
     if isinstance(leaf, Tensor) and dtype is not None:
         if dtype.is_floating_point:
             return leaf.to(dtype)
-        is_whole = bool((leaf == leaf.round()).all())  # a mean of whole numbers may be a fraction: it stays float64
+        # a mean of whole numbers may be a fraction: it stays float64
+        is_whole = bool((leaf == leaf.round()).all())
         return leaf.to(torch.int64 if dtype == torch.bool else dtype) if is_whole else leaf
     return leaf
 
@@ -132,10 +145,16 @@ def _matrix(leaf: Any, k: int) -> Tensor:
 
 def spec_of(value: Any) -> Any:
     """Return the structure of a stacked value with a `LeafSpec` at each leaf."""
+
     def one(leaf: Any) -> LeafSpec:
         if isinstance(leaf, tree.Flat):
             return LeafSpec((), leaf.schema.dtype, leaf.schema)
-        return LeafSpec(tuple(leaf.shape[1:]), leaf.dtype, None) if isinstance(leaf, Tensor) else LeafSpec((), None, None)
+        return (
+            LeafSpec(tuple(leaf.shape[1:]), leaf.dtype, None)
+            if isinstance(leaf, Tensor)
+            else LeafSpec((), None, None)
+        )
+
     return tree.replace_leaves(value, [one(leaf) for _, leaf in tree.leaves(value)])
 
 
@@ -152,7 +171,9 @@ def needed_exponent(numbers: Tensor) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """Rows that enter a sum: kept until the round is over, so that a coarser grid needs no second training."""
+    """Rows that enter a sum: kept until the round is over, so that a coarser grid needs no second
+    training.
+    """
 
     spec: Any
     matrices: tuple[Tensor, ...]
@@ -174,7 +195,9 @@ def operand(value: Any, weights: Tensor) -> Operand:
         if bool((weights == 0).any()):
             matrix = torch.where((weights == 0).view(k, 1), torch.zeros((), dtype=matrix.dtype), matrix)
         matrices.append(matrix)
-    return Operand(spec_of(value), tuple(matrices), weights, tuple(needed_exponent(matrix) for matrix in matrices))
+    return Operand(
+        spec_of(value), tuple(matrices), weights, tuple(needed_exponent(matrix) for matrix in matrices)
+    )
 
 
 def fold_rows(matrix: Tensor, weights: Tensor, exponent: int, num_lanes: int) -> np.ndarray:
@@ -193,8 +216,10 @@ def fold_rows(matrix: Tensor, weights: Tensor, exponent: int, num_lanes: int) ->
 
 def fold(item: Operand, exponents: Sequence[int]) -> LaneSum:
     """Sum an operand's rows on the given grid; the caller has checked that the grid is wide enough."""
-    arrays = tuple(fold_rows(matrix, item.weights, exponent, leaf.num_lanes) for matrix, exponent, leaf in
-                   zip(item.matrices, exponents, specs(item.spec), strict=True))
+    arrays = tuple(
+        fold_rows(matrix, item.weights, exponent, leaf.num_lanes)
+        for matrix, exponent, leaf in zip(item.matrices, exponents, specs(item.spec), strict=True)
+    )
     return LaneSum(item.spec, tuple(exponents), arrays, int(item.weights.sum()), is_row=False)
 
 
@@ -209,18 +234,24 @@ def lifted(part: LaneSum, exponents: Sequence[int]) -> LaneSum:
     if not part.is_row:
         return part
     weight = torch.tensor([float(part.weight)], dtype=torch.float64)
-    arrays = tuple(fold_rows(torch.from_numpy(np.array(array)).view(1, -1), weight, exponent, leaf.num_lanes)
-                   for array, exponent, leaf in zip(part.arrays, exponents, specs(part.spec), strict=True))
+    arrays = tuple(
+        fold_rows(torch.from_numpy(np.array(array)).view(1, -1), weight, exponent, leaf.num_lanes)
+        for array, exponent, leaf in zip(part.arrays, exponents, specs(part.spec), strict=True)
+    )
     return LaneSum(part.spec, tuple(exponents), arrays, part.weight, is_row=False)
 
 
 def merge(name: str, parts: Sequence[LaneSum], exponents: Sequence[int]) -> LaneSum:
-    """Add partial sums; the order of `parts` does not matter. Raises FoldError where structures or grids differ."""
+    """Add partial sums; the order of `parts` does not matter. Raises FoldError where structures or grids
+    differ.
+    """
     first = parts[0]
     weight = sum(part.weight for part in parts)
     if weight > MAX_WEIGHT:
-        raise FoldError(f"the weights of {name!r} add up to {weight}, more than {MAX_WEIGHT}: give "
-                        "mean(..., weight_cap=) so that they are rounded to 2^-14 of a public bound")
+        raise FoldError(
+            f"the weights of {name!r} add up to {weight}, more than {MAX_WEIGHT}: give "
+            "mean(..., weight_cap=) so that they are rounded to 2^-14 of a public bound"
+        )
     if len(parts) == 1:
         return first
     if any(specs(part.spec) != specs(first.spec) for part in parts):
@@ -243,8 +274,13 @@ def result(part: LaneSum, exponents: Sequence[int], is_exact: bool) -> Any:
         leaves.append(_as_value(torch.from_numpy(total), leaf))
     value = tree.replace_leaves(part.spec, leaves)
     dtypes = [leaf.dtype for leaf in specs(part.spec)]
-    return ExactSum(value, dtypes) if is_exact else tree.replace_leaves(
-        value, [_cast(leaf, dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)])
+    return (
+        ExactSum(value, dtypes)
+        if is_exact
+        else tree.replace_leaves(
+            value, [_cast(leaf, dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)]
+        )
+    )
 
 
 def _as_value(numbers: Tensor, leaf: LeafSpec) -> Any:

@@ -1,4 +1,6 @@
-"""What a host is asked and what it answers. A host runs site stages: a `Pack` of sites or a `Region` of hosts."""
+"""What a host is asked and what it answers. A host runs site stages: a `Pack` of sites or a `Region` of
+hosts.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +16,9 @@ Exponents = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """The sites counted in one attempt of a round: their pending state becomes current, all other is dropped."""
+    """The sites counted in one attempt of a round: their pending state becomes current, all other is
+    dropped.
+    """
 
     plan: str
     round: int
@@ -28,7 +32,9 @@ class Commit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageCall:
-    """One request, named by (run, round, stage, cohort, attempt): asked twice, a host answers with equal bytes."""
+    """One request, named by (run, round, stage, cohort, attempt): asked twice, a host answers with equal
+    bytes.
+    """
 
     run: str
     plan: str
@@ -50,9 +56,9 @@ class StageCall:
 class Contribution:
     """What a host sends up after a site stage: one atomic record.
 
-    `needs` gives each lane's smallest exponents, at least the stated start where the call names none. Where they
-    exceed the grid that was asked for, `sums` is empty, `is_folded` is false, and the host is asked again on a
-    coarser grid, which costs a fold and no training.
+    `needs` gives each lane's smallest exponents, at least the stated start where the call names none. Where
+    they exceed the grid that was asked for, `sums` is empty, `is_folded` is false, and the host is asked
+    again on a coarser grid, which costs a fold and no training.
     """
 
     delivered: tuple[str, ...]
@@ -73,7 +79,9 @@ class Contribution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What a host must know before it runs a plan: the plan, how site state starts, and where to restore it from."""
+    """What a host must know before it runs a plan: the plan, how site state starts, and where to restore it
+    from.
+    """
 
     plan: Plan
     initial: Mapping[str, Any] = field(default_factory=dict)
@@ -122,11 +130,28 @@ def join(parts: Sequence[Contribution], exponents: Exponents) -> Contribution:
             needs[name] = tuple(map(max, found, needs[name])) if name in needs else tuple(found)
     is_folded = all(part.is_folded for part in parts)
     names = list(dict.fromkeys(name for part in parts for name in part.sums))
-    sums = {name: merge(name, [part.sums[name] for part in parts if name in part.sums],
-                        exponents.get(name, needs[name])) for name in names} if is_folded else {}
-    gathered = {name: {site: value for part in parts for site, value in part.gathered.get(name, {}).items()}
-                for name in dict.fromkeys(name for part in parts for name in part.gathered)}
-    return Contribution(delivered=tuple(sorted(site for part in parts for site in part.delivered)),
-                        failures=tuple(failure for part in parts for failure in part.failures),
-                        sums=sums, gathered=gathered, needs=needs, is_folded=is_folded,
-                        processes=tuple(pid for part in parts for pid in part.processes))
+    sums = (
+        {
+            name: merge(
+                name,
+                [part.sums[name] for part in parts if name in part.sums],
+                exponents.get(name, needs[name]),
+            )
+            for name in names
+        }
+        if is_folded
+        else {}
+    )
+    gathered = {
+        name: {site: value for part in parts for site, value in part.gathered.get(name, {}).items()}
+        for name in dict.fromkeys(name for part in parts for name in part.gathered)
+    }
+    return Contribution(
+        delivered=tuple(sorted(site for part in parts for site in part.delivered)),
+        failures=tuple(failure for part in parts for failure in part.failures),
+        sums=sums,
+        gathered=gathered,
+        needs=needs,
+        is_folded=is_folded,
+        processes=tuple(pid for part in parts for pid in part.processes),
+    )

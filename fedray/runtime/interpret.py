@@ -1,8 +1,8 @@
 """Interpret one site stage for one group of sites: for node, once per group or once per site.
 
-A mapped function with a twin (`fn.rows`) is run once for the group, also when the group is one site; without a
-twin it is called per site on row views. A site that raises is masked out and reported by class and `file:line`,
-never by message; the bits of the others are those of a run that never asked it.
+A mapped function with a twin (`fn.rows`) is run once for the group, also when the group is one site; without
+a twin it is called per site on row views. A site that raises is masked out and reported by class and
+`file:line`, never by message; the bits of the others are those of a run that never asked it.
 """
 
 import os
@@ -34,12 +34,16 @@ def place_of(error: BaseException) -> str:
 class Interpreter:
     """Run the nodes of one stage of a plan for a group."""
 
-    def __init__(self, plan: Plan, call: StageCall, downlink: Mapping[int, Any], read_input: ReadInput) -> None:
+    def __init__(
+        self, plan: Plan, call: StageCall, downlink: Mapping[int, Any], read_input: ReadInput
+    ) -> None:
         self.plan, self.call, self.downlink, self.read_input = plan, call, downlink, read_input
         self.failures: list[SiteError] = []
 
     def run(self, group: Group) -> None:
-        """Compute every node of the stage; the group keeps the values that later stages and reductions need."""
+        """Compute every node of the stage; the group keeps the values that later stages and reductions
+        need.
+        """
         for index in self.plan.local(self.call.stage):
             if not group.alive:
                 return
@@ -60,8 +64,11 @@ class Interpreter:
             return self._per_site(group, self.downlink[index].__getitem__)
         if node.op is Op.INPUT:
             slot = node.params["slot"]
-            return self._per_site(group, lambda site: self.read_input(slot, site), is_stacked=slot not in
-                                  ("data", "id") and not slot.startswith("rng"))
+            return self._per_site(
+                group,
+                lambda site: self.read_input(slot, site),
+                is_stacked=slot not in ("data", "id") and not slot.startswith("rng"),
+            )
         operands = [group.values[arg] for arg in self.plan.args[index]]
         if node.op is Op.GET:
             return values.read(operands[0], node.params["key"], node.params["attribute"])
@@ -88,7 +95,7 @@ class Interpreter:
                 continue
             try:
                 found[row] = fn(row)
-            except Exception as error:  # becomes this site's SiteError; every other site goes on
+            except Exception as error:  # noqa: BLE001 (becomes this site's SiteError; all others go on)
                 self.lose(group, row, type(error).__name__, place_of(error))
         if not found:
             return [None] * group.k
@@ -109,19 +116,26 @@ class Interpreter:
         def one(row: int) -> Any:
             args = [values.row(operand, row) for operand in operands]
             return fn(*args[:cut], **dict(zip(names, args[cut:], strict=True)))
+
         results = self._each(group, one)
         return values.stack(results) if group.alive else Rows(Ragged(results))
 
-    def _twin(self, twin: Callable[..., Any], args: Sequence[Tagged], kwargs: Mapping[str, Tagged],
-              group: Group) -> Tagged:
+    def _twin(
+        self, twin: Callable[..., Any], args: Sequence[Tagged], kwargs: Mapping[str, Tagged], group: Group
+    ) -> Tagged:
         try:
             return Rows(twin(group, *args, **kwargs))
-        except Exception:  # one of the sites broke it: ask each alone through the same twin
+        except Exception:  # noqa: BLE001 (one site broke it: each is asked alone, and reported)
+
             def alone(row: int) -> Any:
                 single = Group([group.ids[row]])
-                result = twin(single, *(_one(arg, row) for arg in args),
-                              **{name: _one(arg, row) for name, arg in kwargs.items()})
+                result = twin(
+                    single,
+                    *(_one(arg, row) for arg in args),
+                    **{name: _one(arg, row) for name, arg in kwargs.items()},
+                )
                 return values.row(Rows(result), 0)
+
             results = self._each(group, alone)
             return values.stack(results) if group.alive else Rows(Ragged(results))
 

@@ -1,11 +1,12 @@
 """The whole loop: start reading fedray here.
 
     driver -- fit() --> Aggregator --+-- Pack [h001..h064]      the aggregator runs `run_round` (round.py),
-     (this file)      (an actor on   +-- Region us -- Pack ...  packs run what is mapped (pack.py, interpret.py)
+     (this file)      (an actor on   +-- Region us -- Pack ...  packs run what is mapped (pack.py,
+     interpret.py)
                        Ray)
 
-`fit` compiles the algorithm, gives the plan to every host, and then asks the aggregator for one round after the
-other. What the driver sees of a round is its `RoundRecord`; parameters come to it once, at the end.
+`fit` compiles the algorithm, gives the plan to every host, and then asks the aggregator for one round after
+the other. What the driver sees of a round is its `RoundRecord`; parameters come to it once, at the end.
 """
 
 import logging
@@ -22,11 +23,12 @@ from fedray import tree
 from fedray.core.rewrite import Pass
 from fedray.core.trace import Algorithm
 from fedray.errors import CheckpointError, ConfigError
+from fedray.runtime.attempt import sha256_of
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.federation import Federation
 from fedray.runtime.plan import Plan, compile
 from fedray.runtime.records import EvaluationRecord, RoundRecord
-from fedray.runtime.round import Training, sha256_of
+from fedray.runtime.round import Training
 from fedray.runtime.schedule import Synchronous, synchronous
 from fedray.runtime.sizes import rehearse
 
@@ -106,16 +108,30 @@ def params_of(state: Any) -> Any:
     return state.params if hasattr(state, "params") else state
 
 
-def fit(algorithm: Algorithm, federation: Federation, *, init: Any, rounds: int, passes: Sequence[Pass] = (),
-        schedule: Synchronous | None = None, tracker: Any = None, every: int = 10,
-        evaluate: Mapping[str, Algorithm] | None = None, server_evaluate: Callable[[Any], Mapping[str, float]] | None = None,
-        early_stop: EarlyStop | None = None, select: str = "last", checkpoint: Checkpoints | None = None,
-        resume: bool = False, seed: int = 0) -> Result:
+def fit(
+    algorithm: Algorithm,
+    federation: Federation,
+    *,
+    init: Any,
+    rounds: int,
+    passes: Sequence[Pass] = (),
+    schedule: Synchronous | None = None,
+    tracker: Any = None,
+    every: int = 10,
+    evaluate: Mapping[str, Algorithm] | None = None,
+    server_evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+    early_stop: EarlyStop | None = None,
+    select: str = "last",
+    checkpoint: Checkpoints | None = None,
+    resume: bool = False,
+    seed: int = 0,
+) -> Result:
     """Train for `rounds` rounds and return the result.
 
-    `init` is the first parameters. `evaluate` maps "valid" and "test" to evaluation programs: the valid rows are
-    evaluated every `every` rounds, the test rows once, at the end, with the last parameters (`select="best_valid"`:
-    with those of the best validation). Ctrl-C ends after the round, with checkpoint and result; twice stops at once.
+    `init` is the first parameters. `evaluate` maps "valid" and "test" to evaluation programs: the valid rows
+    are evaluated every `every` rounds, the test rows once, at the end, with the last parameters
+    (`select="best_valid"`: with those of the best validation). Ctrl-C ends after the round, with checkpoint
+    and result; twice stops at once.
     Raises before any site is touched where algorithm, passes, schedule or federation do not fit.
     """
     schedule = schedule or synchronous()
@@ -138,8 +154,15 @@ def fit(algorithm: Algorithm, federation: Federation, *, init: Any, rounds: int,
     return run.result
 
 
-def compute(program: Algorithm, federation: Federation, *, state: Any = None, passes: Sequence[Pass] = (),
-            seed: int = 0, quorum: float = 1.0) -> Any:
+def compute(
+    program: Algorithm,
+    federation: Federation,
+    *,
+    state: Any = None,
+    passes: Sequence[Pass] = (),
+    seed: int = 0,
+    quorum: float = 1.0,
+) -> Any:
     """Run one round of a program on all sites and return its metrics, or its server output where it has none.
 
     Raises QuorumError where fewer than `quorum` of the sites deliver.
@@ -151,12 +174,22 @@ def compute(program: Algorithm, federation: Federation, *, state: Any = None, pa
 
 
 def _is_named_tensors(value: Any) -> bool:
-    return isinstance(value, Mapping) and not isinstance(value, tree.Flat) and bool(value) and all(
-        hasattr(tensor, "detach") for tensor in value.values()) and len({t.dtype for t in value.values()}) == 1
+    return (
+        isinstance(value, Mapping)
+        and not isinstance(value, tree.Flat)
+        and bool(value)
+        and all(hasattr(tensor, "detach") for tensor in value.values())
+        and len({t.dtype for t in value.values()}) == 1
+    )
 
 
-def _check(rounds: int, every: int, select: str, early_stop: EarlyStop | None,
-           evaluate: Mapping[str, Algorithm] | None) -> None:
+def _check(
+    rounds: int,
+    every: int,
+    select: str,
+    early_stop: EarlyStop | None,
+    evaluate: Mapping[str, Algorithm] | None,
+) -> None:
     problems = []
     if rounds < 1:
         problems.append(f"rounds={rounds}: train for at least 1 round")
@@ -173,8 +206,17 @@ def _check(rounds: int, every: int, select: str, early_stop: EarlyStop | None,
 class _Run:
     """The driver's side of one training run."""
 
-    def __init__(self, federation: Federation, plan: Plan, tracker: Any, evaluate: Mapping[str, Algorithm],
-                 server_evaluate: Any, early_stop: EarlyStop | None, checkpoint: Checkpoints | None, seed: int) -> None:
+    def __init__(
+        self,
+        federation: Federation,
+        plan: Plan,
+        tracker: Any,
+        evaluate: Mapping[str, Algorithm],
+        server_evaluate: Any,
+        early_stop: EarlyStop | None,
+        checkpoint: Checkpoints | None,
+        seed: int,
+    ) -> None:
         self.federation, self.plan, self.tracker, self.seed = federation, plan, tracker, seed
         self.programs = {split: compile(program) for split, program in evaluate.items()}
         self.server_evaluate, self.early_stop, self.checkpoint = server_evaluate, early_stop, checkpoint
@@ -202,8 +244,15 @@ class _Run:
         self.next_round = self.federation.call("start", training, state, restore)
         self.saved_round = self.next_round - 1
         if self.tracker is not None:
-            self.tracker.start(self.plan, {"sites": self.federation.num_sites, "where": self.federation.where,
-                                           "seed": self.seed, "first_round": self.next_round})
+            self.tracker.start(
+                self.plan,
+                {
+                    "sites": self.federation.num_sites,
+                    "where": self.federation.where,
+                    "seed": self.seed,
+                    "first_round": self.next_round,
+                },
+            )
 
     def learn_sizes(self, state: Any) -> None:
         """Learn the bytes of each name that leaves, from a rehearsal on made-up rows."""
@@ -213,7 +262,9 @@ class _Run:
         self.plan, why = rehearse(self.plan, state, blank)
         self.result.plan = self.plan
         if why:
-            logger.info("the bytes in egress are not known before the first round: the rehearsal ended with %s", why)
+            logger.info(
+                "the bytes in egress are not known before the first round: the rehearsal ended with %s", why
+            )
 
     def round(self, round: int) -> None:
         record = self.federation.call("run_round", round)
@@ -259,8 +310,13 @@ class _Run:
         outputs = self.federation.call("compute", self.programs[split], state, self.seed, round, 0.5)
         metrics = outputs["metrics"]
         sites = metrics.get("sites", [])
-        record = EvaluationRecord(round=round, split=split, metrics=metrics["pooled"], sites=sites,
-                                  seconds=time.monotonic() - started)
+        record = EvaluationRecord(
+            round=round,
+            split=split,
+            metrics=metrics["pooled"],
+            sites=sites,
+            seconds=time.monotonic() - started,
+        )
         self._log(record)
         return record
 
@@ -307,6 +363,7 @@ def _interruptible() -> Iterator[threading.Event]:
     def stop(number: int, frame: Any) -> None:
         event.set()
         signal.signal(signal.SIGINT, before)
+
     signal.signal(signal.SIGINT, stop)
     try:
         yield event

@@ -1,7 +1,7 @@
 """Pack: a host that holds sites. It interprets a stage group by group and folds the sums before it answers.
 
-Traffic is one record per pack, not per site. Site state written in a round stays pending until the commit that
-counts the site; a call that is asked twice is answered with the same bytes.
+Traffic is one record per pack, not per site. Site state written in a round stays pending until the commit
+that counts the site; a call that is asked twice is answered with the same bytes.
 """
 
 import os
@@ -40,8 +40,13 @@ def one_thread() -> Iterator[None]:
 class Pack:
     """Many simulated sites, or one real one, in one process."""
 
-    def __init__(self, name: str, sites: Mapping[str, Callable[[], Any]], group_size: int = 50,
-                 allow_empty: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        sites: Mapping[str, Callable[[], Any]],
+        group_size: int = 50,
+        allow_empty: bool = False,
+    ) -> None:
         self.name, self.sites, self.group_size, self.allow_empty = name, dict(sites), group_size, allow_empty
         self._data: dict[str, Any] = {}
         self._transforms: list[Any] = []
@@ -62,13 +67,17 @@ class Pack:
             sizes[site] = data.train.num_rows if hasattr(data, "splits") else len(data)
         empty = sorted(site for site, rows in sizes.items() if rows == 0)
         if empty and not self.allow_empty:
-            raise DataError(f"{len(empty)} sites have no training rows: {', '.join(empty[:5])}"
-                            f"{', ...' if len(empty) > 5 else ''}; leave them out, or allow it with "
-                            "data.allow_empty=true (their weight is then 0)")
+            raise DataError(
+                f"{len(empty)} sites have no training rows: {', '.join(empty[:5])}"
+                f"{', ...' if len(empty) > 5 else ''}; leave them out, or allow it with "
+                "data.allow_empty=true (their weight is then 0)"
+            )
         return sizes
 
     def blank(self) -> Any:
-        """Return a made-up site: the columns of one site with zeros in a few rows. None where data cannot make one."""
+        """Return a made-up site: the columns of one site with zeros in a few rows. None where data cannot
+        make one.
+        """
         data = self._open(next(iter(self.sites)))
         return data.blank() if hasattr(data, "blank") else None
 
@@ -88,7 +97,9 @@ class Pack:
             self._last = None
 
     def commit(self, commits: Sequence[Commit]) -> None:
-        """Make pending state of counted sites current; everything else that is pending for the plan is dropped."""
+        """Make pending state of counted sites current; everything else that is pending for the plan is
+        dropped.
+        """
         for commit in commits:
             for slot, group, tagged in self._pending.get((commit.plan, commit.round, commit.attempt), ()):
                 for row in group.alive:
@@ -106,7 +117,9 @@ class Pack:
         return self._state.get((slot, site))
 
     def run(self, call: StageCall, downlink: Mapping[int, Any]) -> Contribution:
-        """Run a stage for the cohort and return what leaves, folded. Raises HostError where the plan is unknown."""
+        """Run a stage for the cohort and return what leaves, folded. Raises HostError where the plan is
+        unknown.
+        """
         self.commit(call.commits)
         if call.plan not in self._plans:
             raise HostError(f"pack {self.name} was asked to run a plan that it was never given")
@@ -122,8 +135,11 @@ class Pack:
         groups = self._groups_of(call, plan)
         interpreter = Interpreter(plan, call, downlink, lambda slot, site: self._input(call, slot, site))
         folded = _Folded(plan, call)
-        outputs = [(slot, index) for (placement, slot), index in plan.outputs.items()
-                   if placement is Placement.SITES and plan.stage[index] == call.stage]
+        outputs = [
+            (slot, index)
+            for (placement, slot), index in plan.outputs.items()
+            if placement is Placement.SITES and plan.stage[index] == call.stage
+        ]
         pending = self._pending.setdefault((call.plan, call.round, call.attempt), [])
         pending[:] = [item for item in pending if item[0] not in {slot for slot, _ in outputs}]
         for group in groups:
@@ -140,15 +156,20 @@ class Pack:
         if call.stage == plan.site_stages[0]:
             chosen = [site for site in self.sites if site in set(call.cohort)]
             self._groups = {old: groups for old, groups in self._groups.items() if old[0] != call.plan}
-            self._groups[key] = [Group(chosen[start:start + self.group_size])
-                                 for start in range(0, len(chosen), self.group_size)]
+            self._groups[key] = [
+                Group(chosen[start : start + self.group_size])
+                for start in range(0, len(chosen), self.group_size)
+            ]
         elif key not in self._groups:
-            raise HostError(f"pack {self.name} was asked for stage {call.stage} of round {call.round}, "
-                            "and has not run the stages before it")
+            raise HostError(
+                f"pack {self.name} was asked for stage {call.stage} of round {call.round}, "
+                "and has not run the stages before it"
+            )
         cohort = set(call.cohort)
         for group in self._groups[key]:
-            group.is_alive = [is_alive and site in cohort for is_alive, site in
-                              zip(group.is_alive, group.ids, strict=True)]
+            group.is_alive = [
+                is_alive and site in cohort for is_alive, site in zip(group.is_alive, group.ids, strict=True)
+            ]
         return self._groups[key]
 
     def _open(self, site: str) -> Any:
@@ -232,11 +253,24 @@ class _Folded:
             needs[name] = tuple(map(max, zip(*floor, *(operand.needs for operand, _ in items), strict=True)))
             grids[name] = call.exponents.get(name, starts)
         is_wide = all(n <= g for name in needs for n, g in zip(needs[name], grids[name], strict=True))
-        sums = {name: self._sum(name, items, grids[name]) for name, items in self.operands.items()} if is_wide else {}
-        return Contribution(delivered=tuple(sorted(self.delivered)), failures=self.failures, sums=sums,
-                            gathered=self.gathered, needs=needs, is_folded=is_wide, processes=(os.getpid(),))
+        sums = (
+            {name: self._sum(name, items, grids[name]) for name, items in self.operands.items()}
+            if is_wide
+            else {}
+        )
+        return Contribution(
+            delivered=tuple(sorted(self.delivered)),
+            failures=self.failures,
+            sums=sums,
+            gathered=self.gathered,
+            needs=needs,
+            is_folded=is_wide,
+            processes=(os.getpid(),),
+        )
 
-    def _sum(self, name: str, items: Sequence[tuple[fold.Operand, Group]], exponents: tuple[int, ...]) -> fold.LaneSum:
+    def _sum(
+        self, name: str, items: Sequence[tuple[fold.Operand, Group]], exponents: tuple[int, ...]
+    ) -> fold.LaneSum:
         if len(self.delivered) == 1:
             operand, group = next((operand, group) for operand, group in items if group.alive)
             return fold.single(operand, group.alive[0])

@@ -25,7 +25,9 @@ class Size:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is shipped to hosts. Nodes are numbered: `nodes[i]` has arguments `args[i]` and stage `stage[i]`."""
+    """What is shipped to hosts. Nodes are numbered: `nodes[i]` has arguments `args[i]` and stage
+    `stage[i]`.
+    """
 
     graph: Graph
     nodes: tuple[Node, ...]
@@ -48,8 +50,13 @@ class Plan:
     @property
     def site_stages(self) -> list[int]:
         """Stages that run at the sites."""
-        return sorted({stage for stage, node in zip(self.stage, self.nodes, strict=True)
-                       if stage % 2 == 1 and node.placement is SITES})
+        return sorted(
+            {
+                stage
+                for stage, node in zip(self.stage, self.nodes, strict=True)
+                if stage % 2 == 1 and node.placement is SITES
+            }
+        )
 
     @property
     def counting_stage(self) -> int:
@@ -61,30 +68,47 @@ class Plan:
             if index not in reached:
                 reached.add(index)
                 todo.extend(self.args[index])
-        found = [self.stage[i] - 1 for i in reached if self.nodes[i].op is Op.REDUCE
-                 and self.nodes[i].params["kind"] != "count"]
+        found = [
+            self.stage[i] - 1
+            for i in reached
+            if self.nodes[i].op is Op.REDUCE and self.nodes[i].params["kind"] != "count"
+        ]
         return max(found, default=max(self.site_stages, default=0))
 
     def received(self, stage: int) -> list[int]:
         """Return the BROADCAST and SCATTER nodes whose values the sites need in this stage."""
-        return [i for i, node in enumerate(self.nodes) if node.op in (Op.BROADCAST, Op.SCATTER)
-                and self.stage[i] == stage]
+        return [
+            i
+            for i, node in enumerate(self.nodes)
+            if node.op in (Op.BROADCAST, Op.SCATTER) and self.stage[i] == stage
+        ]
 
     def reduced(self, stage: int) -> list[int]:
         """Return the reductions that take what this site stage sends."""
-        return [i for i, node in enumerate(self.nodes) if node.op is Op.REDUCE and node.params["kind"] != "count"
-                and self.stage[i] == stage + 1]
+        return [
+            i
+            for i, node in enumerate(self.nodes)
+            if node.op is Op.REDUCE and node.params["kind"] != "count" and self.stage[i] == stage + 1
+        ]
 
     def local(self, stage: int) -> list[int]:
         """Return what the sites compute in this stage, arguments first; constants among it."""
-        return [i for i, node in enumerate(self.nodes) if (node.placement is SITES and self.stage[i] == stage)
-                or node.op is Op.CONST]
+        return [
+            i
+            for i, node in enumerate(self.nodes)
+            if (node.placement is SITES and self.stage[i] == stage) or node.op is Op.CONST
+        ]
 
     def at_server(self, stage: int) -> list[int]:
         """Return what the server computes in this stage, arguments first."""
-        return [i for i, node in enumerate(self.nodes) if (node.placement is SERVER and self.stage[i] == stage
-                                                           and node.op in (Op.CALL, Op.GET, Op.INPUT))
-                or node.op is Op.CONST]
+        return [
+            i
+            for i, node in enumerate(self.nodes)
+            if (
+                node.placement is SERVER and self.stage[i] == stage and node.op in (Op.CALL, Op.GET, Op.INPUT)
+            )
+            or node.op is Op.CONST
+        ]
 
     @property
     def slots(self) -> list[str]:
@@ -127,6 +151,11 @@ def number(graph: Graph) -> Plan:
     for node in nodes:
         if node.placement is SERVER and node.op in (Op.CALL, Op.GET) and stage[node] % 2:
             raise VerifyError(f"{graph.name}, {node.where}: a server step has fallen into a site stage")
-    return Plan(graph, nodes, tuple(tuple(index[arg] for arg in node.args) for node in nodes),
-                tuple(stage[node] for node in nodes), digest(graph),
-                {key: index[node] for key, node in graph.outputs.items()})
+    return Plan(
+        graph,
+        nodes,
+        tuple(tuple(index[arg] for arg in node.args) for node in nodes),
+        tuple(stage[node] for node in nodes),
+        digest(graph),
+        {key: index[node] for key, node in graph.outputs.items()},
+    )

@@ -1,7 +1,8 @@
-"""The Ray actors: hosts (packs and regions) and the aggregator. Thin shells around the classes that do the work.
+"""The Ray actors: hosts (packs and regions) and the aggregator. Thin shells around the classes that do the
+work.
 
-An aggregator or a region owns the actors of its children, so all of them end with it. A host's actor has one thread
-for torch, reads the downlink from the object store without a copy, and answers with one record.
+An aggregator or a region owns the actors of its children, so all of them end with it. A host's actor has one
+thread for torch, reads the downlink from the object store without a copy, and answers with one record.
 """
 
 import os
@@ -17,7 +18,9 @@ from fedray.runtime.round import Aggregator
 
 
 class Box:
-    """A reference to a value that was put once for all readers; it hides the reference from Ray's own resolving."""
+    """A reference to a value that was put once for all readers; it hides the reference from Ray's own
+    resolving.
+    """
 
     __slots__ = ("reference",)
 
@@ -34,6 +37,7 @@ class HostActor:
 
     def __init__(self, spec: HostSpec) -> None:
         from fedray.runtime.ray_transport import make_transport
+
         self._host: Any = make_host(spec, make_transport)
 
     def hello(self) -> dict[str, int]:
@@ -54,7 +58,9 @@ class HostActor:
 
     def run(self, call: StageCall, downlink: Box) -> Contribution:
         """See `Host.run`."""
-        answer: Contribution = self._host.run(call, downlink.open() if isinstance(self._host, Pack) else downlink)
+        answer: Contribution = self._host.run(
+            call, downlink.open() if isinstance(self._host, Pack) else downlink
+        )
         return answer
 
     def commit(self, commits: Sequence[Any]) -> None:
@@ -79,6 +85,7 @@ class AggregatorActor:
 
     def __init__(self, specs: Sequence[HostSpec], regions: Mapping[str, str]) -> None:
         from fedray.runtime.ray_transport import make_transport
+
         root = make_region("aggregator", specs, make_transport)
         self._transport: Any = root.transport
         self._aggregator = Aggregator(root, regions)

@@ -1,7 +1,8 @@
 """Ray as a transport: start-up, one `put` per stage, `ray.wait` in completion order, actors that start again.
 
-Never an implicit address: `address="local"` starts a Ray of our own, another address joins a cluster that runs. A
-Ray that this process has started is used again by the next federation, so that a sweep starts it once.
+Never an implicit address: `address="local"` starts a Ray of our own, another address joins a cluster that
+runs. A Ray that this process has started is used again by the next federation, so that a sweep starts it
+once.
 """
 
 import logging
@@ -19,16 +20,28 @@ from fedray.runtime.federation import Federation, HostSpec, Topology, Tree
 from fedray.runtime.ray_actors import AggregatorActor, Box, HostActor
 from fedray.runtime.transport import Lost
 
-WORKER_ENVIRONMENT = {  # one thread per pack; keep freed memory, for large states are else page-faulted each round
-    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1073741824",
-    "MALLOC_TRIM_THRESHOLD_": "1073741824", "RAY_USAGE_STATS_ENABLED": "0"}
+# one thread per pack; keep freed memory, for large states are else page-faulted each round
+WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "1073741824",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 START_TIMEOUT_S = 300.0
-GONE = (ray_errors.RayActorError, ray_errors.ActorUnavailableError, ray_errors.NodeDiedError,
-        ray_errors.WorkerCrashedError, ray_errors.ObjectLostError, ray_errors.OwnerDiedError)
+GONE = (
+    ray_errors.RayActorError,
+    ray_errors.ActorUnavailableError,
+    ray_errors.NodeDiedError,
+    ray_errors.WorkerCrashedError,
+    ray_errors.ObjectLostError,
+    ray_errors.OwnerDiedError,
+)
 
 
 def start_ray(address: str, num_cpus: int | None = None) -> None:
-    """Start a Ray of our own (`local`) or join the one at `address`; do nothing where this process has one already.
+    """Start a Ray of our own (`local`) or join the one at `address`; do nothing where this process has one
+    already.
 
     Raises HostError where it does not start or answer.
     """
@@ -45,8 +58,10 @@ def start_ray(address: str, num_cpus: int | None = None) -> None:
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise HostError(f"Ray at {address!r} did not start or answer ({type(error).__name__}): check it with "
-                        "`fedray doctor`; runtime=in_process needs no Ray") from error
+        raise HostError(
+            f"Ray at {address!r} did not start or answer ({type(error).__name__}): check it with "
+            "`fedray doctor`; runtime=in_process needs no Ray"
+        ) from error
     finally:
         for name, value in saved.items():
             if value is None:
@@ -119,13 +134,23 @@ class RayTransport:
 
     def pids(self) -> dict[str, int]:
         """Return each host's process id."""
-        return dict(zip(self._actors, ray.get([actor.pid.remote() for actor in self._actors.values()],
-                                              timeout=START_TIMEOUT_S), strict=True))
+        return dict(
+            zip(
+                self._actors,
+                ray.get([actor.pid.remote() for actor in self._actors.values()], timeout=START_TIMEOUT_S),
+                strict=True,
+            )
+        )
 
     def nodes(self) -> dict[str, str]:
         """Return the id of the node that each host is on."""
-        return dict(zip(self._actors, ray.get([actor.node.remote() for actor in self._actors.values()],
-                                              timeout=START_TIMEOUT_S), strict=True))
+        return dict(
+            zip(
+                self._actors,
+                ray.get([actor.node.remote() for actor in self._actors.values()], timeout=START_TIMEOUT_S),
+                strict=True,
+            )
+        )
 
     def close(self) -> None:
         """End the actors."""
@@ -145,7 +170,9 @@ def _cause(error: Exception) -> BaseException:
 
 
 class RemoteAggregator:
-    """The driver's handle on the aggregator actor: every method is a call, answers come back or errors are raised."""
+    """The driver's handle on the aggregator actor: every method is a call, answers come back or errors are
+    raised.
+    """
 
     def __init__(self, specs: Sequence[HostSpec], regions: Mapping[str, str]) -> None:
         self._actor: Any = ray.remote(AggregatorActor).options(num_cpus=0).remote(list(specs), dict(regions))
@@ -156,6 +183,7 @@ class RemoteAggregator:
 
         def call(*args: Any) -> Any:
             return self._get(self._actor.call.remote(method, *args))
+
         return call
 
     def _get(self, ticket: Any) -> Any:
@@ -164,8 +192,10 @@ class RemoteAggregator:
         except ray_errors.RayTaskError as error:
             raise _cause(error) from None
         except GONE as error:
-            raise HostError(f"the aggregator's process is gone ({type(error).__name__}): go on with `fedray resume`, "
-                            "or fit(..., resume=True)") from error
+            raise HostError(
+                f"the aggregator's process is gone ({type(error).__name__}): go on with `fedray resume`, "
+                "or fit(..., resume=True)"
+            ) from error
 
     def pids(self) -> dict[str, int]:
         """Return the process ids of the aggregator and its hosts."""
@@ -190,8 +220,14 @@ def _num_cpus() -> int:
     return int(resources().get("CPU", 2))
 
 
-def federate(data: Mapping[str, Callable[[], Any]], topology: Topology, layout: Tree | None, address: str,
-             regions: Mapping[str, str], num_cpus: int | None) -> Federation:
+def federate(
+    data: Mapping[str, Callable[[], Any]],
+    topology: Topology,
+    layout: Tree | None,
+    address: str,
+    regions: Mapping[str, str],
+    num_cpus: int | None,
+) -> Federation:
     """Make a federation of Ray actors: an aggregator, and packs and regions below it."""
     start_ray(address, num_cpus)
     cpus = max(2, _num_cpus())

@@ -9,7 +9,9 @@ from fedray.errors import SiteError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundRecord:
-    """One round. `hashes` names each aggregate and the server state, so that two runs can be compared bit by bit."""
+    """One round. `hashes` names each aggregate and the server state, so that two runs can be compared bit by
+    bit.
+    """
 
     round: int
     attempt: int

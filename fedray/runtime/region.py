@@ -4,6 +4,7 @@ The aggregator holds one `Region` as the root of the tree, so two levels and ten
 """
 
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +15,7 @@ from fedray.runtime.records import CallRecord
 from fedray.runtime.transport import Lost, Transport
 
 GRACE_S = 0.5  # a pack that notices the deadline itself gets this long to say so
+KEPT_CALLS = 4096  # records of calls kept until they are taken, the newest
 MAX_RESTARTS = 5  # of one host in one request
 
 
@@ -23,7 +25,8 @@ class _Child:
 
     sites: tuple[str, ...]
     owed: list[Commit] = field(default_factory=list)  # commits that ride on the next call
-    journal: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)  # calls since the last checkpoint
+    # calls since the last checkpoint
+    journal: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
 
 
 class Region:
@@ -35,7 +38,7 @@ class Region:
         self.setup: list[tuple[str, Any]] = []  # prepare and load calls, for a host that starts again
         self.stateful: set[str] = set()  # plans whose sites keep state: only they are replayed
         self.restore: tuple[str, int] | None = None
-        self.calls: list[CallRecord] = []
+        self.calls: deque[CallRecord] = deque(maxlen=KEPT_CALLS)
         self.bytes_up: dict[str, int] = {}
         self.restarts = 0
 
@@ -59,7 +62,9 @@ class Region:
 
     def load(self, load: Load) -> None:
         """Give every host a plan."""
-        self.setup = [item for item in self.setup if item[0] != "load" or item[1].plan.digest != load.plan.digest]
+        self.setup = [
+            item for item in self.setup if item[0] != "load" or item[1].plan.digest != load.plan.digest
+        ]
         self.setup.append(("load", load))
         if load.plan.slots:
             self.stateful.add(load.plan.digest)
@@ -99,7 +104,9 @@ class Region:
         parts = self._collect(call, downlink, tickets)
         return join(parts, call.exponents) if parts else Contribution(delivered=(), failures=())
 
-    def _collect(self, call: StageCall, downlink: Any, tickets: dict[Any, tuple[str, StageCall]]) -> list[Contribution]:
+    def _collect(
+        self, call: StageCall, downlink: Any, tickets: dict[Any, tuple[str, StageCall]]
+    ) -> list[Contribution]:
         parts: list[Contribution] = []
         restarts = 0
         while tickets:
@@ -146,9 +153,17 @@ class Region:
     def _submit(self, name: str, method: str, *args: Any) -> Any:
         ticket = self.transport.submit(name, method, *args)
         call = args[0] if args and isinstance(args[0], StageCall) else None
-        self.calls.append(CallRecord(name, method, call.round if call else -1, call.stage if call else -1,
-                                     call.attempt if call else 0, len(call.cohort) if call else 0,
-                                     f"downlink {call.round}.{call.stage}" if call else ""))
+        self.calls.append(
+            CallRecord(
+                name,
+                method,
+                call.round if call else -1,
+                call.stage if call else -1,
+                call.attempt if call else 0,
+                len(call.cohort) if call else 0,
+                f"downlink {call.round}.{call.stage}" if call else "",
+            )
+        )
         return ticket
 
     def _all(self, method: str, *args: Any) -> dict[str, Any]:
@@ -156,28 +171,32 @@ class Region:
         found = {}
         for ticket, answer in self.transport.wait(list(tickets), None):
             name = tickets[ticket]
+            found[name] = answer
             if isinstance(answer, Lost):
                 self._revive(name)
-                answer = self._wait_one(name, method, *args)
-            found[name] = answer
+                is_replayed = method in ("prepare", "load")
+                found[name] = None if is_replayed else self._wait_one(name, method, *args)
         return found
 
     def _wait_one(self, name: str, method: str, *args: Any) -> Any:
         ticket = self._submit(name, method, *args)
         for _, answer in self.transport.wait([ticket], None):
             if isinstance(answer, Lost):
-                raise HostError(f"host {name} was lost ({answer.reason}), started again, and lost again in {method}")
+                raise HostError(
+                    f"host {name} was lost ({answer.reason}), started again, and lost again in {method}"
+                )
             return answer
         raise HostError(f"host {name} gave no answer to {method}")
 
     def _revive(self, name: str) -> None:
-        """Start a lost host: its plans, its sites' saved state, then every call since, which gives equal bits."""
+        """Start a lost host: its plans, its sites' saved state, then every call since, which gives equal
+        bits.
+        """
         self.restarts += 1
         self.transport.restart(name)
         for method, argument in self.setup:
-            if method == "load" and argument.plan.digest in self.stateful:
-                argument = replace(argument, restore=self.restore)
-            self._wait_one(name, method, argument)
+            is_stateful = method == "load" and argument.plan.digest in self.stateful
+            self._wait_one(name, method, replace(argument, restore=self.restore) if is_stateful else argument)
         for method, arguments in self.children[name].journal:
             self._wait_one(name, method, *arguments)
 

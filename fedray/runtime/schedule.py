@@ -35,6 +35,11 @@ class Synchronous:
             return self.cohort
         return max(1, math.floor(self.cohort * num_sites + 0.5))
 
+    @property
+    def attempts(self) -> int:
+        """Return how often a round is tried."""
+        return 1 + (self.retries if self.on_failure == "retry" else 0)
+
     def needed(self, num_asked: int) -> int:
         """Return how many of the asked sites must be counted."""
         return max(1, math.ceil(self.quorum * num_asked - 1e-9))
@@ -42,13 +47,19 @@ class Synchronous:
     def check_sites(self, num_sites: int) -> None:
         """Raise ScheduleError where the federation is too small."""
         if isinstance(self.cohort, int) and self.cohort > num_sites:
-            raise ScheduleError(f"a cohort of {self.cohort} sites is asked for and there are {num_sites}: "
-                                f"set schedule.cohort to at most {num_sites}, or to a fraction such as 0.5")
+            raise ScheduleError(
+                f"a cohort of {self.cohort} sites is asked for and there are {num_sites}: "
+                f"set schedule.cohort to at most {num_sites}, or to a fraction such as 0.5"
+            )
         if self.wait_for > num_sites:
-            raise ScheduleError(f"schedule.wait_for={self.wait_for} and there are {num_sites} sites: "
-                                f"set it to at most {num_sites}")
+            raise ScheduleError(
+                f"schedule.wait_for={self.wait_for} and there are {num_sites} sites: "
+                f"set it to at most {num_sites}"
+            )
 
-    def cohort_of(self, round: int, seed: int, sites: Sequence[str], sizes: Mapping[str, int]) -> tuple[str, ...]:
+    def cohort_of(
+        self, round: int, seed: int, sites: Sequence[str], sizes: Mapping[str, int]
+    ) -> tuple[str, ...]:
         """Return the sites that round `round` asks, in a stated order: sorted by id."""
         names = sorted(sites)
         size = self.expected_cohort(len(names))
@@ -59,7 +70,9 @@ class Synchronous:
         generator = Key(seed, round, SERVER, "cohort").generator()
         if self.sampling == "poisson":
             draws = torch.rand(len(names), generator=generator, dtype=torch.float64)
-            chosen = [name for name, draw in zip(names, draws.tolist(), strict=True) if draw < size / len(names)]
+            chosen = [
+                name for name, draw in zip(names, draws.tolist(), strict=True) if draw < size / len(names)
+            ]
             return tuple(chosen)
         if self.sampling == "weighted":
             weights = torch.tensor([float(sizes.get(name, 0)) for name in names], dtype=torch.float64)
@@ -69,14 +82,22 @@ class Synchronous:
         return tuple(sorted(names[index] for index in picked.tolist()))
 
 
-def synchronous(cohort: float | int = 1.0, sampling: str = "uniform", quorum: float = 0.8,
-                deadline_s: float | None = None, on_failure: str = "retry", retries: int = 2, wait_for: int = 0,
-                wait_s: float = 60.0) -> Synchronous:
+def synchronous(
+    cohort: float | int = 1.0,
+    sampling: str = "uniform",
+    quorum: float = 0.8,
+    deadline_s: float | None = None,
+    on_failure: str = "retry",
+    retries: int = 2,
+    wait_for: int = 0,
+    wait_s: float = 60.0,
+) -> Synchronous:
     """Ask one cohort per round and wait for it.
 
-    `cohort` is a fraction in (0, 1] if float, a number of sites if int. `quorum` is the fraction of the asked sites
-    that must be counted, else the round is retried (with a new attempt, at most `retries` times), skipped or raised.
-    `deadline_s` bounds each site stage. `wait_for` sites must answer within `wait_s` before the first round.
+    `cohort` is a fraction in (0, 1] if float, a number of sites if int. `quorum` is the fraction of the
+    asked sites that must be counted, else the round is retried (with a new attempt, at most `retries`
+    times), skipped or raised. `deadline_s` bounds each site stage. `wait_for` sites must answer within
+    `wait_s` before the first round.
     Raises ScheduleError on values that cannot be meant.
     """
     problems = []
@@ -96,8 +117,16 @@ def synchronous(cohort: float | int = 1.0, sampling: str = "uniform", quorum: fl
         problems.append("retries and wait_for are 0 or more")
     if problems:
         raise ScheduleError("synchronous(): " + "; ".join(problems))
-    return Synchronous(cohort=cohort, sampling=sampling, quorum=quorum, deadline_s=deadline_s, on_failure=on_failure,
-                       retries=retries, wait_for=wait_for, wait_s=wait_s)
+    return Synchronous(
+        cohort=cohort,
+        sampling=sampling,
+        quorum=quorum,
+        deadline_s=deadline_s,
+        on_failure=on_failure,
+        retries=retries,
+        wait_for=wait_for,
+        wait_s=wait_s,
+    )
 
 
 Latency = Callable[[str, int], float]  # (site, round) -> seconds of simulated time
@@ -105,7 +134,9 @@ Latency = Callable[[str, int], float]  # (site, round) -> seconds of simulated t
 
 @dataclass(frozen=True, slots=True)
 class LognormalLatency:
-    """Seconds per site and round: the site's own speed times a draw per round, both log-normal, by name only."""
+    """Seconds per site and round: the site's own speed times a draw per round, both log-normal, by name
+    only.
+    """
 
     median_s: float = 1.0
     site_sigma: float = 0.5
@@ -115,5 +146,7 @@ class LognormalLatency:
     def __call__(self, site: str, round: int) -> float:
         """Return the simulated seconds of one site in one round."""
         own = torch.randn((), generator=Key(self.seed, 0, site, "speed").generator(), dtype=torch.float64)
-        now = torch.randn((), generator=Key(self.seed, round, site, "latency").generator(), dtype=torch.float64)
+        now = torch.randn(
+            (), generator=Key(self.seed, round, site, "latency").generator(), dtype=torch.float64
+        )
         return self.median_s * math.exp(self.site_sigma * float(own) + self.round_sigma * float(now))

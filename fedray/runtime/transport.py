@@ -21,7 +21,9 @@ class Lost:
 
 
 class Transport(Protocol):
-    """Calls to named hosts, answered in completion order. `can_restart` tells whether a lost host can come back."""
+    """Calls to named hosts, answered in completion order. `can_restart` tells whether a lost host can come
+    back.
+    """
 
     can_restart: bool
 

@@ -1,8 +1,8 @@
 """Values inside a pack: one for all sites of a group (`Same`), or one row per site (`Rows`).
 
-The tag is explicit, never told from shapes. Under `Rows` a `Flat` has k rows, a tensor gains a first dimension of k,
-a number becomes a `Column` of float64, and what cannot be stacked (a site's data, ragged tensors) is a `Ragged`.
-A plain leaf inside `Rows` is the same for every row.
+The tag is explicit, never told from shapes. Under `Rows` a `Flat` has k rows, a tensor gains a first
+dimension of k, a number becomes a `Column` of float64, and what cannot be stacked (a site's data, ragged
+tensors) is a `Ragged`. A plain leaf inside `Rows` is the same for every row.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,7 +58,9 @@ class Ragged:
 
 
 class Group:
-    """Up to `group_size` sites that are interpreted together. A lost site is masked out, its row never moves."""
+    """Up to `group_size` sites that are interpreted together. A lost site is masked out, its row never
+    moves.
+    """
 
     __slots__ = ("cache", "ids", "is_alive", "values")
 
@@ -107,15 +109,22 @@ def stack(values: Sequence[Any]) -> Rows:
 
 def _stack(values: list[Any]) -> Any:
     first = values[0]
-    if isinstance(first, tree.Flat) and all(isinstance(v, tree.Flat) and v.schema == first.schema for v in values):
+    if isinstance(first, tree.Flat) and all(
+        isinstance(v, tree.Flat) and v.schema == first.schema for v in values
+    ):
         return tree.Flat(torch.cat([value.buffer for value in values]), first.schema)
-    if isinstance(first, Tensor) and all(isinstance(v, Tensor) and v.shape == first.shape and v.dtype == first.dtype
-                                         for v in values):
+    if isinstance(first, Tensor) and all(
+        isinstance(v, Tensor) and v.shape == first.shape and v.dtype == first.dtype for v in values
+    ):
         return torch.stack([value.detach() for value in values])
     if all(tree.is_number(value) for value in values):
         is_whole = all(isinstance(value, int) and not isinstance(value, bool) for value in values)
         return Column(torch.tensor([float(value) for value in values], dtype=torch.float64), is_whole)
-    if not tree.is_leaf(first) and not hasattr(first, "splits") and all(type(v) is type(first) for v in values):
+    if (
+        not tree.is_leaf(first)
+        and not hasattr(first, "splits")
+        and all(type(v) is type(first) for v in values)
+    ):
         keys = [key for key, _ in tree.children(first)]
         parts = [dict(tree.children(value)) for value in values]
         if all(list(part) == keys for part in parts):
@@ -159,14 +168,28 @@ def leafwise(fn: Callable[..., Any], operands: Sequence[Tagged]) -> Tagged:
             return fn(*leaves)
         wide = next((leaf for leaf in leaves if isinstance(leaf, Tensor)), None)
         if wide is None:
-            is_whole = all(leaf.is_whole if isinstance(leaf, Column) else isinstance(leaf, int) for leaf in leaves)
+            is_whole = all(
+                leaf.is_whole if isinstance(leaf, Column) else isinstance(leaf, int) for leaf in leaves
+            )
             result = fn(*(leaf.numbers if isinstance(leaf, Column) else leaf for leaf in leaves))
             return Column(result, is_whole and bool((result == result.round()).all()))
         shape = (-1,) + (1,) * (wide.dim() - 1)
-        return fn(*(leaf.numbers.to(wide.dtype).view(shape) if isinstance(leaf, Column) else leaf for leaf in leaves))
+        return fn(
+            *(
+                leaf.numbers.to(wide.dtype).view(shape) if isinstance(leaf, Column) else leaf
+                for leaf in leaves
+            )
+        )
 
-    return Rows(tree.map(on_leaves, *(operand.value if isinstance(operand, Rows) else _first_dimension(operand.value)
-                                      for operand in operands)))
+    return Rows(
+        tree.map(
+            on_leaves,
+            *(
+                operand.value if isinstance(operand, Rows) else _first_dimension(operand.value)
+                for operand in operands
+            ),
+        )
+    )
 
 
 def record(template: Record, parts: Sequence[Tagged], k: int) -> Tagged:
@@ -199,7 +222,9 @@ def finite_rows(tagged: Tagged, k: int) -> list[bool]:
     """Tell for each row whether all its numbers are finite."""
     flags = torch.ones(k, dtype=torch.bool)
     for _, leaf in tree.leaves(tagged.value):
-        numbers = leaf.buffer if isinstance(leaf, tree.Flat) else leaf.numbers if isinstance(leaf, Column) else leaf
+        numbers = (
+            leaf.buffer if isinstance(leaf, tree.Flat) else leaf.numbers if isinstance(leaf, Column) else leaf
+        )
         if isinstance(leaf, Ragged):
             flags &= torch.tensor([all(finite_rows(Same(item), 1)) for item in leaf.items])
         elif isinstance(numbers, Tensor) and numbers.is_floating_point():

@@ -1,4 +1,5 @@
-"""A driver in a process of its own: train with a checkpoint after every round, and die by SIGKILL after one of them.
+"""A driver in a process of its own: train with a checkpoint after every round, and die by SIGKILL after one
+of them.
 
     python -m tests.cluster.driver ALGORITHM FOLDER STOP [ray]        STOP -1: resume and print the hash
 """
@@ -36,9 +37,17 @@ class Dies:
 
 def main(name, folder, stop, where="in_process"):
     with fr.simulate(study.hospitals(), runtime=where, packs=2) as federation:
-        fr.fit(study.algorithm(name), federation, init=study.model().init(0), rounds=ROUNDS, seed=5,
-               schedule=fr.synchronous(cohort=0.75), tracker=Dies(federation, int(stop)),
-               checkpoint=Checkpoints(folder, every_s=0.0), resume=stop == "-1")
+        fr.fit(
+            study.algorithm(name),
+            federation,
+            init=study.model().init(0),
+            rounds=ROUNDS,
+            seed=5,
+            schedule=fr.synchronous(cohort=0.75),
+            tracker=Dies(federation, int(stop)),
+            checkpoint=Checkpoints(folder, every_s=0.0),
+            resume=stop == "-1",
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Processes killed with SIGKILL: the run goes on, or is resumed, and ends with the bits of an undisturbed one.
+"""Processes killed with SIGKILL: the run goes on, or is resumed, and ends with the bits of an undisturbed
+one.
 
-A pack is killed from inside a site stage (after training, before the answer), and after its answer, before the
-commit; the driver is killed between any two rounds. 5 + 5 points for packs and 2 for drivers, each seeded.
+A pack is killed from inside a site stage (after training, before the answer), and after its answer, before
+the commit; the driver is killed between any two rounds. 5 + 5 points for packs and 2 for drivers, each
+seeded.
 """
 
 import os
@@ -38,7 +40,9 @@ class KillsItself:
 
     def __call__(self, params: Any, data: Any, rng: Any, **extra: Any) -> Any:
         update = self.inner(params, data, rng, **extra)
-        if (rng.site, rng.round, rng.label) == (self.site, self.in_round, "") and not os.path.exists(self.flag):
+        if (rng.site, rng.round, rng.label) == (self.site, self.in_round, "") and not os.path.exists(
+            self.flag
+        ):
             Path(self.flag).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return update
@@ -51,7 +55,12 @@ def asked(site: str, number: int) -> bool:
 
 def points(seed: int, count: int) -> list[tuple[str, int]]:
     draws = random.Random(seed)
-    everywhere = [(site, number) for site in sorted(study.hospitals()) for number in range(ROUNDS) if asked(site, number)]
+    everywhere = [
+        (site, number)
+        for site in sorted(study.hospitals())
+        for number in range(ROUNDS)
+        if asked(site, number)
+    ]
     return draws.sample(everywhere, count)
 
 
@@ -72,8 +81,15 @@ def test_a_pack_killed_after_its_answer_and_before_the_commit_changes_no_bit(ray
     rounds = sorted(random.Random(7).sample(range(ROUNDS - 1), 2))
     with fr.simulate(study.hospitals(), runtime="ray", packs=2) as federation:
         tracker = KillsBetween(federation, rounds)
-        result = fr.fit(study.algorithm(name), federation, init=study.model().init(0), rounds=ROUNDS, seed=5,
-                        schedule=fr.synchronous(cohort=0.75), tracker=tracker)
+        result = fr.fit(
+            study.algorithm(name),
+            federation,
+            init=study.model().init(0),
+            rounds=ROUNDS,
+            seed=5,
+            schedule=fr.synchronous(cohort=0.75),
+            tracker=tracker,
+        )
     assert tracker.killed == len(rounds)
     assert result.params_sha256 == study.train(name, rounds=ROUNDS).params_sha256
 

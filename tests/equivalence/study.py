@@ -34,10 +34,18 @@ def algorithm(name: str, update: Any = None) -> Any:
     return fr.algorithms.fedavg(update, optimizer.adam(0.05) if name == "fedadam" else None)
 
 
-def train(name: str, update: Any = None, data: Any = None, rounds: int = ROUNDS, seed: int = 5, **layout: Any) -> Any:
+def train(
+    name: str, update: Any = None, data: Any = None, rounds: int = ROUNDS, seed: int = 5, **layout: Any
+) -> Any:
     with fr.simulate(data or hospitals(), **layout) as federation:
-        return fr.fit(algorithm(name, update), federation, init=model().init(0), rounds=rounds, seed=seed,
-                      schedule=fr.synchronous(cohort=0.75))
+        return fr.fit(
+            algorithm(name, update),
+            federation,
+            init=model().init(0),
+            rounds=rounds,
+            seed=seed,
+            schedule=fr.synchronous(cohort=0.75),
+        )
 
 
 @cache

@@ -1,4 +1,5 @@
-"""Layouts, groups, regions, order and lost sites are choices of cost: the bits of a run do not depend on them."""
+"""Layouts, groups, regions, order and lost sites are choices of cost: the bits of a run do not depend on
+them."""
 
 import pytest
 
@@ -7,9 +8,17 @@ from tests.equivalence import study
 
 SITES = sorted(study.hospitals())
 NESTED = {"eu": {"de": SITES[:5], "fr": {"north": SITES[5:7], "south": SITES[7:11]}}, "us": SITES[11:]}
-LAYOUTS = {"2 packs": {"packs": 2}, "4 packs": {"packs": 4}, "8 packs": {"packs": 8}, "groups of 1": {"group_size": 1},
-           "groups of 7": {"group_size": 7}, "groups of 25": {"group_size": 25}, "groups of 50": {"group_size": 50},
-           "nested regions": {"regions": NESTED}, "one pack a site": {"sites_per_actor": 1}}
+LAYOUTS = {
+    "2 packs": {"packs": 2},
+    "4 packs": {"packs": 4},
+    "8 packs": {"packs": 8},
+    "groups of 1": {"group_size": 1},
+    "groups of 7": {"group_size": 7},
+    "groups of 25": {"group_size": 25},
+    "groups of 50": {"group_size": 50},
+    "nested regions": {"regions": NESTED},
+    "one pack a site": {"sites_per_actor": 1},
+}
 
 
 @pytest.mark.parametrize("name", study.ALGORITHMS)
@@ -34,7 +43,10 @@ def test_a_site_that_breaks_leaves_the_bits_of_a_run_that_never_asked_it(name, h
     def train(data, update, **layout):
         algorithm = study.algorithm(name, update)
         with fr.simulate(data, **layout) as federation:
-            return fr.fit(algorithm, federation, init=study.model().init(0), rounds=3, seed=5, schedule=schedule)
+            return fr.fit(
+                algorithm, federation, init=study.model().init(0), rounds=3, seed=5, schedule=schedule
+            )
+
     broken = train(study.hospitals(), study.Broken(study.local(), how, lost), packs=2)
     assert broken.params_sha256 == train(kept, study.local()).params_sha256
     assert {failure.site for record in broken.metrics for failure in record.failures} == set(lost)
@@ -47,14 +59,17 @@ def test_two_ray_actors_give_the_bits_of_one_process(ray_session, name):
 
 def test_nested_regions_of_actors_give_the_bits_of_one_process(ray_session):
     regions = {"eu": {"de": SITES[:5]}, "us": SITES[5:]}
-    assert study.train("scaffold", runtime="ray", regions=regions).params_sha256 == \
-        study.expected("scaffold").params_sha256
+    assert (
+        study.train("scaffold", runtime="ray", regions=regions).params_sha256
+        == study.expected("scaffold").params_sha256
+    )
 
 
 def test_training_happens_in_the_packs_and_bytes_are_one_partial_sum_per_pack_and_round(ray_session):
     import os
 
     from fedray.runtime.pack import expected_bytes
+
     with fr.simulate(study.hospitals(), runtime="ray", packs=2) as federation:
         result = fr.fit(study.algorithm("fedavg"), federation, init=study.model().init(0), rounds=2, seed=5)
         pids = federation.call("pids")
@@ -62,8 +77,8 @@ def test_training_happens_in_the_packs_and_bytes_are_one_partial_sum_per_pack_an
         sent = federation.call("arrived")
     packs = {pid for name, pid in pids.items() if name != "aggregator"}
     assert trained == packs and len(packs | {pids["aggregator"], os.getpid()}) == 4
-    per_round = {name: 2 * size for name, size in expected_bytes(result.plan, 1, study.NUM_SITES // 2).items()}
+    per_round = {
+        name: 2 * size for name, size in expected_bytes(result.plan, 1, study.NUM_SITES // 2).items()
+    }
     assert sent == {name: 2 * size for name, size in per_round.items()}
     assert [record.bytes_up for record in result.metrics] == [sum(per_round.values())] * 2
-
-

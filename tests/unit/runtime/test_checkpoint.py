@@ -17,9 +17,17 @@ from tests.unit.runtime.toy import INIT, ToyLocal, sites, train
 @pytest.mark.parametrize("stop", [1, 2, 4])
 def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path, make, stop):
     whole = train(make(ToyLocal()), rounds=5, schedule=fr.synchronous(cohort=0.5))
-    train(make(ToyLocal()), rounds=stop, schedule=fr.synchronous(cohort=0.5), checkpoint=Checkpoints(tmp_path))
-    resumed = train(make(ToyLocal()), rounds=5, schedule=fr.synchronous(cohort=0.5), checkpoint=Checkpoints(tmp_path),
-                    resume=True, packs=3)
+    train(
+        make(ToyLocal()), rounds=stop, schedule=fr.synchronous(cohort=0.5), checkpoint=Checkpoints(tmp_path)
+    )
+    resumed = train(
+        make(ToyLocal()),
+        rounds=5,
+        schedule=fr.synchronous(cohort=0.5),
+        checkpoint=Checkpoints(tmp_path),
+        resume=True,
+        packs=3,
+    )
     assert resumed.params_sha256 == whole.params_sha256
     assert [record.round for record in resumed.metrics] == list(range(stop, 5))
 
@@ -44,7 +52,10 @@ def test_the_last_two_checkpoints_stay_and_half_written_ones_do_not_count(tmp_pa
 
 
 def test_every_kind_of_state_comes_back_with_its_bits():
-    state = {"a": ScaffoldState(tree.flatten(INIT), (torch.arange(3), 0.1 + 0.2), 7), "b": [None, "x", float("inf"), True]}
+    state = {
+        "a": ScaffoldState(tree.flatten(INIT), (torch.arange(3), 0.1 + 0.2), 7),
+        "b": [None, "x", float("inf"), True],
+    }
     tensors = {}
     spec = checkpoint.encode(state, tensors, "s")
     assert tree.equal(checkpoint.decode(spec, tensors), state)

@@ -15,15 +15,21 @@ from fedray.runtime import fold, values
 
 
 def stacked(rows, dtype=torch.float32):
-    return values.stack([{"delta": tree.flatten({"w": torch.tensor(row, dtype=dtype)}), "loss": float(row[0])}
-                         for row in rows])
+    return values.stack(
+        [
+            {"delta": tree.flatten({"w": torch.tensor(row, dtype=dtype)}), "loss": float(row[0])}
+            for row in rows
+        ]
+    )
 
 
 def parts_of(rows, weights, exponents, cuts):
     parts, start = [], 0
     for stop in [*cuts, len(rows)]:
         if stop > start:
-            operand = fold.operand(stacked(rows[start:stop]).value, torch.tensor(weights[start:stop], dtype=torch.float64))
+            operand = fold.operand(
+                stacked(rows[start:stop]).value, torch.tensor(weights[start:stop], dtype=torch.float64)
+            )
             parts.append(fold.single(operand, 0) if stop - start == 1 else fold.fold(operand, exponents))
         start = stop
     return parts
@@ -65,18 +71,25 @@ def test_float64_statistics_keep_76_bits_below_the_largest_value():
     operand = fold.operand(stacked(rows, torch.float64).value, torch.ones(3, dtype=torch.float64))
     total = fold.result(fold.fold(operand, operand.needs), operand.needs, is_exact=False)
     error = float(total["delta"]["w"][0]) - math.fsum(row[0] for row in rows)
-    assert abs(error) <= 2.0**(operand.needs[0] - 76)
+    assert abs(error) <= 2.0 ** (operand.needs[0] - 76)
 
 
 def test_a_lost_row_cannot_count_even_when_it_is_not_finite():
-    operand = fold.operand(stacked([[1.0], [float("nan")], [2.0]]).value, torch.tensor([1.0, 0.0, 1.0]).double())
+    operand = fold.operand(
+        stacked([[1.0], [float("nan")], [2.0]]).value, torch.tensor([1.0, 0.0, 1.0]).double()
+    )
     total = fold.result(fold.fold(operand, operand.needs), operand.needs, is_exact=True)
     assert float(total.divided_by(2.0)["delta"]["w"][0]) == 1.5
 
 
 def test_weights_beyond_53_bits_are_refused_with_the_remedy():
-    part = fold.LaneSum(fold.spec_of({"x": values.Column(torch.ones(1).double(), False)}), (4,), (np.ones((3, 1)),),
-                        2**26, False)
+    part = fold.LaneSum(
+        fold.spec_of({"x": values.Column(torch.ones(1).double(), False)}),
+        (4,),
+        (np.ones((3, 1)),),
+        2**26,
+        False,
+    )
     with pytest.raises(FoldError, match="weight_cap"):
         fold.merge("delta", [part, part], (4,))
 

@@ -13,23 +13,30 @@ from tests.unit.runtime.toy import INIT, Breaks, Open, ToyLocal, sites, train
 def averaging(local):
     def round(server, site):
         update = fr.map(local, fr.broadcast(server), site.data, site.rng)
-        return Outputs(server=server + fr.mean(update.delta, weight=update.num_examples),
-                       metrics=fr.mean(update.metrics, weight=update.num_examples))
+        return Outputs(
+            server=server + fr.mean(update.delta, weight=update.num_examples),
+            metrics=fr.mean(update.metrics, weight=update.num_examples),
+        )
+
     return Algorithm(lambda params: params, round, name="averaging")
 
 
 def stateful(local):
     """Every site adds up its own deltas; the server averages them."""
+
     def round(server, site):
         update = fr.map(local, fr.broadcast(server), site.data, site.rng)
-        return Outputs(server=server + fr.mean(update.delta, weight=update.num_examples),
-                       site=site.state + update.delta)
+        return Outputs(
+            server=server + fr.mean(update.delta, weight=update.num_examples), site=site.state + update.delta
+        )
+
     return Algorithm(lambda params: params, round, tree.zeros_like, name="stateful")
 
 
 def test_a_round_equals_a_loop_written_by_hand():
     result = train(averaging(ToyLocal()), rounds=2)
     from fedray.rng import Key
+
     params = tree.flatten(INIT)
     for number in range(2):
         updates = [ToyLocal()(params, opened(), Key(0, number, site)) for site, opened in sites().items()]
@@ -39,10 +46,17 @@ def test_a_round_equals_a_loop_written_by_hand():
     assert tree.equal(result.params, params)
 
 
-@pytest.mark.parametrize("layout", [{"packs": 2}, {"packs": 4, "group_size": 1}, {"packs": 8, "group_size": 7},
-                                    {"group_size": 25}, {"sites_per_actor": 1},
-                                    {"regions": {"a": ["h00"], "b": {"c": ["h01", "h02"], "d": [
-                                        f"h{i:02d}" for i in range(3, 12)]}}}])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"packs": 2},
+        {"packs": 4, "group_size": 1},
+        {"packs": 8, "group_size": 7},
+        {"group_size": 25},
+        {"sites_per_actor": 1},
+        {"regions": {"a": ["h00"], "b": {"c": ["h01", "h02"], "d": [f"h{i:02d}" for i in range(3, 12)]}}},
+    ],
+)
 @pytest.mark.parametrize("make", [averaging, stateful])
 def test_layouts_give_equal_bits(make, layout):
     schedule = fr.synchronous(cohort=0.5)
@@ -87,13 +101,18 @@ def test_below_quorum_the_server_state_is_unchanged_and_the_error_says_who():
     with fr.simulate(sites()) as federation:
         local = Breaks(ToyLocal(), tuple(sites())[:6], 0, "raise")
         with pytest.raises(QuorumError, match=r"6 of 12.*6 x RuntimeError.*quorum"):
-            fr.fit(averaging(local), federation, init=INIT, rounds=1, schedule=fr.synchronous(on_failure="raise"))
+            fr.fit(
+                averaging(local), federation, init=INIT, rounds=1, schedule=fr.synchronous(on_failure="raise")
+            )
         assert tree.equal(federation.aggregator.state, tree.flatten(INIT))
 
 
 def test_a_skipped_round_leaves_the_state_and_goes_on():
-    result = train(averaging(Breaks(ToyLocal(), tuple(sites())[:6], 1, "raise")), rounds=3,
-                   schedule=fr.synchronous(on_failure="skip"))
+    result = train(
+        averaging(Breaks(ToyLocal(), tuple(sites())[:6], 1, "raise")),
+        rounds=3,
+        schedule=fr.synchronous(on_failure="skip"),
+    )
     assert [record.status for record in result.metrics] == ["counted", "skipped", "counted"]
 
 
@@ -106,6 +125,7 @@ def test_a_value_out_of_range_repeats_the_fold_and_not_the_training():
 
     def round(server, site):
         return Outputs(server=fr.mean(fr.map(huge, fr.broadcast(server), site.data, site.rng), name="big"))
+
     result = train(Algorithm(lambda params: params, round), rounds=1, packs=3)
     assert len(set(calls)) == 13 and len(calls) == 13 and float(result.params["b"]) == 1e6
     assert result.metrics[0].grids["big"][0] >= 20
@@ -126,8 +146,10 @@ def test_empty_sites_are_refused_by_name_unless_allowed():
     data = {**sites(3), "empty": Open(1, empty=True)}
     with pytest.raises(DataError, match=r"empty.*allow_empty"):
         train(averaging(ToyLocal()), data)
-    assert train(averaging(ToyLocal()), data, allow_empty=True, rounds=2).params_sha256 == \
-        train(averaging(ToyLocal()), sites(3), rounds=2).params_sha256
+    assert (
+        train(averaging(ToyLocal()), data, allow_empty=True, rounds=2).params_sha256
+        == train(averaging(ToyLocal()), sites(3), rounds=2).params_sha256
+    )
 
 
 def test_a_weight_that_is_not_whole_is_reported_by_site():
@@ -137,6 +159,7 @@ def test_a_weight_that_is_not_whole_is_reported_by_site():
     def round(server, site):
         update = fr.map(local, fr.broadcast(server), site.data, site.rng)
         return Outputs(server=fr.mean(update["delta"], weight=update["weight"]))
+
     failures = train(Algorithm(lambda params: params, round), rounds=1).metrics[0].failures
     assert [(failure.site, "weight_cap" in failure.kind) for failure in failures] == [("h01", True)]
 
@@ -147,7 +170,10 @@ def test_fractional_weights_count_with_a_public_cap():
 
     def round(server, site):
         update = fr.map(local, fr.broadcast(server), site.data, site.rng)
-        return Outputs(server=server, metrics={"x": fr.mean(update["x"], weight=update["weight"], weight_cap=1.0)})
+        return Outputs(
+            server=server, metrics={"x": fr.mean(update["x"], weight=update["weight"], weight_cap=1.0)}
+        )
+
     assert train(Algorithm(lambda params: params, round), sites(2), rounds=1).metrics[0].metrics["x"] == 0.75
 
 
@@ -160,6 +186,7 @@ def test_mix_gives_each_site_its_neighbours():
     def round(server, site):
         mixed = fr.mix(fr.map(local, site.state, site.data, site.rng), matrix, name="model")
         return Outputs(server=server, site=mixed, metrics={"all": fr.sum(mixed, name="all")})
+
     algorithm = Algorithm(lambda params: params, round, lambda server: 0.0)
     assert train(algorithm, sites(2), rounds=1).metrics[0].metrics["all"] == 0.75
 
@@ -171,6 +198,7 @@ def test_mean_within_a_region_stays_in_the_region():
     def round(server, site):
         near = fr.mean(fr.map(one, site.data, site.rng), name="near", within="region")
         return Outputs(server=server, metrics={"seen": fr.gather(near, name="seen")})
+
     with fr.simulate(sites(3), regions={"a": ["h00", "h01"], "b": ["h02"]}) as federation:
         seen = fr.compute(Algorithm(lambda params: params, round), federation)["seen"]
     assert seen == {"h00": 0.5, "h01": 0.5, "h02": 2.0}
@@ -179,9 +207,14 @@ def test_mean_within_a_region_stays_in_the_region():
 def test_a_late_site_is_not_counted_on_the_simulated_clock():
     def latency(site, round):
         return 10.0 if site == "h05" else 1.0
+
     result = train(averaging(ToyLocal()), rounds=2, latency=latency, schedule=fr.synchronous(deadline_s=5.0))
     record = result.metrics[0]
-    assert ([failure.kind for failure in record.failures], record.counted, record.seconds) == (["late"], 11, 5.0)
+    assert ([failure.kind for failure in record.failures], record.counted, record.seconds) == (
+        ["late"],
+        11,
+        5.0,
+    )
 
 
 def test_sampling_depends_on_seed_and_round_alone():
@@ -210,10 +243,12 @@ def test_no_mapped_function_may_change_the_servers_parameters_through_a_twin():
 
     def local(params, data, rng):
         return {"delta": tree.map(torch.ones_like, params)}
+
     local.rows = rows
 
     def round(server, site):
         update = fr.map(local, fr.broadcast(server), site.data, site.rng)
         return Outputs(server=server + fr.mean(update["delta"]))
+
     alone, twin = Algorithm(lambda params: params, round), train
     assert float(twin(alone, rounds=2).params["b"]) == 2.0

@@ -19,7 +19,9 @@ def test_the_bytes_that_arrive_are_those_that_egress_names(make, packs):
         for child in root.children.values():
             for name, size in expected_bytes(result.plan, 1, len(child.sites)).items():
                 expected[name] = expected.get(name, 0) + size
-        assert root.bytes_up == expected and set(expected) == {row["name"] for row in egress_rows(result.plan)}
+        assert root.bytes_up == expected and set(expected) == {
+            row["name"] for row in egress_rows(result.plan)
+        }
         assert result.bytes_up == sum(expected.values())
 
 
@@ -27,6 +29,7 @@ def test_a_host_that_sends_an_unlisted_name_is_refused():
     from dataclasses import replace
 
     from fedray.errors import VerifyError
+
     with fr.simulate(sites()) as federation:
         pack = federation.aggregator.root.transport.hosts["pack0"]
         run = pack.run
@@ -34,6 +37,7 @@ def test_a_host_that_sends_an_unlisted_name_is_refused():
         def smuggle(call, downlink):
             answer = run(call, downlink)
             return replace(answer, gathered={**answer.gathered, "patients": {"h00": 1.0}})
+
         pack.run = smuggle
         with pytest.raises(VerifyError, match="patients"):
             fr.fit(averaging(ToyLocal()), federation, init=INIT, rounds=1)
@@ -41,7 +45,9 @@ def test_a_host_that_sends_an_unlisted_name_is_refused():
 
 def test_explain_draws_the_calls_that_were_submitted():
     with fr.simulate(sites(), packs=3) as federation:
-        result = fr.fit(averaging(ToyLocal()), federation, init=INIT, rounds=2, schedule=fr.synchronous(cohort=4))
+        result = fr.fit(
+            averaging(ToyLocal()), federation, init=INIT, rounds=2, schedule=fr.synchronous(cohort=4)
+        )
         calls = [call for call in federation.calls() if call.method == "run" and call.round == 1]
         drawn = fr.explain(result.plan, calls)
         assert drawn.count("<- downlink 1.1") == len(calls)

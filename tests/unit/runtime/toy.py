@@ -1,4 +1,5 @@
-"""Small sites and a small local update, shared by the tests of the runtime. The update is written out by hand."""
+"""Small sites and a small local update, shared by the tests of the runtime. The update is written out by
+hand."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,7 @@ class ToyLocal:
         generator = rng.generator()
         loss = 0.0
         for _ in range(self.steps if len(y) else 0):
-            rows = torch.randperm(len(y), generator=generator)[:max(1, len(y) // 2)]
+            rows = torch.randperm(len(y), generator=generator)[: max(1, len(y) // 2)]
             probability = torch.sigmoid(x[rows] @ weight + bias)
             error = (probability - y[rows]) / len(rows)
             slope, offset = x[rows].T @ error, error.sum()
@@ -84,12 +85,27 @@ class Breaks:
             if self.how == "raise":
                 raise RuntimeError("a patient's name could stand here")
             if self.how == "nan":
-                return ToyUpdate(tree.scale(update.delta, float("nan")), update.num_examples, update.num_steps,
-                                 update.metrics)
+                return ToyUpdate(
+                    tree.scale(update.delta, float("nan")),
+                    update.num_examples,
+                    update.num_steps,
+                    update.metrics,
+                )
         return update
 
 
-def train(algorithm, data=None, rounds=5, schedule=None, seed=0, passes=(), checkpoint=None, resume=False, **layout):
+def train(
+    algorithm, data=None, rounds=5, schedule=None, seed=0, passes=(), checkpoint=None, resume=False, **layout
+):
     with fr.simulate(data or sites(), **layout) as federation:
-        return fr.fit(algorithm, federation, init=INIT, rounds=rounds, seed=seed, passes=passes,
-                      schedule=schedule or fr.synchronous(), checkpoint=checkpoint, resume=resume)
+        return fr.fit(
+            algorithm,
+            federation,
+            init=INIT,
+            rounds=rounds,
+            seed=seed,
+            passes=passes,
+            schedule=schedule or fr.synchronous(),
+            checkpoint=checkpoint,
+            resume=resume,
+        )
