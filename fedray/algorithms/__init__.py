@@ -1,24 +1,24 @@
-"""Algorithms say what is computed; each is a few lines over the nine verbs. Start at `fedavg.py`."""
+"""Algorithms say what is computed; each is a few lines over the nine verbs. Start at `fedavg.py`.
 
-import importlib
-from typing import Any
+Names are bound here at once: a function has the name of its module (`fr.algorithms.fedavg` is the function).
+"""
 
-_HOMES = {
-    "fedavg": ("fedavg", "fedsgd"),
-    "fedprox": ("fedprox",),
-    "scaffold": ("scaffold",),
-    "ditto": ("ditto",),
-    "baselines": ("local_only", "one_shot"),
-    "evaluation": ("evaluation",),
-    "moments": ("moments",),
-}
-_NAMES = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = sorted(_NAMES)  # noqa: PLE0605
+from fedray.algorithms.baselines import local_only, one_shot
+from fedray.algorithms.ditto import ditto
+from fedray.algorithms.evaluation import evaluation
+from fedray.algorithms.fedavg import fedavg, fedsgd
+from fedray.algorithms.fedprox import fedprox
+from fedray.algorithms.moments import moments
+from fedray.algorithms.scaffold import scaffold
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
-        raise AttributeError(f"fedray.algorithms has no {name!r}; it has {', '.join(__all__)}")
-    value = getattr(importlib.import_module(f"fedray.algorithms.{_NAMES[name]}"), name)
-    globals()[name] = value
-    return value
+__all__ = [
+    "ditto",
+    "evaluation",
+    "fedavg",
+    "fedprox",
+    "fedsgd",
+    "local_only",
+    "moments",
+    "one_shot",
+    "scaffold",
+]

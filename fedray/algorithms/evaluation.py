@@ -27,7 +27,7 @@ class OnSplit:
 
 def as_list(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return one mapping per site, sorted by id, with the id under `site`."""
-    return [{"site": site, **found[site]} for site in sorted(found)]
+    return [{"site": site, **metrics.defined(found[site])} for site in sorted(found)]
 
 
 def evaluation(

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import fedray as fr
-from fedray.learn.optimizer import ServerOptimizer, sgd
+from fedray.learn.optimizer import Rate, ServerOptimizer, sgd
+from fedray.learn.sgd import sgd as local_sgd
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,9 @@ def fedavg(
     return fr.Algorithm(init, round, name=name)
 
 
-def fedsgd(gradient: Any, lr: float) -> fr.Algorithm:
+def fedsgd(model: Any, lr: Rate) -> fr.Algorithm:
     """Step along the mean gradient of all rows: x <- x - lr sum_i (n_i / n) grad f_i(x).
 
-    `gradient` is a local update of one full-batch step with learning rate 1, whose delta is minus the
-    gradient.
     Source: McMahan et al., AISTATS 2017, section 2 (FedSGD).
     """
-    return fedavg(gradient, sgd(lr), name="fedsgd")
+    return fedavg(local_sgd(model, lr=1.0, steps=1), sgd(lr), name="fedsgd")
