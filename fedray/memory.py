@@ -1,7 +1,7 @@
 """A memory forecast before the start: refuse with numbers what cannot fit, before any site trains.
 
-The forecast counts what a run must hold at once: each process (interpreter, torch, Ray), the sites' rows, the model at
-the server and in every pack, one row per site of a group, and the operands of the exact sum.
+The forecast counts what a run must hold at once: each process (interpreter, torch, Ray), the sites' rows,
+the model at the server and in every pack, one row per site of a group, and the operands of the exact sum.
 """
 
 from dataclasses import dataclass
@@ -30,8 +30,12 @@ class Forecast:
         return self.processes + self.data + self.model + self.rows
 
     def __str__(self) -> str:
-        parts = {"processes": self.processes, "site data": self.data, "model copies": self.model,
-                 "site rows while summing": self.rows}
+        parts = {
+            "processes": self.processes,
+            "site data": self.data,
+            "model copies": self.model,
+            "site rows while summing": self.rows,
+        }
         listed = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items())
         return f"{_gib(self.total)} needed ({listed}), {_gib(self.available)} available"
 
@@ -50,9 +54,21 @@ def available_bytes() -> int:
     return found.get("MemAvailable", 0)
 
 
-def forecast(*, num_packs: int, is_ray: bool, cohort: int, group_size: int, model_bytes: int, state_slots: int,
-             num_sites: int, data_bytes: int, available: int | None = None) -> Forecast:
-    """Return what a run needs. `model_bytes` is one copy; `state_slots` counts what each site keeps of that size."""
+def forecast(
+    *,
+    num_packs: int,
+    is_ray: bool,
+    cohort: int,
+    group_size: int,
+    model_bytes: int,
+    state_slots: int,
+    num_sites: int,
+    data_bytes: int,
+    available: int | None = None,
+) -> Forecast:
+    """Return what a run needs. `model_bytes` is one copy; `state_slots` counts what each site keeps of that
+    size.
+    """
     processes = (PROCESS_BYTES * (num_packs + 1) + RAY_BYTES) if is_ray else 0
     kept_operands = min(256 * 2**20 * num_packs, cohort * model_bytes)
     rows = num_packs * min(group_size, max(1, cohort)) * model_bytes * LANE_FACTOR + kept_operands
@@ -63,5 +79,7 @@ def forecast(*, num_packs: int, is_ray: bool, cohort: int, group_size: int, mode
 def check(found: Forecast) -> None:
     """Raise MemoryForecastError where the run cannot fit; say what to change."""
     if found.available and found.total > found.available:
-        raise MemoryForecastError(f"this run would not fit into memory: {found}. Use fewer packs, a smaller "
-                                  "runtime.group_size, a smaller cohort or a smaller model")
+        raise MemoryForecastError(
+            f"this run would not fit into memory: {found}. Use fewer packs, a smaller "
+            "runtime.group_size, a smaller cohort or a smaller model"
+        )

@@ -5,6 +5,7 @@ metrics. A site's own record (its AUROC, its rows) is gathered by name; a real f
 policy.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,9 +26,32 @@ class OnSplit:
         return self.fn(params, data.view(self.split) if hasattr(data, "view") else data)
 
 
-def as_list(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return one mapping per site, sorted by id, with the id under `site`."""
-    return [{"site": site, **metrics.defined(found[site])} for site in sorted(found)]
+UNDEFINED = -1e300  # stands for "not defined" on the way up, so that every site sends the same bytes
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Replace None by a number, which `as_list` turns into NaN at the server."""
+
+    fn: Callable[[Any, Any], Mapping[str, float | None]]
+
+    def __call__(self, params: Any, rows: Any) -> dict[str, float]:
+        """Return the record of a site, every value a float."""
+        return {
+            name: UNDEFINED if value is None else float(value)
+            for name, value in self.fn(params, rows).items()
+        }
+
+
+def as_list(found: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Return one mapping per site, sorted by id, with the id under `site` and NaN where a value is undefined."""
+    return [
+        {
+            "site": site,
+            **{name: math.nan if value == UNDEFINED else value for name, value in found[site].items()},
+        }
+        for site in sorted(found)
+    ]
 
 
 def evaluation(
@@ -41,7 +65,7 @@ def evaluation(
     """
     measure, record = (
         OnSplit(metrics.evaluate(model, bins=bins), split),
-        OnSplit(metrics.site_record(model), split),
+        OnSplit(Fixed(metrics.site_record(model)), split),
     )
 
     def round(server: Any, site: Any) -> fr.Outputs:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import fedray as fr
-from fedray.learn.optimizer import Rate, ServerOptimizer, sgd
-from fedray.learn.sgd import sgd as local_sgd
+from fedray.learn.local import sgd as local_sgd
+from fedray.learn.optimizer import ServerOptimizer, sgd
+from fedray.learn.schedules import Schedule
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ def fedavg(
     return fr.Algorithm(init, round, name=name)
 
 
-def fedsgd(model: Any, lr: Rate) -> fr.Algorithm:
+def fedsgd(model: Any, lr: float | Schedule) -> fr.Algorithm:
     """Step along the mean gradient of all rows: x <- x - lr sum_i (n_i / n) grad f_i(x).
 
     Source: McMahan et al., AISTATS 2017, section 2 (FedSGD).
     """
-    return fedavg(local_sgd(model, lr=1.0, steps=1), sgd(lr), name="fedsgd")
+    return fedavg(local_sgd(model, lr=1.0, steps=1, batch_size=None), sgd(lr), name="fedsgd")

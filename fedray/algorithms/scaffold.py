@@ -14,7 +14,6 @@ from typing import Any
 
 import fedray as fr
 from fedray import tree
-from fedray.learn.models import FullGradient
 
 
 @dataclass(frozen=True)
@@ -45,15 +44,17 @@ def scaffold(
     num_sites: int,
     server_lr: float = 1.0,
     option: str = "II",
-    model: Any = None,
 ) -> fr.Algorithm:
     """Correct the drift of local steps with control variates.
 
-    `local` takes plain SGD steps and says its `lr`. Option I needs the `model`, for its full-batch gradient.
-    Raises ValueError on another option, or where option I has no model.
+    `local` takes plain SGD steps and says its `lr`. Option I also needs its
+    `gradient(params, data)`, over all training rows.
+    Raises ValueError on another option, or where option I has no gradient.
     """
-    if option not in ("I", "II") or (option == "I" and model is None):
-        raise ValueError(f"scaffold: option={option!r}: choose 'II', or 'I' together with model=")
+    if option not in ("I", "II") or (option == "I" and not hasattr(local, "gradient")):
+        raise ValueError(
+            f"scaffold: option={option!r}: choose 'II', or 'I' with a local update that has gradient()"
+        )
 
     def init(params: Any) -> ScaffoldState:
         return ScaffoldState(params, tree.zeros_like(params))
@@ -65,7 +66,7 @@ def scaffold(
         x, c = fr.broadcast(server.params), fr.broadcast(server.control)
         update = fr.map(local, x, site.data, site.rng, correction=c - site.state)
         if option == "I":
-            control = fr.map(FullGradient(model), x, site.data)
+            control = fr.map(local.gradient, x, site.data)
         else:
             control = fr.map(NextControl(local.lr), site.state, c, update.delta, update.num_steps, site.rng)
         delta, drift = fr.mean(update.delta), fr.mean(control - site.state, name="drift")

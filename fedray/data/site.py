@@ -77,8 +77,13 @@ class SiteData(Mapping[str, Tensor]):
     def blank(self, rows: int = 4) -> "SiteData":
         """Return a made-up site with the same columns and zeros in a few rows, which are in every split."""
         everywhere = torch.arange(rows)
-        return SiteData({name: torch.zeros((rows, *column.shape[1:]), dtype=column.dtype)
-                         for name, column in self.columns.items()}, dict.fromkeys(SPLITS, everywhere))
+        return SiteData(
+            {
+                name: torch.zeros((rows, *column.shape[1:]), dtype=column.dtype)
+                for name, column in self.columns.items()
+            },
+            dict.fromkeys(SPLITS, everywhere),
+        )
 
     def with_columns(self, **columns: Tensor) -> "SiteData":
         """Return the same rows and splits with columns added or replaced."""
@@ -118,6 +123,9 @@ class Dataset(Mapping[str, Open]):
     def select(self, sites: Mapping[str, Open] | list[str] | tuple[str, ...]) -> "Dataset":
         """Return the data set of these sites alone, in the order given."""
         names = list(sites)
-        return replace(self, sites={name: self.sites[name] for name in names},
-                       sizes={name: self.sizes[name] for name in names if name in self.sizes},
-                       regions={name: self.regions[name] for name in names if name in self.regions})
+        return replace(
+            self,
+            sites={name: self.sites[name] for name in names},
+            sizes={name: self.sizes[name] for name in names if name in self.sizes},
+            regions={name: self.regions[name] for name in names if name in self.regions},
+        )

@@ -1,41 +1,42 @@
-"""What sites learn with: models, local training, server optimizers, metrics. Start at `sgd.py`.
+"""What is learnt at a site and how the server steps. Start at `local.py` and `models.py`.
 
-Names are bound here at once: a function may have the name of its module (`fr.learn.sgd` is the function).
+Names are resolved on first use, so that this package loads no torch before it is needed.
 """
 
-from fedray.learn import optimizer
-from fedray.learn.functional import from_module
-from fedray.learn.intervals import auroc, delong_interval, nadeau_bengio
-from fedray.learn.metrics import evaluate, site_record, summarise
-from fedray.learn.models import Model, bag_of_embeddings, cnn, gradient, gru, linear, logistic, mlp
-from fedray.learn.schedules import constant, cosine, step, warmup
-from fedray.learn.sgd import LocalTraining, adamw, sgd
-from fedray.learn.update import LocalUpdate, Update
+import importlib
+from typing import Any
 
-__all__ = [
-    "LocalTraining",
-    "LocalUpdate",
-    "Model",
-    "Update",
-    "adamw",
-    "auroc",
-    "bag_of_embeddings",
-    "cnn",
-    "constant",
-    "cosine",
-    "delong_interval",
-    "evaluate",
-    "from_module",
-    "gradient",
-    "gru",
-    "linear",
-    "logistic",
-    "mlp",
-    "nadeau_bengio",
+_HOMES = {
+    "local": ("sgd", "adamw", "LocalTraining"),
+    "models": ("Model", "logistic", "linear", "mlp", "cnn", "gru", "bag_of_embeddings", "from_module"),
+    "update": ("Update", "LocalUpdate"),
+    "schedules": ("constant", "step", "cosine", "warmup"),
+    "metrics": ("evaluate", "site_record", "summarise", "auroc", "delong_interval", "nadeau_bengio"),
+}
+_MODULES = (
+    "batches",
+    "dropout",
+    "functional",
+    "intervals",
+    "local",
+    "losses",
+    "metrics",
+    "models",
     "optimizer",
-    "sgd",
-    "site_record",
-    "step",
-    "summarise",
-    "warmup",
-]
+    "rules",
+    "schedules",
+    "update",
+)
+_NAMES = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = sorted({*_NAMES, "optimizer"})  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        value = getattr(importlib.import_module(f"fedray.learn.{_NAMES[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"fedray.learn.{name}")
+    else:
+        raise AttributeError(f"fedray.learn has no {name!r}; it has {', '.join(__all__)}")
+    globals()[name] = value
+    return value

@@ -1,197 +1,209 @@
-"""Metrics that add up over sites, and a site's own record.
+"""Metrics that merge: a site measures sums, they add up over sites, `summarise` turns totals into metrics.
 
-`evaluate(model)` returns sums; `summarise` turns the totals of all sites into metrics. Scores are counted in bins of
-the logit, so the pooled AUROC has an error of at most half the pairs that share a bin (`auroc_error`), and calibration
-comes from the same bins. `site_record(model)` is exact, for one site's own rows.
+`evaluate(model)` gives the sums of one site's rows, `site_record(model)` the site's own exact metrics. Both
+take a view of one split (`data.valid`). What is undefined is NaN in a summary and None in a record (a record
+leaves the site, and a value that is not finite would count as a fault).
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from fedray.learn.intervals import auroc, delong_se
+from fedray.learn import intervals
+from fedray.learn.batches import num_rows, training_rows
+from fedray.learn.intervals import auroc, delong_interval, nadeau_bengio
 
-LOGIT_RANGE = 8.0  # bins cover logits of -8 to 8; beyond it the outermost bin counts
-Sums = dict[str, Any]
+__all__ = ["auroc", "delong_interval", "evaluate", "nadeau_bengio", "site_record", "summarise"]
+
+THRESHOLD = 0.5  # the probability from which a row is called an event, fixed before training
+SMALLEST = 1e-12  # probabilities are kept this far from 0 and 1 where a logit is taken
+
+SiteMetrics = dict[str, Any]
 
 
-def _rows(data: Any) -> int:
-    return int(data.num_rows) if hasattr(data, "num_rows") else len(data["y"])
+def _columns(model: Any, params: Mapping[str, Tensor], data: Any) -> tuple[str, Tensor, Tensor, int]:
+    """Return (task, float64 predictions on the CPU, labels, rows) of a view."""
+    rows = training_rows(data)
+    n = num_rows(rows)
+    device = next(iter(params.values())).device
+    batch = {name: column.to(device) for name, column in rows.items()}
+    output = model.predict(params, batch) if n else torch.zeros(0)
+    target = batch[getattr(model, "target", "y")]
+    return model.task, output.detach().double().cpu(), target.detach().cpu(), n
 
 
-def _predictions(model: Any, params: Any, data: Any) -> tuple[Tensor, Tensor]:
+def _loss_sum(model: Any, params: Mapping[str, Tensor], data: Any, n: int) -> float:
+    """Return the sum over rows of the model's loss, in evaluation mode."""
+    if not n:
+        return 0.0
+    device = next(iter(params.values())).device
+    batch = {name: column.to(device) for name, column in training_rows(data).items()}
     with torch.no_grad():
-        return model.predict(params, data).detach().double(), data["y"].double()
+        return float(model.loss(params, batch)) * n
+
+
+def _brier(probability: Tensor, target: Tensor) -> float:
+    return float((probability - target).square().sum())
+
+
+def _counts(probability: Tensor, chosen: Tensor, bins: int) -> Tensor:
+    index = torch.nan_to_num(probability[chosen]).mul(bins).floor().clamp(0, bins - 1).long()
+    return torch.bincount(index, minlength=bins).double()
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Sums over a site's rows; see `evaluate`."""
+    """Sums of one site; see `evaluate`."""
 
     model: Any
-    bins: int = 1000
-    threshold: float = 0.5
+    bins: int
+    threshold: float
 
-    def __call__(self, params: Any, data: Any) -> Sums:
-        """Return the sums, zeros where there is no row."""
-        task = self.model.task
-        rows = _rows(data)
-        if rows == 0:
-            return self._nothing(task)
-        logits, y = _predictions(self.model, params, data)
-        if task == "classes":
-            loss = torch.nn.functional.cross_entropy(logits, y.long(), reduction="sum")
-            return {"n": float(rows), "loss_sum": float(loss), "correct": float((logits.argmax(dim=1) == y).sum())}
+    def __call__(self, params: Mapping[str, Tensor], data: Any) -> SiteMetrics:
+        """Return the sums over the rows of a view."""
+        task, output, target, n = _columns(self.model, params, data)
+        sums: SiteMetrics = {"n": float(n), "loss_sum": _loss_sum(self.model, params, data, n)}
         if task == "number":
-            return {"n": float(rows), "squared_sum": float((logits - y).square().sum()), "y_sum": float(y.sum()),
-                    "y_squared_sum": float(y.square().sum())}
-        return self._binary(logits, y)
-
-    def _nothing(self, task: str) -> Sums:
+            error = output - target.double() if n else output
+            return {
+                **sums,
+                "squared_error_sum": float(error.square().sum()),
+                "absolute_error_sum": float(error.abs().sum()),
+                "num_outputs": float(error.numel()),
+            }
         if task == "classes":
-            return {"n": 0.0, "loss_sum": 0.0, "correct": 0.0}
-        if task == "number":
-            return {"n": 0.0, "squared_sum": 0.0, "y_sum": 0.0, "y_squared_sum": 0.0}
-        return self._binary(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64))
-
-    def _binary(self, logits: Tensor, y: Tensor) -> Sums:
-        p = torch.sigmoid(logits)
-        place = ((logits.clamp(-LOGIT_RANGE, LOGIT_RANGE) + LOGIT_RANGE) / (2 * LOGIT_RANGE) * self.bins).long()
-        place = place.clamp(max=self.bins - 1)
-
-        def counted(weight: Tensor) -> Tensor:
-            return torch.zeros(self.bins, dtype=torch.float64).index_add_(0, place, weight)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, y, reduction="sum")
-        return {"n": float(len(y)), "events": float(y.sum()), "loss_sum": float(loss),
-                "correct": float(((p >= self.threshold) == (y > 0.5)).sum()), "brier_sum": float((p - y).square().sum()),
-                "predicted_sum": float(p.sum()), "hist_pos": counted(y), "hist_neg": counted(1 - y)}
+            return {**sums, **_class_sums(output, target, n)}
+        probability, is_event = torch.sigmoid(output), target > 0.5
+        called = probability >= self.threshold
+        return {
+            **sums,
+            "events": float(is_event.sum()),
+            "correct": float((called == is_event).sum()),
+            "true_positives": float((called & is_event).sum()),
+            "brier_sum": _brier(probability, is_event.double()),
+            "predicted_sum": float(probability.sum()),
+            "hist_pos": _counts(probability, is_event, self.bins),
+            "hist_neg": _counts(probability, ~is_event, self.bins),
+        }
 
 
-def evaluate(model: Any, bins: int = 1000, threshold: float = 0.5) -> Evaluate:
-    """Return a function (params, rows) -> sums that add up over sites."""
+def _class_sums(output: Tensor, target: Tensor, n: int) -> SiteMetrics:
+    if not n:
+        return {"correct": 0.0, "class_brier_sum": 0.0}
+    probability = torch.softmax(output, dim=-1)
+    truth = F.one_hot(target.long(), probability.shape[-1]).double()
+    correct = float((probability.argmax(-1) == target).sum())
+    return {"correct": correct, "class_brier_sum": _brier(probability, truth)}
+
+
+def evaluate(model: Any, bins: int = 1000, threshold: float = THRESHOLD) -> Evaluate:
+    """Measure one site by sums that add up over sites: (params, data view) -> mapping of numbers and counts.
+
+    Binary: n, events, loss_sum, correct and true_positives (at `threshold`), brier_sum, predicted_sum, and
+    the counts `hist_pos`, `hist_neg` (bins,) of predicted probability by label, float64. Classes: n,
+    loss_sum, correct, class_brier_sum. Number: n, loss_sum, squared_error_sum, absolute_error_sum,
+    num_outputs.
+    """
+    if bins < 2 or not 0 < threshold < 1:
+        raise ValueError(f"evaluate: bins={bins} must be 2 or more and threshold={threshold} inside (0, 1)")
     return Evaluate(model, bins, threshold)
 
 
-def summarise(sums: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics of all rows together. Those that need both classes are left out where one is missing."""
-    n = float(sums["n"])
-    if n == 0:
-        return {"n": 0.0}
-    if "squared_sum" in sums:
-        spread = float(sums["y_squared_sum"]) - float(sums["y_sum"]) ** 2 / n
-        found = {"n": n, "mse": float(sums["squared_sum"]) / n}
-        return {**found, "r2": 1 - float(sums["squared_sum"]) / spread} if spread > 0 else found
-    found = {"n": n, "loss": float(sums["loss_sum"]) / n, "accuracy": float(sums["correct"]) / n}
-    if "events" not in sums:
-        return found
-    events = float(sums["events"])
-    found |= {"events": events, "prevalence": events / n, "brier": float(sums["brier_sum"]) / n,
-              "predicted_mean": float(sums["predicted_sum"]) / n}
-    if 0 < events < n:
-        positive, negative = _array(sums["hist_pos"]), _array(sums["hist_neg"])
-        found |= _from_bins(positive, negative)
-    return found
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
 
 
-def _array(values: Any) -> np.ndarray:
-    return np.asarray(values.cpu() if isinstance(values, Tensor) else values, dtype=float)
+def summarise(sums: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn totals over sites into metrics. Undefined ones are NaN.
 
-
-def _from_bins(positive: np.ndarray, negative: np.ndarray) -> dict[str, float]:
-    pairs = positive.sum() * negative.sum()
-    below = np.concatenate([[0.0], np.cumsum(negative)[:-1]])
-    shared = float((positive * negative).sum())
-    area = (float((positive * below).sum()) + shared / 2) / pairs
-    slope, intercept, large = calibration(positive, negative)
-    return {"auroc": float(area), "auroc_error": float(shared / 2 / pairs), "auroc_se": _binned_se(positive, negative),
-            "calibration_slope": slope, "calibration_intercept": intercept, "calibration_in_the_large": large}
-
-
-def _binned_se(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Return DeLong's standard error with scores tied inside a bin."""
-    m, n = positive.sum(), negative.sum()
-    if m < 2 or n < 2:
-        return math.nan
-    v10 = (np.cumsum(negative) - negative / 2) / n
-    v01 = (m - np.cumsum(positive) + positive / 2) / m
-
-    def variance(values: np.ndarray, weight: np.ndarray, total: float) -> float:
-        mean = (values * weight).sum() / total
-        return float((weight * (values - mean) ** 2).sum() / (total - 1))
-    return math.sqrt(variance(v10, positive, m) / m + variance(v01, negative, n) / n)
-
-
-def calibration(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float, float]:
-    """Return slope and intercept of logit(outcome) on the logit, and calibration in the large, from binned counts.
-
-    Newton's method on the binomial likelihood of each bin at its centre; in the large is the intercept at slope one.
+    AUROC comes from bins of probability; `auroc_error_bound` is the most that it can be off. Calibration
+    takes every bin at its centre. The counts stay in the result (`hist_pos`, `hist_neg`) for curves.
     """
-    bins = len(positive)
-    x = (np.arange(bins) + 0.5) / bins * 2 * LOGIT_RANGE - LOGIT_RANGE
-    total = positive + negative
-
-    def fit(with_slope: bool) -> tuple[float, float]:
-        slope, intercept = 1.0, 0.0
-        for _ in range(100):
-            p = 1 / (1 + np.exp(-(intercept + slope * x)))
-            residual, weight = positive - total * p, total * p * (1 - p)
-            gradient = np.array([residual.sum(), (residual * x).sum()])
-            information = np.array([[weight.sum(), (weight * x).sum()], [(weight * x).sum(), (weight * x * x).sum()]])
-            step = np.linalg.lstsq(information, gradient, rcond=None)[0] if with_slope else np.array(
-                [gradient[0] / max(information[0, 0], 1e-12), 0.0])
-            step = np.clip(step, -2.0, 2.0)  # a separable table has no finite optimum
-            intercept, slope = intercept + float(step[0]), slope + float(step[1])
-            if np.abs(step).max() < 1e-10:
-                break
-        return slope, intercept
-    slope, intercept = fit(with_slope=True)
-    return slope, intercept, fit(with_slope=False)[1]
+    n = float(sums["n"])
+    told: dict[str, Any] = {"n": n, "loss": _share(float(sums["loss_sum"]), n)}
+    if "squared_error_sum" in sums:
+        outputs = float(sums["num_outputs"])
+        mse = _share(float(sums["squared_error_sum"]), outputs)
+        return {
+            **told,
+            "mse": mse,
+            "rmse": math.sqrt(mse),
+            "mae": _share(float(sums["absolute_error_sum"]), outputs),
+        }
+    told["accuracy"] = _share(float(sums["correct"]), n)
+    if "hist_pos" not in sums:
+        return {**told, "brier": _share(float(sums["class_brier_sum"]), n)}
+    return {**told, **_binary(sums, n)}
 
 
-def best_threshold(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Return the probability at which sensitivity + specificity is largest (Youden's J), from binned counts."""
-    below = np.concatenate([[0.0], np.cumsum(negative)]) / max(negative.sum(), 1)
-    above = 1 - np.concatenate([[0.0], np.cumsum(positive)]) / max(positive.sum(), 1)
-    cut = int(np.argmax(below + above))
-    return float(1 / (1 + math.exp(-(cut / len(positive) * 2 * LOGIT_RANGE - LOGIT_RANGE))))
-
-
-UNDEFINED = -1.0  # travels where a site's rows hold one class; the server turns it into NaN
+def _binary(sums: Mapping[str, Any], n: float) -> dict[str, Any]:
+    pos, neg = intervals.as_array(sums["hist_pos"]), intervals.as_array(sums["hist_neg"])
+    events, hits = float(sums["events"]), float(sums["true_positives"])
+    binned = intervals.binned_auroc(pos, neg)
+    centre = (torch.arange(len(pos), dtype=torch.float64) + 0.5) / len(pos)
+    fitted = intervals.calibration(torch.logit(centre), pos, pos + neg)
+    return {
+        "events": events,
+        "auroc": binned.auroc,
+        "auroc_error_bound": binned.error_bound,
+        "auroc_se": binned.se,
+        "auprc": binned.auprc,
+        "brier": _share(float(sums["brier_sum"]), n),
+        "sensitivity": _share(hits, events),
+        "specificity": _share(float(sums["correct"]) - hits, n - events),
+        "threshold_best": intervals.best_threshold(pos, neg),
+        "calibration_slope": fitted.slope,
+        "calibration_intercept": fitted.intercept,
+        "calibration_in_the_large": fitted.in_the_large,
+        "calibration_observed_expected": _share(events, float(sums["predicted_sum"])),
+        "hist_pos": pos.tolist(),
+        "hist_neg": neg.tolist(),
+    }
 
 
 @dataclass(frozen=True)
 class SiteRecord:
-    """A site's own numbers; see `site_record`."""
+    """A site's own metrics; see `site_record`."""
 
     model: Any
-    threshold: float = 0.5
+    threshold: float
 
-    def __call__(self, params: Any, data: Any) -> dict[str, float]:
-        """Return rows, events, loss, accuracy, and AUROC with DeLong's error where both classes are there."""
-        sums = Evaluate(self.model, bins=2, threshold=self.threshold)(params, data)
-        found = summarise(sums) if sums["n"] else {}
-        record = {"n": float(sums["n"])}
-        names = {"classes": ("loss", "accuracy"), "number": ("mse",)}.get(
-            self.model.task, ("events", "loss", "accuracy", "brier", "predicted_mean"))
-        record |= {name: float(found.get(name, 0.0)) for name in names}
-        if self.model.task == "binary":
-            logits, y = _predictions(self.model, params, data) if sums["n"] else (torch.zeros(0), torch.zeros(0))
-            area, se = auroc(y.numpy(), logits.numpy()), delong_se(y.numpy(), logits.numpy())
-            record |= {"auroc": UNDEFINED if math.isnan(area) else area, "auroc_se": UNDEFINED if math.isnan(se) else se}
-        return record
+    def __call__(self, params: Mapping[str, Tensor], data: Any) -> dict[str, float | None]:
+        """Return the metrics of a view, None where undefined."""
+        found = self._measure(params, data)
+        return {name: value if math.isfinite(value) else None for name, value in found.items()}
+
+    def _measure(self, params: Mapping[str, Tensor], data: Any) -> dict[str, float]:
+        task, output, target, n = _columns(self.model, params, data)
+        told: dict[str, float] = {"n": n, "loss": _share(_loss_sum(self.model, params, data, n), n)}
+        if task == "number":
+            error = output - target.double() if n else output
+            return {**told, "mse": _share(float(error.square().sum()), error.numel())}
+        if task == "classes":
+            return {**told, "accuracy": _share(_class_sums(output, target, n)["correct"], n)}
+        probability, is_event = torch.sigmoid(output), target > 0.5
+        logit = torch.logit(probability.clamp(SMALLEST, 1 - SMALLEST))
+        fitted = intervals.calibration(logit, is_event.double(), torch.ones(n))
+        return {
+            **told,
+            "events": int(is_event.sum()),
+            "accuracy": _share(float(((probability >= self.threshold) == is_event).sum()), n),
+            "auroc": auroc(is_event, output),
+            "auroc_se": intervals.delong_se(is_event, output),
+            "brier": _share(_brier(probability, is_event.double()), n),
+            "calibration_in_the_large": fitted.in_the_large,
+            "calibration_slope": fitted.slope,
+        }
 
 
-def site_record(model: Any, threshold: float = 0.5) -> Callable[[Any, Any], dict[str, float]]:
-    """Return a function (params, rows) -> one site's own numbers, exact."""
+def site_record(model: Any, threshold: float = THRESHOLD) -> SiteRecord:
+    """Measure one site exactly: (params, data view) -> n, events, loss, accuracy, AUROC, DeLong error, ...
+
+    AUROC is None where the rows hold one class, its error with fewer than two rows of a class.
+    """
     return SiteRecord(model, threshold)
-
-
-def defined(record: Mapping[str, float]) -> dict[str, float]:
-    """Return a site's record with NaN where a value is undefined."""
-    return {name: math.nan if name.startswith("auroc") and value == UNDEFINED else value
-            for name, value in record.items()}

@@ -1,206 +1,273 @@
-"""Models as pure functions of (parameters, batch): linear and logistic, MLP, CNN, GRU, bag of embeddings, any module.
+"""Models: small ones by name, and any torch module through `from_module`.
 
-A `Model` says how parameters start (`init`), what it predicts (`predict`, logits) and its loss. `init` draws from a
-generator of its own with torch's default U(-1/sqrt(fan_in), 1/sqrt(fan_in)), never from the global one.
+A model is a record: `init(seed)` draws parameters, `loss(params, batch)` is the mean over the rows of a
+batch, `predict(params, batch)` gives logits (or the number). A batch maps column names to tensors. The dtype
+is that of the parameters; floating-point inputs are cast to it. Nothing here touches the global random state.
 """
 
-import math
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-from fedray import tree
-from fedray.learn.dropout import dropout
+from fedray.learn import dropout, losses
+from fedray.learn.functional import Functional, Step, draw
+from fedray.rng import SERVER, Key
 from fedray.tree import Flat
 
-Params = Mapping[str, Tensor]
-Batch = Mapping[str, Tensor]
-TASKS = ("binary", "classes", "number")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Model:
-    """A pure model. `forward(params, x, key, step)` returns logits (rows, outputs); `layout` its parameters' shapes.
+    """A module, what it predicts, and how its weights start.
 
-    `layout` maps a name to (shape, fan_in); fan_in 0 starts at zero, -1 at one. `buffers` are averaged, not trained.
+    `inputs` and `target` are column names. `start` sets leaves to a number after the draw ({"bias": -2.3});
+    `zero` starts from zeros, `keep_weights` from the module's own values, whatever the seed.
     """
 
-    kind: str
-    task: str
-    layout: Mapping[str, tuple[tuple[int, ...], int]]
-    forward: Callable[..., Tensor]
-    buffers: tuple[str, ...] = ()
-    offset: float = 0.0
-    num_outputs: int = 1
+    module: nn.Module
+    task: str = "binary"
+    inputs: tuple[str, ...] = ("x",)
+    target: str = "y"
+    custom_loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    flatten: bool = False
+    start: tuple[tuple[str, float], ...] = ()
+    zero: bool = False
+    keep_weights: bool = False
 
-    def init(self, seed: int, dtype: torch.dtype = torch.float32) -> Flat:
-        """Return the first parameters; equal for equal seeds."""
-        generator = torch.Generator().manual_seed(seed)
-        tensors = {}
-        for name, (shape, fan_in) in self.layout.items():
-            if fan_in > 0:
-                bound = 1.0 / math.sqrt(fan_in)
-                tensors[name] = (torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1).mul(bound).to(dtype)
-            else:
-                tensors[name] = torch.full(shape, 1.0 if fan_in < 0 else 0.0, dtype=dtype)
-        if self.offset:
-            tensors["bias"] = torch.full_like(tensors["bias"], self.offset)
-        return tree.flatten(tensors, buffers=self.buffers)
+    @cached_property
+    def functional(self) -> Functional:
+        """The module as a function of its parameters."""
+        return Functional(self.module)
 
-    def predict(self, params: Params, batch: Batch, key: int | None = None, step: int = 0) -> Tensor:
-        """Return logits: (rows,) for a binary outcome or a number, (rows, classes) for classes."""
-        out = self.forward(params, batch["x"], key, step)
-        return out.squeeze(-1) if self.task != "classes" and out.dim() > 1 else out
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
-    def loss(self, params: Params, batch: Batch, key: int | None = None, step: int = 0,
-             pos_weight: float | None = None) -> Tensor:
-        """Return the mean loss over the rows: BCE on logits, cross-entropy, or half the squared error."""
-        logits, y = self.predict(params, batch, key, step), batch["y"]
-        if self.task == "binary":
-            weight = None if pos_weight is None else logits.new_tensor(pos_weight)
-            return F.binary_cross_entropy_with_logits(logits, y.to(logits.dtype), pos_weight=weight)
-        if self.task == "classes":
-            return F.cross_entropy(logits, y.long())
-        return 0.5 * F.mse_loss(logits, y.to(logits.dtype))
+    def init(self, seed: int = 0) -> Flat:
+        """Return parameters drawn from (seed) alone."""
+        if self.keep_weights:
+            return self.functional.start()
+        generator = Key(seed, 0, SERVER, "init").generator()
+        flat = Functional(draw(copy.deepcopy(self.module), generator)).start()
+        if self.zero:
+            flat.buffer.zero_()
+        for name, value in self.start:
+            flat[name].fill_(value)
+        return flat
 
+    def _output(self, params: Mapping[str, Tensor], batch: Mapping[str, Tensor], step: Step | None) -> Tensor:
+        dtype = params.schema.dtype if isinstance(params, Flat) else next(iter(params.values())).dtype
+        inputs = [batch[name] for name in self.inputs]
+        if self.flatten:
+            inputs = [value.reshape(value.shape[0], -1) for value in inputs]
+        cast = (value.to(dtype) if value.is_floating_point() else value for value in inputs)
+        return losses.squeeze(self.functional(params, tuple(cast), step), self.task)
 
-def _task(task: str) -> str:
-    if task not in TASKS:
-        raise ValueError(f"task={task!r}: choose one of {', '.join(TASKS)}")
-    return task
+    def predict(self, params: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+        """Return logits: (rows,) for a binary outcome, (rows, classes) for classes; numbers else."""
+        with torch.no_grad():
+            return self._output(params, batch, None)
 
+    def loss(
+        self,
+        params: Mapping[str, Tensor],
+        batch: Mapping[str, Tensor],
+        step: Step | None = None,
+        pos_weight: losses.PosWeight = None,
+    ) -> Tensor:
+        """Return the mean loss over the rows; with a `step` in training mode (dropout, batch statistics)."""
+        output = self._output(params, batch, step)
+        if self.custom_loss is not None:
+            return self.custom_loss(output, batch[self.target])
+        return losses.mean_loss(self.task, output, batch[self.target], pos_weight)
 
-def _outputs(task: str, num_classes: int) -> int:
-    return num_classes if _task(task) == "classes" else 1
+    def training(self, params: Mapping[str, Tensor], key: int) -> Step:
+        """Return the start of one local training."""
+        return self.functional.training(params, key)
 
-
-def _linear(params: Params, x: Tensor, key: int | None, step: int) -> Tensor:
-    return F.linear(x, params["weight"], params["bias"])
-
-
-def logistic(num_features: int, *, num_classes: int = 2, task: str = "binary", bias: float = 0.0) -> Model:
-    """Return logistic (or softmax) regression; weights start at zero, the intercept at `bias`."""
-    outputs = _outputs(task, num_classes)
-    layout = {"weight": ((outputs, num_features), 0), "bias": ((outputs,), 0)}
-    return Model("logistic", task, layout, _linear, offset=bias, num_outputs=outputs)
-
-
-def linear(num_features: int) -> Model:
-    """Return linear regression, started at zero."""
-    layout = {"weight": ((1, num_features), 0), "bias": ((1,), 0)}
-    return Model("linear", "number", layout, _linear)
-
-
-@dataclass(frozen=True)
-class _Mlp:
-    depth: int
-    dropout: float
-
-    def __call__(self, params: Params, x: Tensor, key: int | None, step: int) -> Tensor:
-        for layer in range(self.depth):
-            x = F.relu(F.linear(x, params[f"{layer}.weight"], params[f"{layer}.bias"]))
-            x = dropout(x, self.dropout, key, layer, step)
-        return F.linear(x, params[f"{self.depth}.weight"], params[f"{self.depth}.bias"])
+    def as_module(self, params: Mapping[str, Tensor]) -> nn.Module:
+        """Return a plain torch module in evaluation mode with these parameters."""
+        return self.functional.loaded(params)
 
 
-def mlp(num_features: int, hidden: Sequence[int] = (32,), *, num_classes: int = 2, task: str = "binary",
-        dropout: float = 0.0) -> Model:
-    """Return a network of fully connected ReLU layers."""
-    outputs = _outputs(task, num_classes)
-    widths = [num_features, *hidden, outputs]
-    layout: dict[str, tuple[tuple[int, ...], int]] = {}
-    for layer, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
-        layout[f"{layer}.weight"], layout[f"{layer}.bias"] = ((after, before), before), ((after,), before)
-    return Model("mlp", task, layout, _Mlp(len(hidden), dropout), num_outputs=outputs)
+def _build(make: Callable[[], nn.Module], **settings: Any) -> Model:
+    """Build a module without a draw from the global generator and put zeros in it: `init` draws."""
+    with torch.device("meta"):
+        module = make()
+    module = draw(module.to_empty(device="cpu"), Key(0, 0, SERVER, "template").generator())
+    return Model(module=dropout.prepare(module), **settings)
 
 
-def _cnn(params: Params, x: Tensor, key: int | None, step: int) -> Tensor:
-    x = F.max_pool2d(F.relu(F.conv2d(x, params["conv1.weight"], params["conv1.bias"], padding=1)), 2)
-    x = F.max_pool2d(F.relu(F.conv2d(x, params["conv2.weight"], params["conv2.bias"], padding=1)), 2)
-    return F.linear(x.flatten(1), params["head.weight"], params["head.bias"])
+def _width(name: str, num_features: int | None) -> int:
+    if num_features is None or num_features < 1:
+        raise ValueError(f"{name}: num_features={num_features} must be the width of the input, 1 or more")
+    return num_features
 
 
-def cnn(image: tuple[int, int, int], *, channels: tuple[int, int] = (16, 32), num_classes: int = 10,
-        task: str = "classes") -> Model:
-    """Return two 3x3 convolutions with pooling and a linear head; `image` is (channels, height, width)."""
-    depth, height, width = image
-    first, second = channels
-    outputs, flat = _outputs(task, num_classes), second * (height // 4) * (width // 4)
-    layout = {"conv1.weight": ((first, depth, 3, 3), depth * 9), "conv1.bias": ((first,), depth * 9),
-              "conv2.weight": ((second, first, 3, 3), first * 9), "conv2.bias": ((second,), first * 9),
-              "head.weight": ((outputs, flat), flat), "head.bias": ((outputs,), flat)}
-    return Model("cnn", task, layout, _cnn, num_outputs=outputs)
+def _outputs(task: str | None, num_classes: int) -> tuple[str, int]:
+    """Return the task and the number of outputs; two classes are a binary outcome unless said otherwise."""
+    task = losses.check_task(task or ("binary" if num_classes == 2 else "classes"))
+    return task, num_classes if task == "classes" else 1
 
 
-@dataclass(frozen=True)
-class _Gru:
-    hidden: int
+def logistic(
+    num_features: int | None = None,
+    num_classes: int = 2,
+    *,
+    task: str | None = None,
+    zero: bool = True,
+    bias: float | None = None,
+) -> Model:
+    """Logistic regression; softmax regression for more than two classes. Leaves as in `torch.nn.Linear`.
 
-    def __call__(self, params: Params, x: Tensor, key: int | None, step: int) -> Tensor:
-        state = x.new_zeros(x.shape[0], self.hidden)
-        for moment in range(x.shape[1]):
-            a = F.linear(x[:, moment], params["weight_ih"], params["bias_ih"]).chunk(3, dim=-1)
-            b = F.linear(state, params["weight_hh"], params["bias_hh"]).chunk(3, dim=-1)
-            reset, update = torch.sigmoid(a[0] + b[0]), torch.sigmoid(a[1] + b[1])
-            state = update * state + (1 - update) * torch.tanh(a[2] + reset * b[2])
-        return F.linear(state, params["head.weight"], params["head.bias"])
-
-
-def gru(num_features: int, hidden: int = 32, *, num_classes: int = 2, task: str = "binary") -> Model:
-    """Return a gated recurrent unit over x of (rows, hours, features), its last state read by a linear head.
-
-    Source: Cho et al., EMNLP 2014, in the form of cuDNN and torch.nn.GRU (reset gate after the product).
+    Starts from zeros (`zero=False`: torch's distributions), the intercept from `bias` where one is given.
     """
-    outputs = _outputs(task, num_classes)
-    layout = {"weight_ih": ((3 * hidden, num_features), hidden), "weight_hh": ((3 * hidden, hidden), hidden),
-              "bias_ih": ((3 * hidden,), hidden), "bias_hh": ((3 * hidden,), hidden),
-              "head.weight": ((outputs, hidden), hidden), "head.bias": ((outputs,), hidden)}
-    return Model("gru", task, layout, _Gru(hidden), num_outputs=outputs)
+    width = _width("logistic", num_features)
+    kind, outputs = _outputs(task, num_classes)
+    if kind == "number":
+        raise ValueError("logistic: the outcome is a number: use fedray.learn.linear")
+    start = () if bias is None else (("bias", bias),)
+    return _build(lambda: nn.Linear(width, outputs), task=kind, flatten=True, zero=zero, start=start)
 
 
-def _bag(params: Params, x: Tensor, key: int | None, step: int) -> Tensor:
-    weight = (x >= 0).to(params["embedding"].dtype).unsqueeze(-1)
-    total = (F.embedding(x.clamp(min=0), params["embedding"]) * weight).sum(dim=1)
-    return F.linear(total / weight.sum(dim=1).clamp(min=1), params["head.weight"], params["head.bias"])
+def linear(
+    num_features: int | None = None, num_outputs: int = 1, *, zero: bool = True, bias: float | None = None
+) -> Model:
+    """Linear regression with squared error (mean over rows and outputs)."""
+    width = _width("linear", num_features)
+    start = () if bias is None else (("bias", bias),)
+    return _build(lambda: nn.Linear(width, num_outputs), task="number", flatten=True, zero=zero, start=start)
 
 
-def bag_of_embeddings(vocabulary: int, width: int = 32, *, num_classes: int = 2, task: str = "classes") -> Model:
-    """Return the mean of word embeddings read by a linear head; x is int64 (rows, words), -1 where there is no word."""
-    outputs = _outputs(task, num_classes)
-    layout = {"embedding": ((vocabulary, width), width), "head.weight": ((outputs, width), width),
-              "head.bias": ((outputs,), width)}
-    return Model("bag_of_embeddings", task, layout, _bag, num_outputs=outputs)
+def mlp(
+    num_features: int | None = None,
+    hidden: Sequence[int] = (32,),
+    num_classes: int = 2,
+    *,
+    task: str | None = None,
+    dropout: float = 0.0,
+    bias: float | None = None,
+) -> Model:
+    """Fully connected network with ReLU, dropout after each hidden layer. A `torch.nn.Sequential`."""
+    kind, outputs = _outputs(task, num_classes)
+    widths = [_width("mlp", num_features), *hidden]
+
+    def make() -> nn.Module:
+        stack: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            stack += [nn.Linear(before, after), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
+        return nn.Sequential(*stack, nn.Linear(widths[-1], outputs))
+
+    last = len(hidden) * (3 if dropout else 2)
+    start = () if bias is None else ((f"{last}.bias", bias),)
+    return _build(make, task=kind, flatten=True, start=start)
 
 
-def gradient(model: Any) -> Callable[[Flat, Any], Flat]:
-    """Return a function (params, data) -> gradient of the mean loss over all training rows."""
-    return FullGradient(model)
+def cnn(
+    image: Sequence[int] = (1, 28, 28),
+    channels: Sequence[int] = (16, 32),
+    num_classes: int = 2,
+    *,
+    task: str | None = None,
+    norm: str = "none",
+    dropout: float = 0.0,
+) -> Model:
+    """Small convolutional network: 3x3 convolution, norm, ReLU, 2x2 pooling per entry of `channels`.
+
+    `image` is (channels, height, width); `norm` is none, batch (its statistics are averaged) or group.
+    """
+    kind, outputs = _outputs(task, num_classes)
+    norms: dict[str, Callable[[int], list[nn.Module]]] = {
+        "none": lambda width: [],
+        "batch": lambda width: [nn.BatchNorm2d(width)],
+        "group": lambda width: [nn.GroupNorm(min(8, width), width)],
+    }
+    if norm not in norms:
+        raise ValueError(f"cnn: norm={norm!r}: choose one of {', '.join(norms)}")
+    height, width = (side >> len(channels) for side in image[1:])
+    if min(height, width) < 1:
+        raise ValueError(f"cnn: {len(channels)} poolings leave nothing of an image of {tuple(image)}")
+
+    def make() -> nn.Module:
+        stack: list[nn.Module] = []
+        for before, after in pairwise([image[0], *channels]):
+            stack += [nn.Conv2d(before, after, 3, padding=1), *norms[norm](after), nn.ReLU(), nn.MaxPool2d(2)]
+        stack += [nn.Flatten(), *([nn.Dropout(dropout)] if dropout else [])]
+        return nn.Sequential(*stack, nn.Linear(channels[-1] * height * width, outputs))
+
+    return _build(make, task=kind)
 
 
-@dataclass(frozen=True)
-class FullGradient:
-    """The full-batch gradient at a site."""
+class LastState(nn.Module):
+    """A GRU whose last hidden state goes through a linear layer."""
 
-    model: Any
+    def __init__(self, num_features: int, hidden: int, num_layers: int, outputs: int) -> None:
+        super().__init__()
+        self.gru = nn.GRU(num_features, hidden, num_layers, batch_first=True)
+        self.head = nn.Linear(hidden, outputs)
 
-    def __call__(self, params: Flat, data: Any) -> Flat:
-        """Return the gradient as a `Flat`; zeros where there is no row."""
-        rows = data.train if hasattr(data, "train") else data
-        if hasattr(rows, "num_rows") and rows.num_rows == 0:
-            return Flat(torch.zeros_like(params.buffer), params.schema)
-        return gradient_at(getattr(self.model, "loss", self.model), params, rows)
+    def forward(self, x: Tensor) -> Tensor:
+        """Return one output a series; x is (rows, hours, features)."""
+        return self.head(self.gru(x)[1][-1])
 
 
-def gradient_at(loss: Callable[..., Tensor], params: Flat, batch: Batch, **extra: Any) -> Flat:
-    """Return the gradient of loss(params, batch)."""
-    leaves = {name: params[name].detach().requires_grad_() for name in params}
-    found = torch.autograd.grad(loss(leaves, batch, **extra), list(leaves.values()), allow_unused=True)
-    result = Flat(torch.zeros_like(params.buffer), params.schema)
-    for name, value in zip(leaves, found, strict=True):
-        if value is not None:
-            result[name].copy_(value)
-    return result
+def gru(
+    num_features: int | None = None,
+    hidden: int = 32,
+    num_layers: int = 1,
+    num_classes: int = 2,
+    *,
+    task: str | None = None,
+) -> Model:
+    """Gated recurrent network over series (rows, hours, features), read at its last hour."""
+    kind, outputs = _outputs(task, num_classes)
+    width = _width("gru", num_features)
+    return _build(lambda: LastState(width, hidden, num_layers, outputs), task=kind)
+
+
+def bag_of_embeddings(
+    vocabulary: int, width: int = 32, num_classes: int = 2, *, task: str | None = None, padding: int = 0
+) -> Model:
+    """Mean of word vectors, then a linear layer. `x` is (rows, words) of int64; `padding` is no word."""
+    kind, outputs = _outputs(task, num_classes)
+
+    def make() -> nn.Module:
+        return nn.Sequential(
+            nn.EmbeddingBag(vocabulary, width, mode="mean", padding_idx=padding), nn.Linear(width, outputs)
+        )
+
+    return _build(make, task=kind)
+
+
+def from_module(
+    module: nn.Module | Callable[[], nn.Module],
+    *,
+    task: str = "binary",
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    inputs: Sequence[str] = ("x",),
+    target: str = "y",
+    keep_weights: bool = False,
+) -> Model:
+    """Make a model of a torch module (copied) or of a function that makes one.
+
+    `loss(output, target)` replaces the task's loss. `init(seed)` DRAWS the weights of the layers that
+    `functional.draw` knows, so that a run depends on its seed alone; `keep_weights` starts from the module's
+    own (a trained model). Dropout layers are swapped for counter-hash ones.
+    Raises ValueError on layers that can only draw from the global generator.
+    """
+    made = copy.deepcopy(module) if isinstance(module, nn.Module) else module()
+    made = dropout.prepare(made)
+    if not keep_weights:
+        draw(made, Key(0, 0, SERVER, "template").generator())
+    return Model(
+        module=made,
+        task=losses.check_task(task),
+        custom_loss=loss,
+        inputs=tuple(inputs),
+        target=target,
+        keep_weights=keep_weights,
+    )

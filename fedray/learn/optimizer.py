@@ -1,18 +1,12 @@
-"""Server optimizers: how the server steps along the mean delta, exactly as in the papers.
+"""Server optimizers: how the mean update moves the global model. The paper's form, nothing applied twice.
 
-With D the mean of the sites' deltas and x the parameters (Reddi et al., Adaptive federated optimization, ICLR 2021,
-Algorithm 2; Hsu et al., Measuring the effects of non-identical data distribution, 2019, for momentum):
-
-    sgd       x <- x + lr D
-    momentum  v <- beta v + D                              x <- x + lr v        (v = 0 at first, round 1 included)
-    adagrad   m <- b1 m + (1-b1) D,  v <- v + D^2           x <- x + lr m / (sqrt v + tau)
-    adam      same m,  v <- b2 v + (1-b2) D^2               same step, NO bias correction
-    yogi      same m,  v <- v - (1-b2) D^2 sign(v - D^2)    same step
-
-v starts at tau^2 unless `v0` is given. Statistics of BatchNorm (not trainable) move by D itself under every rule.
+Source: Reddi et al., Adaptive federated optimization, ICLR 2021, Algorithm 2 (Adagrad, Adam, Yogi: no bias
+correction, v starts at tau^2); momentum: Hsu, Qi, Brown, Measuring the effects of non-identical data
+distribution, 2019 (v starts at 0, the first round included). D, the mean of local - global, is ADDED.
+Only trainable leaves are stepped by the rule; BatchNorm statistics become params + delta. Option: `v0`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,132 +14,147 @@ import torch
 from torch import Tensor
 
 from fedray import tree
+from fedray.learn.schedules import Schedule, at
 from fedray.tree import Flat
 
-Rate = float | Callable[[int], float]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ServerStep:
-    """The next parameters and the optimizer's next state."""
+    """The next global parameters and the next optimizer state."""
 
-    params: Any
-    state: Any
+    params: Flat
+    state: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ServerOptimizer:
-    """A rule: `init(params)` makes its state, `step(params, state, delta, round)` applies it."""
+    """Hold `init(params) -> state` and `step(params, state, delta, round=0) -> ServerStep`, both pure."""
 
-    init: Callable[[Any], Any]
+    init: Callable[[Flat], dict[str, Any]]
     step: Callable[..., ServerStep]
 
 
 @dataclass(frozen=True)
-class Moments:
-    """First and second moment of the mean delta."""
+class Momentum:
+    """v <- beta v + D; x <- x + lr v. With beta = 0: x <- x + lr D, and no state."""
 
-    m: Any
-    v: Any
+    lr: float | Schedule
+    beta: float = 0.0
 
+    def init(self, params: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return the state before the first round."""
+        return {"v": tree.zeros_like(tree.flatten(params))} if self.beta else {}
 
-def rate(lr: Rate, round: int) -> float:
-    """Return the learning rate of a round: a number, or a schedule of the round."""
-    return lr(round) if callable(lr) else lr
-
-
-def _stepped(params: Any, direction: Any, delta: Any, lr: float) -> Any:
-    """Return params + lr direction for trainable elements, params + delta for the rest."""
-    def one(x: Tensor, d: Tensor, plain: Tensor) -> Tensor:
-        moved = x + lr * d
-        if isinstance(params, Flat) and params.schema.trainable < params.schema.stride:
-            cut = params.schema.trainable
-            moved = torch.cat([moved[:, :cut], x[:, cut:] + plain[:, cut:]], dim=1)
-        return moved
-    return tree.map(one, params, direction, delta)
+    def step(self, params: Any, state: Mapping[str, Any], delta: Any, round: int = 0) -> ServerStep:
+        """Return parameters and state after a round."""
+        x, d = _flat_pair(params, delta)
+        v = d.buffer
+        if self.beta:
+            v = self.beta * state["v"].buffer + v
+        kept = {"v": _trainable_only(v, x)} if self.beta else {}
+        return ServerStep(_moved(x, d, at(self.lr, round) * v), kept)
 
 
 @dataclass(frozen=True)
-class _Sgd:
-    lr: Rate
+class Adaptive:
+    """m <- b1 m + (1-b1) D; v by `kind`; x <- x + lr m / (sqrt v + tau)."""
 
-    def __call__(self, params: Any, state: Any, delta: Any, round: int = 0) -> ServerStep:
-        return ServerStep(_stepped(params, delta, delta, rate(self.lr, round)), state)
-
-
-@dataclass(frozen=True)
-class _Momentum:
-    lr: Rate
-    beta: float
-
-    def __call__(self, params: Any, state: Any, delta: Any, round: int = 0) -> ServerStep:
-        velocity = tree.map(lambda v, d: self.beta * v + d, state, delta)
-        return ServerStep(_stepped(params, velocity, delta, rate(self.lr, round)), velocity)
-
-
-@dataclass(frozen=True)
-class _Adaptive:
-    lr: Rate
+    kind: str
+    lr: float | Schedule
     beta1: float
     beta2: float
     tau: float
-    rule: str
+    v0: float | None
 
-    def __call__(self, params: Any, state: Moments, delta: Any, round: int = 0) -> ServerStep:
-        m = tree.map(lambda m, d: self.beta1 * m + (1 - self.beta1) * d, state.m, delta)
-        v = tree.map(self._second, state.v, delta)
-        direction = tree.map(lambda m, v: m / (v.sqrt() + self.tau), m, v)
-        return ServerStep(_stepped(params, direction, delta, rate(self.lr, round)), Moments(m, v))
+    def init(self, params: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return the state before the first round: m = 0, v = v0 (tau^2 unless given)."""
+        m = tree.zeros_like(tree.flatten(params))
+        v = torch.full_like(m.buffer, self.tau**2 if self.v0 is None else self.v0)
+        return {"m": m, "v": _trainable_only(v, m)}
 
-    def _second(self, v: Tensor, d: Tensor) -> Tensor:
-        square = d * d
-        if self.rule == "adagrad":
+    def step(self, params: Any, state: Mapping[str, Any], delta: Any, round: int = 0) -> ServerStep:
+        """Return parameters and state after a round."""
+        x, d = _flat_pair(params, delta)
+        m = self.beta1 * state["m"].buffer + (1 - self.beta1) * d.buffer
+        v = self._second(state["v"].buffer, d.buffer.square())
+        move = at(self.lr, round) * m / (v.sqrt() + self.tau)
+        return ServerStep(_moved(x, d, move), {"m": _trainable_only(m, x), "v": _trainable_only(v, x)})
+
+    def _second(self, v: Tensor, square: Tensor) -> Tensor:
+        if self.kind == "adagrad":
             return v + square
-        if self.rule == "adam":
+        if self.kind == "adam":
             return self.beta2 * v + (1 - self.beta2) * square
         return v - (1 - self.beta2) * square * torch.sign(v - square)
 
 
-@dataclass(frozen=True)
-class _StartMoments:
-    v0: float
-
-    def __call__(self, params: Any) -> Moments:
-        return Moments(tree.zeros_like(params), tree.map(lambda leaf: torch.full_like(leaf, self.v0), params))
+def _flat_pair(params: Any, delta: Any) -> tuple[Flat, Flat]:
+    x = tree.flatten(params)
+    return x, Flat(tree.flatten(delta, x.schema).buffer.to(x.buffer), x.schema)
 
 
-def _nothing(params: Any) -> tuple[()]:
-    return ()
+def _moved(x: Flat, d: Flat, move: Tensor) -> Flat:
+    """Return x + move on trainable elements and x + delta on the others, in the dtype of x."""
+    cut = x.schema.trainable
+    whole = torch.cat([move[:, :cut], d.buffer[:, cut:]], dim=1)
+    return Flat(x.buffer + whole.to(x.buffer.dtype), x.schema)
 
 
-def sgd(lr: Rate = 1.0) -> ServerOptimizer:
-    """Add lr times the mean delta; lr 1 is plain averaging."""
-    return ServerOptimizer(_nothing, _Sgd(lr))
+def _trainable_only(buffer: Tensor, like: Flat) -> Flat:
+    """Return the buffer as a value whose padding and other leaves are zero."""
+    kept = Flat(torch.zeros_like(buffer), like.schema)
+    for leaf in like.schema.leaves:
+        if leaf.offset < like.schema.trainable:
+            here = slice(leaf.offset, leaf.offset + leaf.size)
+            kept.buffer[:, here] = buffer[:, here]
+    return kept
 
 
-def momentum(lr: Rate = 1.0, beta: float = 0.9) -> ServerOptimizer:
-    """FedAvgM."""
-    return ServerOptimizer(tree.zeros_like, _Momentum(lr, beta))
+def _optimizer(rule: Momentum | Adaptive) -> ServerOptimizer:
+    if not callable(rule.lr) and rule.lr < 0:
+        raise ValueError(f"server optimizer: lr={rule.lr} must be 0 or more")
+    betas = [rule.beta] if isinstance(rule, Momentum) else [rule.beta1, rule.beta2]
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"server optimizer: {betas} must lie in [0, 1)")
+    if isinstance(rule, Adaptive) and (rule.tau <= 0 or (rule.v0 is not None and rule.v0 < 0)):
+        raise ValueError(f"server optimizer: tau={rule.tau} must be above 0 and v0={rule.v0} 0 or more")
+    return ServerOptimizer(rule.init, rule.step)
 
 
-def _adaptive(rule: str, lr: Rate, beta1: float, beta2: float, tau: float, v0: float | None) -> ServerOptimizer:
-    if tau <= 0:
-        raise ValueError(f"{rule}: tau={tau} must be above 0, for a coordinate that never moves has v = 0")
-    return ServerOptimizer(_StartMoments(tau**2 if v0 is None else v0), _Adaptive(lr, beta1, beta2, tau, rule))
+def sgd(lr: float | Schedule = 1.0) -> ServerOptimizer:
+    """Step by x <- x + lr D: plain averaging with lr = 1 (FedAvg)."""
+    return _optimizer(Momentum(lr))
 
 
-def adagrad(lr: Rate = 0.1, beta1: float = 0.0, tau: float = 1e-3, v0: float | None = None) -> ServerOptimizer:
-    """FedAdagrad."""
-    return _adaptive("adagrad", lr, beta1, 0.0, tau, v0)
+def momentum(lr: float | Schedule = 1.0, beta: float = 0.9) -> ServerOptimizer:
+    """Server momentum (FedAvgM)."""
+    return _optimizer(Momentum(lr, beta))
 
 
-def adam(lr: Rate = 0.1, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3,
-         v0: float | None = None) -> ServerOptimizer:
-    """FedAdam, without bias correction."""
-    return _adaptive("adam", lr, beta1, beta2, tau, v0)
+def adagrad(
+    lr: float | Schedule = 0.1, beta1: float = 0.0, tau: float = 1e-3, v0: float | None = None
+) -> ServerOptimizer:
+    """Step with v <- v + D^2 (FedAdagrad)."""
+    return _optimizer(Adaptive("adagrad", lr, beta1, 0.0, tau, v0))
 
 
-def yogi(lr: Rate = 0.01, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3,
-         v0: float | None = None) -> ServerOptimizer:
-    """FedYogi."""
-    return _adaptive("yogi", lr, beta1, beta2, tau, v0)
+def adam(
+    lr: float | Schedule = 0.1,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    tau: float = 1e-3,
+    v0: float | None = None,
+) -> ServerOptimizer:
+    """Step with v <- b2 v + (1-b2) D^2, without bias correction (FedAdam)."""
+    return _optimizer(Adaptive("adam", lr, beta1, beta2, tau, v0))
+
+
+def yogi(
+    lr: float | Schedule = 0.01,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    tau: float = 1e-3,
+    v0: float | None = None,
+) -> ServerOptimizer:
+    """Step with v <- v - (1-b2) D^2 sign(v - D^2) (FedYogi)."""
+    return _optimizer(Adaptive("yogi", lr, beta1, beta2, tau, v0))

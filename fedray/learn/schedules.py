@@ -1,11 +1,14 @@
-"""Learning rates as functions of the round: plain, picklable, printable."""
+"""Learning rates as functions of the round: plain numbers in, one number out, equal everywhere."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+
+Schedule = Callable[[int], float]
 
 
 @dataclass(frozen=True)
-class constant:  # noqa: N801 (a factory: it is called like a function)
+class Constant:
     """The same rate in every round."""
 
     lr: float
@@ -16,12 +19,12 @@ class constant:  # noqa: N801 (a factory: it is called like a function)
 
 
 @dataclass(frozen=True)
-class step:  # noqa: N801
-    """Multiply by `factor` after every `every` rounds."""
+class Step:
+    """lr * factor^(round // every)."""
 
     lr: float
     every: int
-    factor: float = 0.1
+    factor: float
 
     def __call__(self, round: int) -> float:
         """Return the rate of a round."""
@@ -29,29 +32,72 @@ class step:  # noqa: N801
 
 
 @dataclass(frozen=True)
-class cosine:  # noqa: N801
-    """Fall along half a cosine from `lr` to `end` in `rounds` rounds, then stay."""
+class Cosine:
+    """Half a cosine from `lr` in round 0 to `final` in round `rounds`, `final` afterwards.
+
+    Source: Loshchilov and Hutter, SGDR, ICLR 2017, equation 5, without restarts.
+    """
 
     lr: float
     rounds: int
-    end: float = 0.0
+    final: float
 
     def __call__(self, round: int) -> float:
         """Return the rate of a round."""
-        share = min(1.0, round / max(1, self.rounds))
-        return self.end + (self.lr - self.end) * 0.5 * (1 + math.cos(math.pi * share))
+        share = min(round, self.rounds) / self.rounds
+        return self.final + (self.lr - self.final) * (1 + math.cos(math.pi * share)) / 2
 
 
 @dataclass(frozen=True)
-class warmup:  # noqa: N801
-    """Rise linearly to `lr` in `rounds` rounds; `after` (a schedule of the rounds that follow) takes over then."""
+class Warmup:
+    """A straight line from `start` to `then` over the first `rounds` rounds, then `then` from its round 0."""
 
-    lr: float
+    then: float | Schedule
     rounds: int
-    after: constant | step | cosine | None = None
+    start: float
 
     def __call__(self, round: int) -> float:
         """Return the rate of a round."""
-        if round < self.rounds:
-            return self.lr * (round + 1) / self.rounds
-        return self.after(round - self.rounds) if self.after else self.lr
+        if round >= self.rounds:
+            return self._then(round - self.rounds)
+        return self.start + (self._then(0) - self.start) * round / self.rounds
+
+    def _then(self, round: int) -> float:
+        return self.then(round) if callable(self.then) else self.then
+
+
+def constant(lr: float) -> Constant:
+    """Keep one rate."""
+    return Constant(_rate("constant", lr))
+
+
+def step(lr: float, every: int, factor: float = 0.1) -> Step:
+    """Multiply the rate by `factor` every `every` rounds."""
+    return Step(_rate("step", lr), _rounds("step: every", every), factor)
+
+
+def cosine(lr: float, rounds: int, final: float = 0.0) -> Cosine:
+    """Let the rate fall from `lr` to `final` over `rounds` rounds."""
+    return Cosine(_rate("cosine", lr), _rounds("cosine: rounds", rounds), final)
+
+
+def warmup(then: float | Schedule, rounds: int, start: float = 0.0) -> Warmup:
+    """Raise the rate from `start` for `rounds` rounds, then follow `then`, a number or a schedule."""
+    return Warmup(then, _rounds("warmup: rounds", rounds), _rate("warmup", start))
+
+
+def _rate(name: str, lr: float) -> float:
+    if lr < 0:
+        raise ValueError(f"{name}: a learning rate of {lr} must be 0 or more")
+    return lr
+
+
+def _rounds(name: str, rounds: int) -> int:
+    if rounds < 1:
+        raise ValueError(f"{name}={rounds} must be 1 or more")
+    return rounds
+
+
+def at(lr: float | Schedule, round: int) -> float:
+    """Return the rate of a round of a number or a schedule."""
+    return float(lr(round) if callable(lr) else lr)

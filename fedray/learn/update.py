@@ -1,6 +1,10 @@
-"""What local training returns, and what an algorithm may ask of it."""
+"""What local training returns, and what an algorithm may ask of it.
 
-from collections.abc import Mapping
+An algorithm knows nothing of models and optimizers: it calls a `LocalUpdate` with parameters, data and a
+random key, and gets an `Update`. `fedray.learn.sgd` makes the usual ones.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -8,19 +12,40 @@ from fedray.rng import Key
 from fedray.tree import Flat
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Update:
-    """What a site did: `delta` is local - global, to be added at the server; `num_steps` counts real steps."""
+    """What one site learnt in one round.
+
+    `delta` is local - global, to be ADDED to the global parameters; `num_examples` are the training rows;
+    `num_steps` counts the steps that were really taken (0 without rows); `metrics` are means over rows.
+    """
 
     delta: Flat
     num_examples: int
     num_steps: int
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 class LocalUpdate(Protocol):
-    """Local training: from the global parameters and a site's data to an `Update`. Pure: called twice, it does the same."""
+    """Train at a site. Writes to none of its inputs; the same arguments give the same bits."""
 
-    def __call__(self, params: Flat, data: Any, rng: Key, **extra: Any) -> Update:
-        """Train on the site's training rows."""
-        ...
+    @property
+    def lr(self) -> float | Callable[[int], float]:
+        """The learning rate, or a schedule of the round."""
+
+    def __call__(
+        self,
+        params: Flat,
+        data: Any,
+        rng: Key,
+        *,
+        correction: Mapping[str, Any] | None = None,
+        anchor: Mapping[str, Any] | None = None,
+        prox: float | None = None,
+        lr: float | None = None,
+    ) -> Update:
+        """Return the update of one site.
+
+        `correction` is added to every gradient (SCAFFOLD: c - c_i). `prox` adds prox/2 ||y - anchor||^2 to
+        the loss, the anchor being the received parameters unless one is given. `lr` overrides the rate.
+        """

@@ -83,11 +83,13 @@ class HostActor:
 class AggregatorActor:
     """The aggregator in a process of its own; its methods are called by name."""
 
-    def __init__(self, specs: Sequence[HostSpec], regions: Mapping[str, str]) -> None:
-        from fedray.runtime.ray_transport import make_transport
+    def __init__(
+        self, specs: Sequence[HostSpec], regions: Mapping[str, str], actors: Mapping[str, Any]
+    ) -> None:
+        from fedray.runtime.ray_transport import RayTransport
 
-        root = make_region("aggregator", specs, make_transport)
-        self._transport: Any = root.transport
+        self._transport = RayTransport(specs, actors)
+        root = make_region("aggregator", specs, lambda _: self._transport)
         self._aggregator = Aggregator(root, regions)
 
     def call(self, method: str, *args: Any) -> Any:

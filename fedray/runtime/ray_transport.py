@@ -71,18 +71,14 @@ def start_ray(address: str, num_cpus: int | None = None) -> None:
 
 
 class RayTransport:
-    """Hosts as actors of this process."""
+    """Hosts as actors, started here or handed over; what is started again belongs to this process."""
 
     can_restart = True
 
-    def __init__(self, specs: Sequence[HostSpec]) -> None:
+    def __init__(self, specs: Sequence[HostSpec], actors: Mapping[str, Any] | None = None) -> None:
         self._specs = {spec.name: spec for spec in specs}
-        self._actors = {name: self._start(spec) for name, spec in self._specs.items()}
+        self._actors = dict(actors) if actors else start_hosts(specs)
         self._boxes: dict[int, tuple[Any, Box]] = {}
-
-    def _start(self, spec: HostSpec) -> Any:
-        options = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD"}
-        return ray.remote(HostActor).options(**options).remote(spec)
 
     def put(self, value: Any) -> Box:
         """Put a value into the object store, once for all hosts."""
@@ -122,7 +118,7 @@ class RayTransport:
     def restart(self, host: str) -> None:
         """Start a lost host again, empty."""
         ray.kill(self._actors[host])
-        self._actors[host] = self._start(self._specs[host])
+        self._actors |= start_hosts([self._specs[host]])
 
     def now(self) -> float:
         """Return the wall clock."""
@@ -158,6 +154,13 @@ class RayTransport:
             ray.kill(actor)
 
 
+def start_hosts(specs: Sequence[HostSpec]) -> dict[str, Any]:
+    """Start an actor for each host, all at once."""
+    # a trace of a CPU: Ray spreads actors over nodes by what they need, and one that needs nothing is put anywhere
+    options = {"num_cpus": 0.001, "max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD"}
+    return {spec.name: ray.remote(HostActor).options(**options).remote(spec) for spec in specs}
+
+
 def make_transport(specs: Sequence[HostSpec]) -> RayTransport:
     """Make the transport of an aggregator or a region."""
     return RayTransport(specs)
@@ -175,7 +178,10 @@ class RemoteAggregator:
     """
 
     def __init__(self, specs: Sequence[HostSpec], regions: Mapping[str, str]) -> None:
-        self._actor: Any = ray.remote(AggregatorActor).options(num_cpus=0).remote(list(specs), dict(regions))
+        # the first hosts are started from here, so that they come up beside the aggregator and not after it
+        self._hosts = start_hosts(specs)
+        start = ray.remote(AggregatorActor).options(num_cpus=0).remote
+        self._actor: Any = start(list(specs), dict(regions), self._hosts)
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         if method.startswith("_"):
@@ -208,11 +214,12 @@ class RemoteAggregator:
         return found
 
     def close(self) -> None:
-        """End the aggregator and, with it, its hosts."""
+        """End the aggregator and its hosts."""
         try:
             self._get(self._actor.call.remote("close"))
         finally:
-            ray.kill(self._actor)
+            for actor in (self._actor, *self._hosts.values()):
+                ray.kill(actor)
 
 
 def _num_cpus() -> int:

@@ -1,0 +1,173 @@
+"""Turn a checked configuration into the objects that `fr.fit` takes.
+
+The order is that of what is known: the data set first (sites, features, outcome), then the model for its
+width, the local training for the model, the algorithm for both. Passes are collected in the one legal order:
+compression, privacy, robustness, secure, policy.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fedray as fr
+from fedray.config_check import cohort_problem
+from fedray.config_schema import SCHEMAS
+from fedray.config_targets import call, realise
+from fedray.data.site import Dataset
+from fedray.errors import ConfigError
+from fedray.runtime.loop import EarlyStop
+
+OF_THE_RUN = ("allow_empty", "standardise")  # settings of a data set that its factory does not read
+LOCAL_ONLY = "fedray.algorithms.local_only"  # its sites have models of their own and there is no global one
+PASS_GROUPS = ("compression", "privacy", "robustness", "secure", "policy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What is trained, for one width of the input."""
+
+    model: Any
+    local: Any
+    algorithm: Any
+    evaluate: Mapping[str, Any]
+    init: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that a run needs, as plain objects; `tree` is the plain config it came from."""
+
+    tree: Mapping[str, Any]
+    data: Dataset
+    training: Training
+    schedule: Any
+    passes: tuple[Any, ...]
+    early_stop: EarlyStop | None
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return str(self.tree["name"])
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.tree["seed"])
+
+    @property
+    def rounds(self) -> int:
+        """Rounds to train."""
+        return int(self.tree["rounds"])
+
+    @property
+    def every(self) -> int:
+        """Rounds between two evaluations."""
+        return int(self.tree["evaluate"].get("every", self.rounds))
+
+    @property
+    def standardises(self) -> bool:
+        """Whether columns are brought to one scale over all sites before training."""
+        return bool(self.tree["data"].get("standardise", False))
+
+    def federate(self) -> Any:
+        """Open the federation: start processes, or join the cluster. The caller closes it."""
+        options = _runtime_options(self.tree, self.data)
+        if self.tree["runtime"]["kind"] == "cluster":
+            return fr.connect(self.tree["runtime"]["address"], self.data, **options)
+        kind = "ray" if self.tree["runtime"]["kind"] == "ray" else "in_process"
+        return fr.simulate(self.data, runtime=kind, **options)
+
+    def for_features(self, features: tuple[str, ...]) -> "Experiment":
+        """Return the same experiment for prepared data, whose columns may be others (missing indicators)."""
+        if features == self.data.features:
+            return self
+        data = replace(self.data, features=features)
+        return replace(self, data=data, training=_training(self.tree, data))
+
+
+def build_experiment(tree: Mapping[str, Any]) -> Experiment:
+    """Build every part. Raises ConfigError or DataError where a part cannot be made."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # own code of `--allow` may lie in the working directory
+    allow = tuple(tree["allow"])
+    settings = {key: value for key, value in tree["data"].items() if key not in OF_THE_RUN}
+    data = call("data", settings, allow, spare=_spare("data"))
+    if tree["algorithm"].get("pooled"):
+        data = fr.data.pooled(data)
+    wrong = cohort_problem(tree, len(data))
+    if wrong:
+        raise ConfigError(wrong)
+    schedule = call("schedule", tree["schedule"], allow)
+    known = {"num_sites": len(data), "cohort": schedule.expected_cohort(len(data))}
+    chosen = [group for group in PASS_GROUPS if "_target_" in tree[group]]
+    passes = tuple(call(group, tree[group], allow, **known) for group in chosen)
+    return Experiment(tree=tree, data=data, training=_training(tree, data), schedule=schedule, passes=passes,
+                      early_stop=_early_stop(tree["evaluate"]))
+
+
+def _training(tree: Mapping[str, Any], data: Dataset) -> Training:
+    allow = tuple(tree["allow"])
+    known = {"num_features": len(data.features) or None, "num_classes": data.num_classes,
+             "task": data.outcome, "num_sites": len(data), "seed": tree["seed"]}
+    model = _as_model(call("model", tree["model"], allow, spare=_spare("model"), **known), data)
+    local = call("local", tree["local"], allow, spare=_spare("local"), model=model, **known)
+    settings = {key: value for key, value in tree["algorithm"].items() if key != "pooled"}
+    algorithm = call("algorithm", settings, allow, spare=_spare("algorithm"), model=model, local=local,
+                     **known)
+    evaluate = {}
+    if tree["evaluate"]:
+        evaluate = {split: _evaluation(tree, model, split) for split in ("valid", "test")}
+    return Training(model=model, local=local, algorithm=algorithm, evaluate=evaluate,
+                    init=model.init(tree["seed"]))
+
+
+def _evaluation(tree: Mapping[str, Any], model: Any, split: str) -> Any:
+    settings = tree["evaluate"]
+    personal = settings["personal"]
+    if personal is None:
+        personal = tree["algorithm"]["_target_"] == LOCAL_ONLY
+    return fr.algorithms.evaluation(model, split=split, per_site=settings["per_site"], personal=personal,
+                                    bins=settings["bins"])
+
+
+def _as_model(made: Any, data: Dataset) -> Any:
+    """Accept a torch module from own code as a model of the data's outcome."""
+    if isinstance(made, torch.nn.Module):
+        return fr.learn.from_module(made, task=data.outcome)
+    return made
+
+
+def _early_stop(evaluate: Mapping[str, Any]) -> EarlyStop | None:
+    if not evaluate.get("patience"):
+        return None
+    mode = "min" if evaluate["metric"] in ("loss", "brier") else "max"
+    return EarlyStop(metric=evaluate["metric"], patience=evaluate["patience"], mode=mode)
+
+
+def _spare(group: str) -> frozenset[str]:
+    """Return the settings that shipped options of a group know; own code need not take them."""
+    return frozenset(name for schema in SCHEMAS[group].values() for name in schema.__dataclass_fields__)
+
+
+def _runtime_options(tree: Mapping[str, Any], data: Dataset) -> dict[str, Any]:
+    """Return the keyword arguments of `fr.simulate` and `fr.connect`."""
+    settings = {key: value for key, value in tree["runtime"].items() if key not in ("kind", "address")}
+    options = {key: realise(f"runtime.{key}", value, tuple(tree["allow"])) for key, value in settings.items()
+               if value is not None}
+    if tree["topology"].get("regions"):
+        options["regions"] = by_region(data)
+    return {**options, "allow_empty": bool(tree["data"].get("allow_empty", False))}
+
+
+def by_region(data: Dataset) -> dict[str, list[str]]:
+    """Return the sites of each declared region. Raises ConfigError where none is declared."""
+    if not data.regions:
+        raise ConfigError(f"topology=regions: {data.name} declares no regions. Fix: topology=flat")
+    layout: dict[str, list[str]] = {}
+    for site in data:
+        layout.setdefault(data.regions.get(site, "unknown"), []).append(site)
+    return layout

@@ -1,0 +1,192 @@
+"""Find everything in a configuration that cannot run, without loading torch, ray or any data.
+
+`problems` returns one line per finding: the setting, what is wrong, and after "Fix:" the override that mends
+it. What only the data can tell (number of sites, columns) is checked by `cohort_problem` and by the data.
+"""
+
+import importlib.util
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedray import config_targets
+from fedray.config_schema import SCHEMAS, Config
+
+Tree = Mapping[str, Any]
+
+
+def problems(tree: Tree) -> list[str]:
+    """Return what is wrong in a plain config, each line with its fix; empty where it can run."""
+    found: list[str] = []
+    for finder in FINDERS:
+        found.extend(finder(tree))
+    return found
+
+
+def cohort_problem(tree: Tree, num_sites: int) -> list[str]:
+    """Return what is wrong between the schedule and the number of sites."""
+    schedule = tree.get("schedule") or {}
+    found = []
+    cohort = schedule.get("cohort")
+    if isinstance(cohort, int) and not isinstance(cohort, bool) and cohort > num_sites:
+        found.append(f"schedule.cohort={cohort} asks for more sites than the {num_sites} of the data. "
+                     f"Fix: schedule.cohort={num_sites} or schedule.cohort=1.0 (all)")
+    if isinstance(schedule.get("wait_for"), int) and schedule["wait_for"] > num_sites:
+        found.append(f"schedule.wait_for={schedule['wait_for']} waits for more sites than the {num_sites} of "
+                     f"the data. Fix: schedule.wait_for={num_sites}")
+    return found
+
+
+def _unset(tree: Tree) -> Iterator[str]:
+    for key, value in _walk(tree):
+        if value == "???":
+            yield f"{key} is not set. Fix: {key}=..."
+
+
+def _walk(tree: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        place = f"{at}.{key}" if at else str(key)
+        if isinstance(value, Mapping):
+            yield from _walk(value, place)
+        else:
+            yield place, value
+
+
+def _strangers(tree: Tree) -> Iterator[str]:
+    known = Config.__dataclass_fields__
+    for key in tree:
+        if key not in known:
+            yield f"{key}: nothing reads this section. Fix: ~{key} or leave +{key}... out"
+
+
+def _targets(tree: Tree) -> Iterator[str]:
+    allow = tuple(tree.get("allow") or ())
+    yield from filter(None, map(config_targets.check_prefix, allow))
+    for at, target in config_targets.find_targets(tree):
+        if target == "???":
+            continue
+        wrong = config_targets.check_name(at, target, allow)
+        if wrong:
+            yield wrong
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# key -> (test, what it must be, a value that passes); null is accepted where the schema has it as its default
+_RANGES: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
+    "rounds": (lambda v: v >= 1, "at least 1", 50),
+    "seed": (lambda v: v >= 0, "0 or more", 0),
+    "checkpoint.every_s": (lambda v: v >= 0, "0 or more", 30),
+    "checkpoint.keep": (lambda v: v >= 1, "at least 1", 2),
+    "data.scale": (lambda v: 0 < v <= 10, "above 0 and at most 10", 0.1),
+    "data.num_sites": (lambda v: v >= 1, "at least 1", 208),
+    "data.valid_fraction": (lambda v: 0 <= v < 1, "in [0, 1)", 0.1),
+    "data.test_fraction": (lambda v: 0 <= v < 1, "in [0, 1)", 0.2),
+    "data.alpha": (lambda v: v > 0, "above 0", 0.5),
+    "local.epochs": (lambda v: v >= 1, "at least 1", 1),
+    "local.steps": (lambda v: v >= 1, "at least 1", 10),
+    "local.batch_size": (lambda v: v >= 1, "at least 1, or null for all rows", 32),
+    "local.momentum": (lambda v: 0 <= v < 1, "in [0, 1)", 0.9),
+    "local.weight_decay": (lambda v: v >= 0, "0 or more", 0.0),
+    "local.l2": (lambda v: v >= 0, "0 or more", 0.0),
+    "local.prox": (lambda v: v >= 0, "0 or more", 0.0),
+    "local.clip_norm": (lambda v: v > 0, "above 0, or null", "null"),
+    "local.pos_weight": (lambda v: v > 0, "above 0, or null", "null"),
+    "algorithm.mu": (lambda v: v >= 0, "0 or more", 0.01),
+    "algorithm.prox": (lambda v: v >= 0, "0 or more", 0.1),
+    "algorithm.server_lr": (lambda v: v > 0, "above 0", 1.0),
+    "algorithm.optimizer.tau": (lambda v: v > 0, "above 0", 0.001),
+    "algorithm.optimizer.beta": (lambda v: 0 <= v < 1, "in [0, 1)", 0.9),
+    "algorithm.optimizer.beta1": (lambda v: 0 <= v < 1, "in [0, 1)", 0.9),
+    "algorithm.optimizer.beta2": (lambda v: 0 <= v < 1, "in [0, 1)", 0.99),
+    "schedule.quorum": (lambda v: 0 < v <= 1, "in (0, 1]", 0.8),
+    "schedule.deadline_s": (lambda v: v > 0, "above 0, or null", "null"),
+    "schedule.retries": (lambda v: v >= 0, "0 or more", 2),
+    "schedule.wait_for": (lambda v: v >= 0, "0 or more", 0),
+    "schedule.wait_s": (lambda v: v > 0, "above 0", 60),
+    "runtime.packs": (lambda v: v >= 1, "at least 1, or null", "null"),
+    "runtime.sites_per_actor": (lambda v: v >= 1, "at least 1, or null", "null"),
+    "runtime.group_size": (lambda v: v >= 1, "at least 1", 50),
+    "evaluate.every": (lambda v: v >= 1, "at least 1", 10),
+    "evaluate.bins": (lambda v: v >= 10, "at least 10", 1000),
+    "evaluate.patience": (lambda v: v >= 1, "at least 1, or null", "null"),
+}
+
+
+def _numbers(tree: Tree) -> Iterator[str]:
+    values = dict(_walk(tree))
+    for key, (passes, must, example) in _RANGES.items():
+        value = values.get(key)
+        if value is None or isinstance(value, str):  # texts of another option's meaning; types are the schema's
+            continue
+        if not _is_number(value) or not passes(value):
+            yield f"{key}={value} is not {must}. Fix: {key}={example}"
+
+
+def _schedule(tree: Tree) -> Iterator[str]:
+    cohort = (tree.get("schedule") or {}).get("cohort")
+    if cohort is None:
+        return
+    fits = _is_number(cohort) and (cohort >= 1 if isinstance(cohort, int) else 0 < cohort <= 1)
+    if not fits:
+        yield (f"schedule.cohort={cohort} is neither a fraction in (0, 1] nor a number of sites. "
+               "Fix: schedule.cohort=0.3 (a share) or schedule.cohort=60 (sites)")
+    yield from cohort_problem(tree, int((tree.get("data") or {}).get("num_sites") or 10**9))
+
+
+def _rates(tree: Tree) -> Iterator[str]:
+    values = {"local.lr": (tree.get("local") or {}).get("lr")}
+    algorithm = tree.get("algorithm") or {}
+    values["algorithm.lr"] = algorithm.get("lr")
+    values["algorithm.optimizer.lr"] = (algorithm.get("optimizer") or {}).get("lr")
+    for key, value in values.items():
+        if value is None or (isinstance(value, Mapping) and "_target_" in value):
+            continue
+        if not _is_number(value) or value <= 0:
+            yield f"{key}={value} is not a number above 0 or a schedule with a `_target_`. Fix: {key}=0.1"
+
+
+def _data(tree: Tree) -> Iterator[str]:
+    data = tree.get("data") or {}
+    for key in ("path", "contract"):
+        value = data.get(key)
+        if isinstance(value, str) and value != "???" and not Path(value).exists():
+            yield f"data.{key}={value}: there is no such file or folder. Fix: data.{key}=PATH"
+    if "contract" in data and data["contract"] is None and data.get("target") is None:
+        yield "data=csv needs to know its outcome. Fix: data.contract=FILE.yaml, or data.target=COLUMN"
+
+
+def _runs_dir(tree: Tree) -> Iterator[str]:
+    folder = Path(tree.get("runs_dir") or "runs").absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    given = tree.get("runs_dir")
+    if not folder.is_dir():
+        yield f"runs_dir={given}: {folder} is a file, so no folder can be made in it. Fix: runs_dir=runs"
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        yield f"runs_dir={given}: {folder} cannot be written to. Fix: runs_dir=FOLDER that you may write to"
+
+
+def _extras(tree: Tree) -> Iterator[str]:
+    needs = (tree.get("data") or {}).get("_target_") == SCHEMAS["data"]["digits"]._target_
+    if needs and importlib.util.find_spec("sklearn") is None:
+        yield "data=digits needs scikit-learn, which is not installed. Fix: pip install 'fedray[report]'"
+
+
+def _pairs(tree: Tree) -> Iterator[str]:
+    runtime = tree.get("runtime") or {}
+    algorithm = tree.get("algorithm") or {}
+    if algorithm.get("option", "II") not in ("I", "II"):
+        yield f"algorithm.option={algorithm['option']} is neither I nor II. Fix: algorithm.option=II"
+    if runtime.get("kind") == "cluster" and algorithm.get("pooled"):
+        yield ("algorithm=pooled brings all rows to one place and is refused on a real federation. "
+               "Fix: runtime=ray_local, or algorithm=fedavg")
+    if runtime.get("packs") is not None and runtime.get("sites_per_actor") is not None:
+        yield "runtime.packs and runtime.sites_per_actor say the same thing twice. Fix: runtime.packs=null"
+
+
+FINDERS = (_unset, _strangers, _targets, _numbers, _schedule, _rates, _data, _runs_dir, _extras, _pairs)

@@ -1,0 +1,239 @@
+"""What can be configured: one dataclass per option, its fields typed, each with its meaning below it.
+
+A YAML file `conf/<group>/<option>.yaml` starts from the schema of the same name here, so a misspelt key or a
+wrong type fails before anything runs. `fedray run --explain KEY` prints the text below a field. Fields that
+are null are filled by `fedray.config_build` from what is known at run time (features, sites, cohort).
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from fedray import config_schema_data as data
+from fedray import config_schema_learn as learn
+from fedray.config_schema_data import MISSING
+
+
+@dataclass
+class Checkpoint:
+    """When the state of server and sites is written."""
+
+    every_s: float = 30.0
+    """Seconds between two checkpoints; 0 writes one after every round."""
+    keep: int = 2
+    """How many of the last checkpoints are kept, beside the best."""
+
+
+@dataclass
+class Config:
+    """Everything of one run."""
+
+    name: str = "run"
+    """Part of the name of the run directory."""
+    seed: int = 0
+    """The one seed of a run: sampling, batches, splits and initial weights derive from it."""
+    rounds: int = 50
+    """How many rounds to train; `fedray resume RUN rounds=N` may raise it."""
+    runs_dir: str = "runs"
+    """Folder in which a run directory is made."""
+    data_dir: str = "data"
+    """Folder for data sets that are built on first use."""
+    allow: list[str] = field(default_factory=list)
+    """Packages, beside fedray, whose code a `_target_` may name (the same as `--allow`)."""
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    """When the state of server and sites is written."""
+    data: Any = MISSING
+    """Which sites there are and what they hold."""
+    model: Any = MISSING
+    """What is trained."""
+    local: Any = MISSING
+    """How a site trains."""
+    algorithm: Any = MISSING
+    """The round."""
+    compression: Any = MISSING
+    """How updates are made smaller (a pass)."""
+    privacy: Any = MISSING
+    """How updates are clipped and noised (a pass)."""
+    robustness: Any = MISSING
+    """How outliers among sites are bounded (a pass)."""
+    secure: Any = MISSING
+    """How sums are hidden from the server (a pass)."""
+    policy: Any = MISSING
+    """What a plan may release at most."""
+    topology: Any = MISSING
+    """How sites are grouped into regions that fold first."""
+    schedule: Any = MISSING
+    """Who is asked in a round, and when the round counts."""
+    runtime: Any = MISSING
+    """Where it runs."""
+    evaluate: Any = MISSING
+    """When and on what the model is measured."""
+    tracker: Any = MISSING
+    """Where the figures of each round go."""
+    report: Any = MISSING
+    """The page written at the end."""
+
+
+@dataclass
+class Nothing:
+    """An option that is switched off."""
+
+
+class Sampling(Enum):
+    """How a cohort is drawn, a function of seed and round only."""
+
+    uniform = "uniform"
+    poisson = "poisson"
+    weighted = "weighted"
+    cyclic = "cyclic"
+
+
+OnFailure = Enum("OnFailure", ["retry", "skip", "raise"])  # written this way since `raise` is a keyword
+
+
+@dataclass
+class Synchronous:
+    """Ask a cohort, wait for it, count."""
+
+    _target_: str = "fedray.synchronous"
+    cohort: Any = 1.0
+    """Sites asked per round: a fraction in (0, 1] with a decimal point, or a number of sites without one."""
+    sampling: Sampling = Sampling.uniform
+    """How the cohort is drawn: uniform, poisson, weighted or cyclic."""
+    quorum: float = 0.8
+    """Share of the asked sites that must be counted, in (0, 1]."""
+    deadline_s: float | None = None
+    """Seconds after which a site counts as late; null waits."""
+    on_failure: OnFailure = OnFailure.retry
+    """What a round below quorum leads to: retry, skip or raise."""
+    retries: int = 2
+    """How often a round is tried again."""
+    wait_for: int = 0
+    """Sites that must have answered before the first round."""
+    wait_s: float = 60.0
+    """How long to wait for them."""
+
+
+class Kind(Enum):
+    """Which transport carries the calls."""
+
+    in_process = "in_process"
+    ray = "ray"
+    cluster = "cluster"
+
+
+@dataclass
+class Runtime:
+    """Where the sites and the aggregator run."""
+
+    kind: Kind = MISSING
+    """in_process, ray (started here) or cluster (already running)."""
+    packs: int | None = None
+    """Processes that hold the sites; null takes one per processor."""
+    sites_per_actor: int | None = None
+    """Sites per process instead of packs; 1 gives every site a Ray actor of its own."""
+    group_size: int = 50
+    """Sites computed together inside a process; changes cost only."""
+
+@dataclass
+class InProcess(Runtime):
+    """Everything in this process, one site after the other."""
+
+    kind: Kind = Kind.in_process
+    """Always in_process here."""
+    latency: Any = None
+    """Simulated clock: `{_target_: fedray.runtime.schedule.LognormalLatency}`; null takes the real one."""
+
+
+@dataclass
+class RayLocal(Runtime):
+    """Ray on this machine, started and ended by the run."""
+
+    kind: Kind = Kind.ray
+    """Always ray here."""
+    num_cpus: int | None = None
+    """Processors that Ray may use; null takes all."""
+
+
+@dataclass
+class Cluster(Runtime):
+    """A Ray cluster that runs already."""
+
+    kind: Kind = Kind.cluster
+    """Always cluster here."""
+    address: str = MISSING
+    """Address of the running Ray cluster."""
+
+
+@dataclass
+class Regions:
+    """Sites fold inside their declared region first."""
+
+    regions: str = "declared"
+    """`declared` takes the regions of the data set."""
+
+
+@dataclass
+class Hospital:
+    """Refuse a plan that shows the server the value of a single site."""
+
+    _target_: str = "fedray.passes.policy.require"
+    released: list[str] | None = None
+    """Names that may leave as a sum; null allows every name."""
+    visible: list[str] = field(default_factory=list)
+    """Names that may leave site by site."""
+
+
+@dataclass
+class Evaluate:
+    """Evaluation on all sites."""
+
+    every: int = 10
+    """Rounds between two evaluations on the validation rows."""
+    bins: int = 1000
+    """Bins of the summed histograms behind AUROC and calibration."""
+    per_site: bool = True
+    """Gather each site's own figures beside the sums."""
+    personal: bool | None = None
+    """Measure each site's own model instead of the global one; null does so where only sites have models."""
+    patience: int | None = None
+    """Stop when the metric did not improve over this many evaluations; null trains all rounds."""
+    metric: str = "auroc"
+    """Validation metric that `patience` watches."""
+
+
+@dataclass
+class Jsonl:
+    """Lines of JSON in the run directory, and the live view."""
+
+    live: bool = True
+    """Show the live view in a terminal."""
+
+
+@dataclass
+class Page:
+    """The report of a run, one HTML file."""
+
+    html: bool = True
+    """Write report.html (needs the extra `report`)."""
+
+
+SCHEMAS: dict[str, dict[str, type]] = {
+    "data": {"synthetic_icu": data.SyntheticIcu, "eicu_mortality": data.EicuMortality,
+             "heart_disease": data.HeartDisease, "csv": data.Csv, "digits": data.Digits},
+    "model": {"logistic": learn.Logistic, "linear": learn.Linear, "mlp": learn.Mlp, "cnn": learn.Cnn,
+              "gru": learn.Gru, "bag_of_embeddings": learn.BagOfEmbeddings},
+    "local": {"sgd": learn.Sgd, "adamw": learn.Adamw},
+    "algorithm": {"fedsgd": learn.Fedsgd, "fedavg": learn.Fedavg, "fedavgm": learn.Fedavgm,
+                  "fedadagrad": learn.Fedadagrad, "fedadam": learn.Fedadam, "fedyogi": learn.Fedyogi,
+                  "fedprox": learn.Fedprox, "scaffold": learn.Scaffold, "ditto": learn.Ditto,
+                  "local_only": learn.LocalOnly, "pooled": learn.Pooled, "one_shot": learn.OneShot},
+    "compression": {"none": Nothing}, "privacy": {"none": Nothing}, "robustness": {"none": Nothing},
+    "secure": {"none": Nothing}, "policy": {"open": Nothing, "hospital": Hospital},
+    "topology": {"flat": Nothing, "regions": Regions},
+    "schedule": {"synchronous": Synchronous},
+    "runtime": {"in_process": InProcess, "ray_local": RayLocal, "ray_cluster": Cluster},
+    "evaluate": {"default": Evaluate, "none": Nothing},
+    "tracker": {"jsonl": Jsonl, "none": Nothing},
+    "report": {"default": Page, "none": Nothing},
+}

@@ -1,0 +1,199 @@
+"""Run a configuration from the first check to the last file: what `fedray run` and `fedray resume` do.
+
+Nothing is written before every part is built and every site has answered: bad input leaves nothing behind.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fedray as fr
+from fedray import config, track
+from fedray.config import Composed
+from fedray.config_build import Experiment
+from fedray.data.prepare import Clip, Preparation, contract_of, fit_preparation, pooled_mean
+from fedray.errors import ConfigError, DataError
+from fedray.live import view as live_view
+from fedray.report import page
+from fedray.rundir import RunDirectory
+from fedray.runtime.checkpoint import Checkpoints
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run came to: its directory, its `Result`, and what result.json holds."""
+
+    run: RunDirectory
+    result: Any
+    summary: dict[str, Any]
+
+    @property
+    def stopped(self) -> str:
+        """`done`, `early` or `interrupted`."""
+        return str(self.result.stopped)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The final figures, those of the test rows first."""
+        record = self.result.test
+        return {name: float(value) for name, value in (record.metrics if record else {}).items()
+                if isinstance(value, (int, float))}
+
+
+def start(composed: Composed, live: bool = True) -> Outcome:
+    """Run a checked configuration in a new directory.
+
+    Raises ConfigError or DataError before the directory is made where a part or a site cannot be used.
+    """
+    experiment = config.build(composed.config)
+    with experiment.federate() as federation:
+        experiment, preparation = prepare(experiment, federation)
+        given = composed.config
+        run = RunDirectory.create(given.runs_dir, given.name, config.to_yaml(given), composed.overrides,
+                                  given.seed, path=composed.run_dir, config_hash=config.config_hash(given))
+        return _train(experiment, federation, run, preparation, live=live, resume=False)
+
+
+def resume(path: str | Path, overrides: Sequence[str] = (), allow: Sequence[str] = (),
+           live: bool = True) -> Outcome:
+    """Go on with a run in its own directory; `rounds`, `runtime`, `tracker` and `report` may change.
+
+    Code of own packages must be allowed again: a run directory is data, also one that came from elsewhere.
+    """
+    run = RunDirectory.open(path)
+    changed = config.recompose(run.config_yaml, overrides, allow)
+    config.check(changed)
+    experiment = config.build(changed)
+    if run.status[0] == "done" and not overrides:
+        raise ConfigError(f"{path} is done, {experiment.rounds} rounds. "
+                          f"Fix: fedray resume {path} rounds={2 * experiment.rounds}")
+    with experiment.federate() as federation:
+        experiment, preparation = prepare(experiment, federation)
+        run.add_overrides(overrides)
+        run.write("config.yaml", config.to_yaml(changed))
+        run.set_status("running")
+        return _train(experiment, federation, run, preparation, live=live, resume=True)
+
+
+def prepare(experiment: Experiment, federation: Any) -> tuple[Experiment, Preparation | None]:
+    """Open every site, and bring columns to one scale over all sites where that is asked for.
+
+    Two federated sums over training rows fit the preparation; no row moves. Returns the experiment for the
+    prepared columns, which may be more: indicators of what is missing.
+    """
+    federation.hello()
+    _refuse_one_class(experiment, federation)
+    if not experiment.standardises:
+        return experiment, None
+    clip = Clip.of(experiment.data.features, contract_of(experiment.data))
+    program = fr.algorithms.moments(clip.moments, pooled_mean, clip.centred, _Fit(clip))
+    preparation: Preparation = fr.compute(program, federation, seed=experiment.seed)
+    federation.prepare(preparation)
+    return experiment.for_features(preparation.features), preparation
+
+
+def _refuse_one_class(experiment: Experiment, federation: Any) -> None:
+    """Raise DataError where the training rows of all sites together hold one class only."""
+    data = experiment.data
+    if data.outcome == "number":
+        return
+    counts = fr.compute(label_counts(data.num_classes), federation, seed=experiment.seed)["rows"]
+    if int((counts > 0).sum()) < 2:
+        contract = contract_of(data)
+        name = contract.outcome if contract is not None else "y"
+        raise DataError(f"the outcome {name} has one class only in the training rows of all {len(data)} "
+                        "sites. Fix: name another outcome in the contract, or bring sites with both classes")
+
+
+def label_counts(num_classes: int) -> fr.Algorithm:
+    """Count the training rows of each class over all sites; one sum leaves a site."""
+    def round(server: Any, site: Any) -> fr.Outputs:
+        counts = fr.sum(fr.map(_Count(num_classes), site.data), name="label_counts")
+        return fr.Outputs(server=server, metrics=counts)
+    return fr.Algorithm(lambda state: state, round, name="label counts")
+
+
+@dataclass(frozen=True)
+class _Count:
+    num_classes: int
+
+    def __call__(self, data: Any) -> dict[str, torch.Tensor]:
+        labels = data.train["y"].to(torch.int64).reshape(-1)
+        return {"rows": torch.bincount(labels, minlength=self.num_classes).to(torch.float64)}
+
+
+@dataclass(frozen=True)
+class _Fit:
+    clip: Clip
+
+    def __call__(self, total: Any, squares: Any) -> Preparation:
+        return fit_preparation(self.clip, total, squares)
+
+
+def _train(experiment: Experiment, federation: Any, run: RunDirectory, preparation: Preparation | None, *,
+           live: bool, resume: bool) -> Outcome:
+    training, tree = experiment.training, experiment.tree
+    also = [fr.compile(program) for program in training.evaluate.values()]
+    view = live_view(_title(experiment), experiment.rounds, directory=str(run.path)) if live else None
+    tracker = track.combine(run.plan_tracker(also), _tracker(experiment, run), view)
+    every, keep = tree["checkpoint"]["every_s"], tree["checkpoint"]["keep"]
+    with _noted(run), run.log():
+        result = fr.fit(training.algorithm, federation, init=training.init, rounds=experiment.rounds,
+                        passes=experiment.passes, schedule=experiment.schedule, tracker=tracker,
+                        every=experiment.every, evaluate=training.evaluate, early_stop=experiment.early_stop,
+                        checkpoint=Checkpoints(run.checkpoints, every_s=every, keep=keep), resume=resume,
+                        seed=experiment.seed)
+        summary = run.write_result(result, _facts(experiment, preparation))
+        opening = _report(experiment, run)
+    if view is not None:
+        view.close(summary, opening)
+    return Outcome(run=run, result=result, summary=summary)
+
+
+@contextmanager
+def _noted(run: RunDirectory) -> Iterator[None]:
+    """Write into STATUS why a run ended early."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        run.set_status("interrupted", "stopped at once; go on with `fedray resume`")
+        raise
+    except BaseException as error:
+        said = str(error).splitlines()
+        run.set_status("failed", f"{type(error).__name__}: {said[0] if said else ''}")
+        log.error("the run failed: %s", type(error).__name__)
+        raise
+
+
+def _report(experiment: Experiment, run: RunDirectory) -> str:
+    """Write the page where it is asked for; return the line that says what to open."""
+    if not experiment.tree["report"].get("html"):
+        return f"in {run.path}"
+    if not page.is_available():
+        return f"in {run.path}; a page to read: pip install 'fedray[report]', then fedray report {run.path}"
+    return f"open {page.write(run.path)}"
+
+
+def _title(experiment: Experiment) -> str:
+    model = experiment.tree["model"]["_target_"].rsplit(".")[-1]
+    return f"{experiment.name} · {experiment.training.algorithm.name} · {model}"
+
+
+def _tracker(experiment: Experiment, run: RunDirectory) -> Any:
+    settings = experiment.tree["tracker"]
+    return track.jsonl(run.path, suppress=False) if settings else None
+
+
+def _facts(experiment: Experiment, preparation: Preparation | None) -> dict[str, Any]:
+    """Return what result.json and model.json say beyond the result itself."""
+    tree, data = experiment.tree, experiment.data
+    model = {"kind": tree["model"]["_target_"].rsplit(".", 1)[-1], "settings": dict(tree["model"])}
+    return {"model": model, "features": data.features, "outcome": data.outcome, "preparation": preparation,
+            "data": {"name": data.name, "version": data.version}, "where": "simulation"}

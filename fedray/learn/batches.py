@@ -1,0 +1,53 @@
+"""The batches of one local training: which rows, in which order.
+
+The order is `randperm` of the site's generator, one generator across epochs. The last batch of an epoch may
+be smaller and is kept. A batch of all rows is the table as it is, without a draw.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedray.rng import Key
+
+Batch = Mapping[str, Tensor]
+
+
+def training_rows(data: Any) -> Batch:
+    """Return the training rows of a site, or the mapping itself where it has no splits."""
+    return data.train if hasattr(data, "train") else data
+
+
+def num_rows(rows: Batch) -> int:
+    """Return how many rows the columns have."""
+    return int(next(iter(rows.values())).shape[0]) if len(rows) else 0
+
+
+def count_steps(rows: int, batch_size: int | None, epochs: int | None, steps: int | None) -> int:
+    """Return the number of batches; none where there is no row."""
+    if rows == 0:
+        return 0
+    return steps if steps is not None else -(-rows // (batch_size or rows)) * (epochs or 0)
+
+
+def batches(
+    rows: Batch, batch_size: int | None, steps: int, rng: Key, device: torch.device
+) -> Iterator[Batch]:
+    """Yield `steps` batches, epoch after epoch. A generator is opened only where an order is drawn."""
+    total = num_rows(rows)
+    size = min(batch_size or total, total)
+    if size == total:
+        whole = {name: column.to(device) for name, column in rows.items()}
+        for _ in range(steps):
+            yield whole
+        return
+    generator = rng.generator()
+    while steps > 0:
+        order = torch.randperm(total, generator=generator)[: steps * size]
+        shuffled = {name: column[order.to(column.device)].to(device) for name, column in rows.items()}
+        parts = {name: column.split(size) for name, column in shuffled.items()}
+        for index in range(-(-len(order) // size)):
+            yield {name: part[index] for name, part in parts.items()}
+            steps -= 1

@@ -1,0 +1,60 @@
+"""Local step rules: how a gradient moves the weights. Both work in place on flat vectors of their caller."""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class SgdRule:
+    """Gradient descent, with momentum in torch's form (first step: the gradient itself)."""
+
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the vectors that the rule keeps between steps."""
+        return ("momentum",) if self.momentum else ()
+
+    def step(self, weights: Tensor, gradient: Tensor, state: State, lr: float, count: int) -> None:
+        """Move `weights`; `gradient` may be overwritten."""
+        if self.weight_decay:
+            gradient.add_(weights, alpha=self.weight_decay)
+        if self.momentum:
+            gradient = state["momentum"].mul_(self.momentum).add_(gradient)
+        weights.add_(gradient, alpha=-lr)
+
+
+@dataclass(frozen=True)
+class AdamWRule:
+    """AdamW with bias correction and decoupled decay.
+
+    Source: Loshchilov and Hutter, Decoupled weight decay regularization, ICLR 2019, Algorithm 2, in torch's
+    form: the decay is lr * weight_decay.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the vectors that the rule keeps between steps."""
+        return "first", "second"
+
+    def step(self, weights: Tensor, gradient: Tensor, state: State, lr: float, count: int) -> None:
+        """Move `weights`; `count` is 1 in the first step."""
+        first, second = state["first"], state["second"]
+        weights.mul_(1 - lr * self.weight_decay)
+        first.lerp_(gradient, 1 - self.beta1)
+        second.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+        root = second.sqrt().div_(math.sqrt(1 - self.beta2**count)).add_(self.eps)
+        weights.addcdiv_(first, root, value=-lr / (1 - self.beta1**count))
+
+
+Rule = SgdRule | AdamWRule

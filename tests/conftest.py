@@ -1,0 +1,65 @@
+"""What all tests share: one Ray for the session, the folder of real data, and the markers they set."""
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MARKED_BY_FIXTURE = {"ray_session": "ray", "fedray_data": "data"}
+ACTORS_END_S = 20.0  # a killed actor's process is reported dead by Ray's own server a little later
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by the fixtures that they use, so that `-m "not ray"` never starts Ray."""
+    for item in items:
+        for fixture, marker in MARKED_BY_FIXTURE.items():
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(marker)
+
+
+@pytest.fixture(scope="session")
+def fedray_data() -> Path:
+    """Return the folder of real data, or skip the test."""
+    folder = os.environ.get("FEDRAY_DATA")
+    if not folder:
+        pytest.skip("FEDRAY_DATA is not set: it names the folder of eicu-demo and heart-disease")
+    if not Path(folder).is_dir():
+        pytest.fail(f"FEDRAY_DATA={folder} is not a folder")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Start one local Ray for all tests of the session, and check at its end that no actor is left."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder
+    patch.setenv("PYTHONPATH", str(ROOT))  # workers import test modules by name
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
+             object_store_memory=512 * 2**20)
+    yield
+    try:
+        left = actors_alive(ACTORS_END_S) if ray.is_initialized() else []
+    finally:
+        ray.shutdown()
+        patch.undo()
+    assert not left, f"actors outlive the tests that started them: {', '.join(left)}"
+
+
+def actors_alive(patience_s: float) -> list[str]:
+    """Return the class names of the actors that Ray still runs once none is left or patience is over."""
+    from ray._private.state import state  # the public list needs the dashboard
+
+    deadline = time.monotonic() + patience_s
+    while True:
+        table = state.actor_table(None).values()
+        left = sorted(str(actor["ActorClassName"]) for actor in table if actor["State"] != "DEAD")
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.2)

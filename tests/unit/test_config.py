@@ -1,0 +1,200 @@
+"""Composition, presets, the check that lists every problem, and `--explain`."""
+
+import inspect
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from fedray import config
+from fedray.config import check, compose, compose_run, explain
+from fedray.config_explain import documented
+from fedray.config_schema import SCHEMAS, Config
+from fedray.config_targets import locate
+from fedray.errors import ConfigError
+
+# not read by the factory, or without a default there
+OF_THE_RUN = {"allow_empty", "standardise", "pooled"}
+OWN_DEFAULTS = {"lr", "mu", "prox", "vocabulary", "batch_size"}
+PRESETS = sorted(path.stem for path in (config.conf_folder() / "experiment").glob("*.yaml"))
+
+
+def problems_of(*overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        check(compose(*overrides))
+    return caught.value.problems
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_composes_and_passes_the_check(preset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check(compose(f"experiment={preset}"))
+
+
+def test_presets_are_those_promised():
+    assert {"icu_mortality", "eicu_demo", "heart_disease", "digits", "debug", "none"} <= set(PRESETS)
+
+
+def test_own_values_come_first_and_the_preset_last():
+    defaults = yaml.safe_load((config.conf_folder() / "config.yaml").read_text())["defaults"]
+    assert defaults[:2] == ["_schema/config", "_self_"]
+    assert defaults[-1] == {"experiment": "icu_mortality"}
+
+
+def test_preset_wins_over_the_defaults_and_the_command_line_over_the_preset():
+    assert compose("experiment=none").rounds == 50
+    assert compose("experiment=debug").rounds == 2
+    assert compose("experiment=debug", "rounds=7").rounds == 7
+
+
+def test_group_on_the_command_line_wins_over_the_preset():
+    preset = compose("experiment=debug")
+    chosen = compose("experiment=debug", "runtime=ray_local", "model=mlp")
+    assert (preset.runtime.kind.value, preset.model._target_) == ("in_process", "fedray.learn.logistic")
+    assert (chosen.runtime.kind.value, chosen.model._target_) == ("ray", "fedray.learn.mlp")
+
+
+@pytest.mark.parametrize("group", sorted(SCHEMAS))
+def test_every_option_starts_from_the_schema_of_its_name(group):
+    options = {path.stem for path in (config.conf_folder() / group).glob("*.yaml")}
+    assert options == set(SCHEMAS[group])
+    for option in options:
+        text = (config.conf_folder() / group / f"{option}.yaml").read_text()
+        assert yaml.safe_load(text)["defaults"] == [f"_schema/{option}", "_self_"]
+
+
+def test_every_setting_is_documented():
+    schemas = [Config, *(schema for options in SCHEMAS.values() for schema in options.values())]
+    silent = [f"{schema.__name__}.{item.name}" for schema in schemas for item in fields(schema)
+              if item.name != "_target_" and not documented(schema)[item.name][1]]
+    assert not silent
+
+
+def test_all_wrong_overrides_are_listed_at_once_each_with_its_fix():
+    found = problems_of("rounds=many", "local.lrr=1", "algorithm=fedprx", "schedule.sampling=unifrm",
+                        "schedule.quorum=1.5", "experiment=icu_mortalty", "nonsense")
+    fixes = {re.split("[= ]", text)[0].strip("'"): text.split("Fix: ")[1] for text in found}
+    assert fixes["local.lrr"] == "local.lr=1"
+    assert fixes["algorithm"] == "algorithm=fedprox"
+    assert fixes["schedule.sampling"] == "schedule.sampling=uniform"
+    assert fixes["schedule.quorum"] == "schedule.quorum=0.8"
+    assert fixes["experiment"] == "experiment=icu_mortality"
+    assert {"rounds", "nonsense"} <= set(fixes)
+    assert len(found) == 7
+
+
+@pytest.mark.parametrize(("override", "suggestion"), [
+    ("schedul.quorum=0.5", "schedule.quorum=0.5"), ("algoritm=fedavg", "algorithm=fedavg"),
+    ("algorithm.lr=0.3", "algorithm=fedsgd algorithm.lr=0.3"), ("experiment=null", "experiment=none"),
+    ("runtime=ray", "runtime=ray_local"), ("model.hiden=[3]", "model.hidden=[3]")])
+def test_nearest_spelling_is_suggested(override, suggestion):
+    (found,) = problems_of(override)
+    assert f"Fix: {suggestion}" in found
+
+
+@pytest.mark.parametrize(("override", "where"), [
+    ("rounds=0", "rounds"), ("seed=-1", "seed"), ("local.lr=-1", "local.lr"), ("local.lr=fast", "local.lr"),
+    ("local.batch_size=0", "local.batch_size"), ("data.scale=0", "data.scale"),
+    ("schedule.quorum=0", "schedule.quorum"), ("schedule.cohort=0", "schedule.cohort"),
+    ("schedule.cohort=1.5", "schedule.cohort"), ("schedule.cohort=all", "schedule.cohort"),
+    ("schedule.cohort=209", "schedule.cohort"), ("schedule.wait_for=300", "schedule.wait_for"),
+    ("runtime=ray_cluster", "runtime.address"), ("data=csv", "data.path"), ("allow=[os]", "allow"),
+    ("++surprise.x=1", "surprise")])
+def test_value_out_of_range_is_named(override, where):
+    found = problems_of(override)
+    assert any(text.startswith(where) and "Fix: " in text for text in found)
+
+
+@pytest.mark.parametrize("cohort", ["1", "208", "0.5", "1.0"])
+def test_cohort_is_a_share_with_a_point_and_a_number_without(cohort):
+    check(compose(f"schedule.cohort={cohort}"))
+
+
+def test_pooled_is_refused_on_a_cluster():
+    found = problems_of("algorithm=pooled", "runtime=ray_cluster", "runtime.address=auto")
+    assert len(found) == 1 and "real federation" in found[0]
+
+
+def test_runs_folder_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "is a file" in problems_of(f"runs_dir={tmp_path}/file/runs")[0]
+
+
+def test_data_that_needs_scikit_learn_names_the_install_command(monkeypatch):
+    monkeypatch.setattr(config.config_check.importlib.util, "find_spec", lambda name: None)
+    assert "pip install 'fedray[report]'" in problems_of("experiment=digits")[0]
+
+
+def test_run_directory_is_time_name_and_hash_of_the_config():
+    first, same, other = compose_run([]), compose_run(["name=icu_mortality"]), compose_run(["rounds=3"])
+    assert first.run_dir.parts[0] == "runs"
+    assert first.run_dir.name.split("-")[2:] == ["icu_mortality", config.config_hash(first.config)[:6]]
+    assert first.run_dir.name[-6:] == same.run_dir.name[-6:] != other.run_dir.name[-6:]
+
+
+def test_seed_reaches_what_derives_from_it():
+    assert compose("experiment=eicu_demo", "seed=5").data.split_seed == 5
+
+
+def test_compose_leaves_an_open_hydra_as_it_was(tmp_path):
+    from hydra import compose as outer_compose
+    from hydra import initialize_config_dir
+    (tmp_path / "outer.yaml").write_text("a: 1\n")
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        compose("rounds=3")
+        assert outer_compose("outer").a == 1
+
+
+def test_own_folder_adds_a_preset_and_a_model_without_a_schema(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "net.yaml").write_text("_target_: mypackage.Net\nwidth: 3\n")
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [{override /model: net}]\nname: mine\nallow: [mypackage]\n")
+    composed = compose("experiment=mine", "model.width=4", config_dir=str(tmp_path), allow=["other"])
+    check(composed)
+    assert (composed.name, composed.model.width, list(composed.allow)) == ("mine", 4, ["mypackage", "other"])
+
+
+def test_config_is_plain_for_who_reads_it():
+    assert OmegaConf.is_dict(compose())
+    assert config.to_plain(compose())["schedule"]["sampling"] == "uniform"
+
+
+@pytest.mark.parametrize(("key", "overrides", "value", "origin"), [
+    ("rounds", [], 30, "icu_mortality.yaml:"), ("rounds", ["rounds=3"], 3, "command line: rounds=3"),
+    ("seed", [], 0, "config.yaml:"), ("algorithm.mu", ["algorithm=fedprox"], 0.01, "fedprox.yaml:"),
+    ("checkpoint.keep", [], 2, "default of Config in config_schema.py:"),
+    ("schedule.retries", [], 2, "default of Synchronous in config_schema.py:")])
+def test_explain_names_value_and_origin(key, overrides, value, origin):
+    told = explain(key, overrides)
+    assert told.value == value and origin in told.set_by
+
+
+def test_explained_line_holds_the_key():
+    place, line = explain("rounds").set_by.rsplit(":", 1)
+    assert Path(place).read_text().splitlines()[int(line) - 1].startswith("rounds:")
+
+
+def test_explain_suggests_a_key():
+    with pytest.raises(ConfigError, match="--explain schedule.quorum"):
+        explain("schedule.qorum")
+
+
+SHIPPED = [(group, option) for group in SCHEMAS for option, schema in SCHEMAS[group].items()
+           if "_target_" in {item.name for item in fields(schema)}]
+
+
+@pytest.mark.parametrize(("group", "option"), SHIPPED)
+def test_settings_are_parameters_of_the_factory_with_its_defaults(group, option):
+    schema = SCHEMAS[group][option]
+    factory = locate("target", next(item.default for item in fields(schema) if item.name == "_target_"))
+    known = inspect.signature(factory).parameters
+    told = {item.name: item.default for item in fields(schema) if item.name not in OF_THE_RUN | {"_target_"}}
+    assert set(told) <= set(known)
+    settled = {name: value for name, value in told.items() if name not in OWN_DEFAULTS
+               and isinstance(value, (int, float, str)) and "$" not in str(value) and value != "???"}
+    assert settled == {name: known[name].default for name in settled}
