@@ -151,7 +151,7 @@ def _train(experiment: Experiment, federation: Any, run: RunDirectory, preparati
                         checkpoint=Checkpoints(run.checkpoints, every_s=every, keep=keep), resume=resume,
                         seed=experiment.seed)
         summary = run.write_result(result, _facts(experiment, preparation))
-        opening = _report(experiment, run)
+    opening = _report(experiment, run)
     if view is not None:
         view.close(summary, opening)
     return Outcome(run=run, result=result, summary=summary)

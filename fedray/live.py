@@ -274,7 +274,9 @@ def _hospitals(split: Mapping[str, Any]) -> list[str]:
         f"  {spread['sites']} hospitals: AUROC p10 {share(spread['p10'])}, median {share(spread['p50'])}, "
         f"p90 {share(spread['p90'])}"
     ]
-    return [*lines, f"  {without} more have one outcome only and no AUROC of their own"] if without else lines
+    if without:
+        lines.append(f"  {without} more have no AUROC of their own: one outcome only, or no patient")
+    return lines
 
 
 def with_interval(found: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ every frozen parameter as leaves that are averaged but not stepped. What never t
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -126,7 +126,7 @@ def draw(module: nn.Module, generator: torch.Generator) -> nn.Module:
     return module
 
 
-def _uniform(tensors: list[Tensor], fan_in: int, generator: torch.Generator) -> None:
+def _uniform(tensors: Sequence[Tensor], fan_in: int, generator: torch.Generator) -> None:
     bound = 1 / math.sqrt(fan_in) if fan_in else 0.0
     for tensor in tensors:
         tensor.uniform_(-bound, bound, generator=generator)

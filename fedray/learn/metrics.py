@@ -8,14 +8,14 @@ leaves the site, and a value that is not finite would count as a fault).
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fedray.learn import intervals
-from fedray.learn.batches import num_rows, training_rows
+from fedray.learn.batches import num_rows
 from fedray.learn.intervals import auroc, delong_interval, nadeau_bengio
 
 __all__ = ["auroc", "delong_interval", "evaluate", "nadeau_bengio", "site_record", "summarise"]
@@ -26,25 +26,27 @@ SMALLEST = 1e-12  # probabilities are kept this far from 0 and 1 where a logit i
 SiteMetrics = dict[str, Any]
 
 
-def _columns(model: Any, params: Mapping[str, Tensor], data: Any) -> tuple[str, Tensor, Tensor, int]:
-    """Return (task, float64 predictions on the CPU, labels, rows) of a view."""
-    rows = training_rows(data)
-    n = num_rows(rows)
-    device = next(iter(params.values())).device
+class _Rows(NamedTuple):
+    """Predictions of a view: float64 outputs and labels on the CPU, rows, and the sum of the losses."""
+
+    output: Tensor
+    target: Tensor
+    n: int
+    loss_sum: float
+
+
+def _predicted(model: Any, params: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> _Rows:
+    """Predict every row given, on the device of the parameters."""
+    n, device = num_rows(rows), next(iter(params.values())).device
     batch = {name: column.to(device) for name, column in rows.items()}
-    output = model.predict(params, batch) if n else torch.zeros(0)
-    target = batch[getattr(model, "target", "y")]
-    return model.task, output.detach().double().cpu(), target.detach().cpu(), n
-
-
-def _loss_sum(model: Any, params: Mapping[str, Tensor], data: Any, n: int) -> float:
-    """Return the sum over rows of the model's loss, in evaluation mode."""
+    target = batch[getattr(model, "target", "y")].cpu()
     if not n:
-        return 0.0
-    device = next(iter(params.values())).device
-    batch = {name: column.to(device) for name, column in training_rows(data).items()}
+        return _Rows(torch.zeros(0, dtype=torch.float64), target, 0, 0.0)
     with torch.no_grad():
-        return float(model.loss(params, batch)) * n
+        output = model.predict(params, batch)
+        # a model of one's own may have no loss of an output: a second forward pass then
+        loss = model.loss_of(output, batch) if hasattr(model, "loss_of") else model.loss(params, batch)
+    return _Rows(output.double().cpu(), target, n, float(loss) * n)
 
 
 def _brier(probability: Tensor, target: Tensor) -> float:
@@ -66,8 +68,8 @@ class Evaluate:
 
     def __call__(self, params: Mapping[str, Tensor], data: Any) -> SiteMetrics:
         """Return the sums over the rows of a view."""
-        task, output, target, n = _columns(self.model, params, data)
-        sums: SiteMetrics = {"n": float(n), "loss_sum": _loss_sum(self.model, params, data, n)}
+        task, (output, target, n, loss_sum) = self.model.task, _predicted(self.model, params, data)
+        sums: SiteMetrics = {"n": float(n), "loss_sum": loss_sum}
         if task == "number":
             error = output - target.double() if n else output
             return {
@@ -179,8 +181,8 @@ class SiteRecord:
         return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
     def _measure(self, params: Mapping[str, Tensor], data: Any) -> dict[str, float]:
-        task, output, target, n = _columns(self.model, params, data)
-        told: dict[str, float] = {"n": n, "loss": _share(_loss_sum(self.model, params, data, n), n)}
+        task, (output, target, n, loss_sum) = self.model.task, _predicted(self.model, params, data)
+        told: dict[str, float] = {"n": n, "loss": _share(loss_sum, n)}
         if task == "number":
             error = output - target.double() if n else output
             return {**told, "mse": _share(float(error.square().sum()), error.numel())}

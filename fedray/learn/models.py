@@ -63,7 +63,7 @@ class Model:
         dtype = params.schema.dtype if isinstance(params, Flat) else next(iter(params.values())).dtype
         inputs = [batch[name] for name in self.inputs]
         if self.flatten:
-            inputs = [value.reshape(value.shape[0], -1) for value in inputs]
+            inputs = [value.flatten(1) for value in inputs]
         cast = (value.to(dtype) if value.is_floating_point() else value for value in inputs)
         return losses.squeeze(self.functional(params, tuple(cast), step), self.task)
 
@@ -80,7 +80,12 @@ class Model:
         pos_weight: losses.PosWeight = None,
     ) -> Tensor:
         """Return the mean loss over the rows; with a `step` in training mode (dropout, batch statistics)."""
-        output = self._output(params, batch, step)
+        return self.loss_of(self._output(params, batch, step), batch, pos_weight)
+
+    def loss_of(
+        self, output: Tensor, batch: Mapping[str, Tensor], pos_weight: losses.PosWeight = None
+    ) -> Tensor:
+        """Return the mean loss of an output over the rows of its batch."""
         if self.custom_loss is not None:
             return self.custom_loss(output, batch[self.target])
         return losses.mean_loss(self.task, output, batch[self.target], pos_weight)

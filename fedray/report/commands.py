@@ -131,14 +131,18 @@ def _clean(args: argparse.Namespace) -> int:
     latest = folder / "latest"
     if latest.is_symlink() and not latest.exists():
         latest.unlink()
-    print(json.dumps([path.name for path in old]) if args.json else f"removed {len(old)} runs")
+    print(json.dumps([path.name for path in old]) if args.json else f"removed {_counted(old)}")
     return 0
+
+
+def _counted(runs: Sequence[Path]) -> str:
+    return "1 run" if len(runs) == 1 else f"{len(runs)} runs"
 
 
 def _agrees(old: Sequence[Path]) -> bool:
     """Show what would go and ask; without a terminal the answer is no."""
     total = sum(file.stat().st_size for path in old for file in path.rglob("*") if file.is_file())
-    print(f"{len(old)} runs, {total / 1e6:.1f} MB:", file=sys.stderr)
+    print(f"{_counted(old)}, {total / 1e6:.1f} MB:", file=sys.stderr)
     for path in old[:5]:
         print(f"  {path}", file=sys.stderr)
     if len(old) > 5:

@@ -252,6 +252,7 @@ def _hospitals(split: Mapping[str, Any] | None) -> dict[str, Any]:
         "alone": len(alone),
         "hidden": len(hidden),
         "flat": len(flat),
+        "rough": sum(site.get("auroc_low") is None for site in with_own),
         "all": len(sites),
     }
 

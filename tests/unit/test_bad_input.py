@@ -49,7 +49,7 @@ def test_misspelt_override_is_refused(tmp_path):
 
 def test_wrong_type_is_refused(tmp_path):
     message = refused(tmp_path, "rounds=many")
-    assert "'many'" in message and "Integer" in message and "fix: rounds=30" in message
+    assert "'many'" in message and "Integer" in message and "fix: rounds=20" in message
 
 
 def test_quorum_above_one_is_refused(tmp_path):

@@ -65,7 +65,7 @@ def test_cfg_with_a_wrong_override_says_what_run_would_say(capsys):
 
 def test_explain_prints_value_origin_and_meaning(capsys):
     code, out, _ = run(capsys, "run", "--explain", "rounds")
-    assert code == 0 and out.startswith("rounds = 30\n") and "set by" in out and "means" in out
+    assert code == 0 and out.startswith("rounds = 20\n") and "set by" in out and "means" in out
 
 
 @pytest.mark.parametrize(("line", "offered"), [

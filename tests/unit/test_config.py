@@ -165,7 +165,7 @@ def test_config_is_plain_for_who_reads_it():
 
 
 @pytest.mark.parametrize(("key", "overrides", "value", "origin"), [
-    ("rounds", [], 30, "icu_mortality.yaml:"), ("rounds", ["rounds=3"], 3, "command line: rounds=3"),
+    ("rounds", [], 20, "icu_mortality.yaml:"), ("rounds", ["rounds=3"], 3, "command line: rounds=3"),
     ("seed", [], 0, "config.yaml:"), ("algorithm.mu", ["algorithm=fedprox"], 0.01, "fedprox.yaml:"),
     ("checkpoint.keep", [], 2, "default of Config in config_schema.py:"),
     ("schedule.retries", [], 2, "default of Synchronous in config_schema.py:")])
