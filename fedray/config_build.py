@@ -120,7 +120,8 @@ def _training(tree: Mapping[str, Any], data: Dataset) -> Training:
                      **known)
     evaluate = {}
     if tree["evaluate"]:
-        evaluate = {split: _evaluation(tree, model, split) for split in ("valid", "test")}
+        splits = ("valid", "test") if tree["evaluate"]["valid"] else ("test",)
+        evaluate = {split: _evaluation(tree, model, split) for split in splits}
     return Training(model=model, local=local, algorithm=algorithm, evaluate=evaluate,
                     init=model.init(tree["seed"]))
 

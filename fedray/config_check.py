@@ -185,6 +185,9 @@ def _pairs(tree: Tree) -> Iterator[str]:
     if runtime.get("kind") == "cluster" and algorithm.get("pooled"):
         yield ("algorithm=pooled brings all rows to one place and is refused on a real federation. "
                "Fix: runtime=ray_local, or algorithm=fedavg")
+    evaluate = tree.get("evaluate") or {}
+    if evaluate.get("patience") and not evaluate.get("valid"):
+        yield "evaluate.patience watches validation rows, which are not measured. Fix: evaluate.valid=true"
     if runtime.get("packs") is not None and runtime.get("sites_per_actor") is not None:
         yield "runtime.packs and runtime.sites_per_actor say the same thing twice. Fix: runtime.packs=null"
 

@@ -190,6 +190,8 @@ class Evaluate:
 
     every: int = 10
     """Rounds between two evaluations on the validation rows."""
+    valid: bool = True
+    """Measure validation rows while training; without, only the test rows at the end."""
     bins: int = 1000
     """Bins of the summed histograms behind AUROC and calibration."""
     per_site: bool = True

@@ -13,7 +13,9 @@ from fedray.algorithms.fedavg import FedAvgState
 from fedray.learn.optimizer import ServerOptimizer, sgd
 
 
-def fedprox(local: Any, mu: float, optimizer: ServerOptimizer | None = None) -> fr.Algorithm:
+def fedprox(
+    local: Any, mu: float, optimizer: ServerOptimizer | None = None, weighted: bool = True
+) -> fr.Algorithm:
     """Federated averaging with a proximal term of strength `mu`. Raises ValueError where mu is negative."""
     if mu < 0:
         raise ValueError(f"fedprox: mu={mu} must be 0 or more")
@@ -25,7 +27,7 @@ def fedprox(local: Any, mu: float, optimizer: ServerOptimizer | None = None) -> 
     def round(server: Any, site: Any) -> fr.Outputs:
         x = fr.broadcast(server.params)
         update = fr.map(local, x, site.data, site.rng, anchor=x, prox=mu)
-        delta = fr.mean(update.delta, weight=update.num_examples)
+        delta = fr.mean(update.delta, weight=update.num_examples if weighted else None)
         step = fr.apply(optimizer.step, server.params, server.optimizer, delta, server.round)
         return fr.Outputs(
             server=FedAvgState(step.params, step.state, server.round + 1),

@@ -27,6 +27,7 @@ WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "1073741824",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # the default of 15 starves the packs on a machine that does anything else
 }
 START_TIMEOUT_S = 300.0
 GONE = (

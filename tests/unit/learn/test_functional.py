@@ -83,6 +83,13 @@ def test_batch_counter_starts_fresh_in_each_local_training() -> None:
     assert int(model.module.norm.num_batches_tracked) == 0
 
 
+def test_statistics_of_a_training_are_copies() -> None:
+    params = MODEL.init(0)
+    before = params.clone()
+    MODEL.loss(params, DATA, MODEL.training(params, key=1))
+    assert tree.equal(params, before)
+
+
 def test_template_is_unchanged_by_training_and_prediction() -> None:
     before = copy.deepcopy(MODEL.module.state_dict())
     params = MODEL.init(7)

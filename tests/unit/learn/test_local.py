@@ -75,6 +75,14 @@ def test_clipping_equals_that_of_torch() -> None:
     assert difference(update.delta, params, expected) < 1e-12
 
 
+def test_clipping_leaves_small_gradients_as_they_are() -> None:
+    model, data = MODELS["mlp"], site()
+    plain, loose = (
+        learn.sgd(model, 0.5, clip_norm=bound)(random_params(model), data, KEY) for bound in (None, 1e3)
+    )
+    assert tree.equal(plain.delta, loose.delta)
+
+
 def test_one_full_batch_step_is_minus_lr_times_the_gradient_by_hand() -> None:
     model, data = MODELS["logistic"], site()
     params = random_params(model)
