@@ -140,7 +140,7 @@ def _findings(overrides: Sequence[str], paths: Sequence[str], options: Mapping[s
     try:
         base = to_plain(_compose(good, good).config)
     except BROKEN as wrong:
-        return problems or [shorten(str(wrong))]
+        return problems or [config_help.clash(str(wrong))]
     accepted = []
     for override in values:
         try:

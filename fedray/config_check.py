@@ -121,7 +121,7 @@ def _numbers(tree: Tree) -> Iterator[str]:
     values = dict(_walk(tree))
     for key, (passes, must, example) in _RANGES.items():
         value = values.get(key)
-        if value is None or isinstance(value, str):  # texts of another option's meaning; types are the schema's
+        if value is None or isinstance(value, str):  # a text is another option's setting of that name
             continue
         if not _is_number(value) or not passes(value):
             yield f"{key}={value} is not {must}. Fix: {key}={example}"

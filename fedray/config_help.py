@@ -1,6 +1,7 @@
 """Say what is wrong with an override and how to write it, with the nearest spelling that exists."""
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -23,6 +24,19 @@ def shorten(text: str) -> str:
     noise = ("See http", "provider=", "Config search path", "full_key")
     kept = [line for line in lines if not line.startswith(noise)]
     return "; ".join(kept)
+
+
+def clash(text: str) -> str:
+    """Say which preset and which chosen option do not fit, where that is why nothing composes."""
+    found = re.search(r"In '(?P<preset>[^']+)'.*Key '(?P<key>[^']+)' not in '(?P<schema>\w+)'", text, re.DOTALL)
+    places = {schema.__name__: (group, f"{group}={option}") for group, options in SCHEMAS.items()
+              for option, schema in options.items()}
+    if found is None or found["schema"] not in places:
+        return shorten(text)
+    group, choice = places[found["schema"]]
+    preset = found["preset"].replace("/", "=")
+    return (f"{preset} sets {group}.{found['key']}, which {choice} does not have: the two do not fit together. "
+            f"Fix: leave {choice} out, or take experiment=none and set what you need")
 
 
 def keys_of(tree: Mapping[str, Any], at: str = "") -> Iterator[str]:
@@ -80,10 +94,11 @@ def _unknown_key(text: str, key: str, known: Sequence[str], options: Mapping[str
     value = text.split("=", 1)[1] if "=" in text else ""
     if key == "sweep":
         return f"{text}: a grid is run by another command. Fix: fedray sweep {text}"
-    owner = _owner(key)
-    if owner:
-        return f"{text}: only {owner} has this setting. Fix: {owner} {text}"
     close = _nearest_key(key, known, options)
+    owner, name = _owner(key)
+    if owner and (name == key or close is None):
+        guess = "has this setting" if name == key else f"has a setting {name}"
+        return f"{text}: only {owner} {guess}. Fix: {owner} {name}={value}"
     if close:
         return f"{text}: there is no setting {key!r}. Did you mean {close}? Fix: {close}={value}"
     parent = key.rsplit(".", 1)[0]
@@ -104,16 +119,21 @@ def _nearest_key(key: str, known: Sequence[str], options: Mapping[str, Sequence[
         close = nearest(name, list(names))
         if close:
             return names[close]
-    return nearest(key, list(known))
+    return None if parent in known else nearest(key, list(known))
 
 
-def _owner(key: str) -> str | None:
-    """Return `group=option` of the first option whose schema has this key."""
+def _owner(key: str) -> tuple[str | None, str]:
+    """Return `group=option` of the first option whose schema has this key or a close one, and that key."""
     group, _, name = key.partition(".")
-    for option, schema in SCHEMAS.get(group, {}).items():
-        if name in {item.name for item in fields(schema)}:
-            return f"{group}={option}"
-    return None
+    has = {option: [item.name for item in fields(schema)] for option, schema in SCHEMAS.get(group, {}).items()}
+    for option, names in has.items():
+        if name in names:
+            return f"{group}={option}", key
+    for option, names in has.items():
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+        if close:
+            return f"{group}={option}", f"{group}.{close[0]}"
+    return None, key
 
 
 def _choices(message: str) -> list[str]:

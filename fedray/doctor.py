@@ -187,7 +187,7 @@ def _processors() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    from fedray.memory import available_bytes
+    from fedray.runtime.memory import available_bytes
 
     free = available_bytes()
     if not free:

@@ -152,6 +152,8 @@ def _train(experiment: Experiment, federation: Any, run: RunDirectory, preparati
                         seed=experiment.seed)
         summary = run.write_result(result, _facts(experiment, preparation))
     opening = _report(experiment, run)
+    if result.stopped == "interrupted":
+        opening = f"go on with: fedray resume {run.path}"
     if view is not None:
         view.close(summary, opening)
     return Outcome(run=run, result=result, summary=summary)

@@ -30,49 +30,51 @@ def rewrite(graph: Graph, rule: Rule) -> Graph:
     return Graph({key: new[node] for key, node in graph.outputs.items()}, graph.inits, graph.name)
 
 
+Replacement = Callable[[Value, Value | None, str, Site], Value]
+
+
 def on_reduce(
     kind: str, only: Collection[str] | None = None, title: str = ""
-) -> Callable[[Callable[[Value, Value | None, str, Site], Value]], Pass]:
+) -> Callable[[Replacement], Pass]:
     """Turn a function of (x, weight, name, site) into a pass that replaces the reductions of `kind` named in
     `only`.
 
     Raises PassError where nothing matches, or where a name of `only` is missing.
     """
 
-    def decorate(fn: Callable[[Value, Value | None, str, Site], Value]) -> Pass:
-        what = title or fn.__name__
-
+    def decorate(fn: Replacement) -> Pass:
         def run(graph: Graph) -> Graph:
-            inputs: dict[Key, Node] = {
-                (node.placement, node.params["slot"]): node for node in graph.nodes if node.op is Op.INPUT
-            }
-            stored: dict[Key, Node] = {}
-            inits = dict(graph.inits)
-            site = Site(inputs, stored, inits)
-            matched: list[str] = []
+            return _replace(graph, kind, only, fn, title or fn.__name__)
 
-            def rule(node: Node) -> Node | None:
-                if (
-                    node.op is not Op.REDUCE
-                    or node.params["kind"] != kind
-                    or (only is not None and node.name not in only)
-                ):
-                    return None
-                matched.append(node.name)
-                weight = Value(node.args[1]) if len(node.args) > 1 else None
-                return fn(Value(node.args[0]), weight, node.name, site).node
-
-            result = rewrite(graph, rule)
-            there = sorted({f"{node.name} ({node.params['kind']})" for node in graph.reductions})
-            missing = sorted(set(only or ()) - set(matched))
-            if not matched or missing:
-                raise PassError(
-                    f"{what} found no {kind} named {missing or 'anything'} in {graph.name}; "
-                    f"its reductions are {', '.join(there)}: change `only`"
-                )
-            return Graph({**result.outputs, **stored}, inits, f"{graph.name} + {what}")
-
-        run.__name__ = what
+        run.__name__ = title or fn.__name__
         return run
 
     return decorate
+
+
+def _replace(graph: Graph, kind: str, only: Collection[str] | None, fn: Replacement, title: str) -> Graph:
+    inputs: dict[Key, Node] = {
+        (node.placement, node.params["slot"]): node for node in graph.nodes if node.op is Op.INPUT
+    }
+    stored: dict[Key, Node] = {}
+    inits = dict(graph.inits)
+    site = Site(inputs, stored, inits)
+    matched: list[str] = []
+
+    def rule(node: Node) -> Node | None:
+        is_other = node.op is not Op.REDUCE or node.params["kind"] != kind
+        if is_other or (only is not None and node.name not in only):
+            return None
+        matched.append(node.name)
+        weight = Value(node.args[1]) if len(node.args) > 1 else None
+        return fn(Value(node.args[0]), weight, node.name, site).node
+
+    result = rewrite(graph, rule)
+    missing = sorted(set(only or ()) - set(matched))
+    if not matched or missing:
+        there = ", ".join(sorted({f"{node.name} ({node.params['kind']})" for node in graph.reductions}))
+        raise PassError(
+            f"{title} found no {kind} named {missing or 'anything'} in {graph.name}; its reductions are "
+            f"{there}: change `only`"
+        )
+    return Graph({**result.outputs, **stored}, inits, f"{graph.name} + {title}")

@@ -186,8 +186,8 @@ class Attempt:
         first = f"; first: {self.failures[0]}" if self.failures else ""
         raise QuorumError(
             f"round {self.round} of {self.plan.name}: {len(alive)} of {len(self.cohort)} sites delivered and "
-            f"the quorum is {needed} ({why}{first}). The server state is unchanged; lower schedule.quorum, raise "
-            "schedule.deadline_s, or mend the sites"
+            f"the quorum is {needed} ({why}{first}). The server state is unchanged; lower schedule.quorum, "
+            "raise schedule.deadline_s, or mend the sites"
         )
 
 

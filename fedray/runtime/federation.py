@@ -31,6 +31,11 @@ class HostSpec:
     allow_empty: bool = False
 
     @property
+    def num_packs(self) -> int:
+        """Number of packs below, this one included where it is one."""
+        return sum(child.num_packs for child in self.children) if self.children else 1
+
+    @property
     def all_sites(self) -> tuple[str, ...]:
         """Every site below."""
         return tuple(self.sites) + tuple(site for child in self.children for site in child.all_sites)
@@ -66,12 +71,14 @@ class Federation:
     def __init__(
         self,
         aggregator: Any,
+        specs: Sequence[HostSpec],
         sites: Sequence[str],
         where: str,
         on_close: Callable[[], None] | None = None,
         regions: Mapping[str, str] | None = None,
     ) -> None:
         self.aggregator, self.sites, self.where = aggregator, tuple(sites), where
+        self.specs = tuple(specs)
         self.regions = dict(regions or {})
         self._on_close = on_close
         self._sizes: dict[str, int] | None = None
@@ -231,27 +238,21 @@ def simulate(
     `latency(site, round) -> seconds` runs the schedule on a simulated clock (in process only).
     Raises ConfigError on a layout that does not fit the data.
     """
-    topology = Topology(packs, sites_per_actor, group_size, allow_empty)
-    openers = as_openers(data)
-    if runtime == "in_process":
-        make = in_process_transport(latency)
-        specs = topology.specs(openers, regions, 1)
-        root = make_region("aggregator", specs, make)
-        return Federation(
-            Aggregator(root, declared_regions(data, regions), latency),
-            tuple(openers),
-            "in_process",
-            regions=declared_regions(data, regions),
-        )
-    if runtime != "ray":
+    if runtime not in ("in_process", "ray"):
         raise ConfigError(f"runtime={runtime!r}: choose 'in_process' or 'ray'")
+    topology = Topology(packs, sites_per_actor, group_size, allow_empty)
+    openers, declared = as_openers(data), declared_regions(data, regions)
+    if runtime == "in_process":
+        specs = topology.specs(openers, regions, 1)
+        root = make_region("aggregator", specs, in_process_transport(latency))
+        return Federation(
+            Aggregator(root, declared, latency), specs, tuple(openers), "in_process", regions=declared
+        )
     if latency is not None:
         raise ConfigError("a latency model needs the simulated clock: use runtime='in_process'")
     from fedray.runtime import ray_transport
 
-    return ray_transport.federate(
-        openers, topology, regions, "local", declared_regions(data, regions), num_cpus
-    )
+    return ray_transport.federate(openers, topology, regions, "local", declared, num_cpus)
 
 
 def connect(

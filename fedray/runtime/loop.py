@@ -23,6 +23,7 @@ from fedray import tree
 from fedray.core.rewrite import Pass
 from fedray.core.trace import Algorithm
 from fedray.errors import CheckpointError, ConfigError
+from fedray.runtime import memory
 from fedray.runtime.attempt import sha256_of
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.federation import Federation
@@ -129,23 +130,20 @@ def fit(
     """Train for `rounds` rounds and return the result.
 
     `init` is the first parameters. `evaluate` maps "valid" and "test" to evaluation programs: the valid rows
-    are evaluated every `every` rounds, the test rows once, at the end, with the last parameters
-    (`select="best_valid"`: with those of the best validation). Ctrl-C ends after the round, with checkpoint
-    and result; twice stops at once.
+    every `every` rounds, the test rows once, with the last parameters (`select`: or the best validated).
+    Ctrl-C ends after the round, with checkpoint and result; twice stops at once.
     Raises before any site is touched where algorithm, passes, schedule or federation do not fit.
     """
     schedule = schedule or synchronous()
     _check(rounds, every, select, early_stop, evaluate)
-    plan = compile(algorithm, passes, schedule)
     schedule.check_sites(federation.num_sites)
-    init = tree.flatten(init) if _is_named_tensors(init) else init
+    plan = compile(algorithm, passes, schedule)
     run = _Run(federation, plan, tracker, evaluate or {}, server_evaluate, early_stop, checkpoint, seed)
     with _interruptible() as interrupt:
-        run.begin(algorithm.init(init), schedule, resume)
+        run.begin(algorithm.init(_flat(init)), schedule, resume)
         for round in range(run.next_round, rounds):
             run.round(round)
-            is_last = round + 1 == rounds
-            if (round + 1) % every == 0 and not is_last:
+            if (round + 1) % every == 0 and round + 1 < rounds:
                 run.evaluate_valid(round)
             if interrupt.is_set() or run.is_stalled:
                 run.result.stopped = "interrupted" if interrupt.is_set() else "early"
@@ -173,14 +171,15 @@ def compute(
     return outputs["metrics"] if outputs.get("metrics") is not None else outputs["state"]
 
 
-def _is_named_tensors(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and not isinstance(value, tree.Flat)
-        and bool(value)
-        and all(hasattr(tensor, "detach") for tensor in value.values())
-        and len({t.dtype for t in value.values()}) == 1
-    )
+def _flat(init: Any) -> Any:
+    """Return named tensors of one dtype as one buffer; anything else as it is."""
+    if (
+        not isinstance(init, Mapping)
+        or not init
+        or not all(hasattr(leaf, "detach") for leaf in init.values())
+    ):
+        return init
+    return tree.flatten(init) if len({leaf.dtype for leaf in init.values()}) == 1 else init
 
 
 def _check(
@@ -230,7 +229,9 @@ class _Run:
         self.saved_at, self.saved_round = self.started, -1
 
     def begin(self, state: Any, schedule: Synchronous, resume: bool) -> None:
-        self.federation.hello()
+        if schedule.wait_for:
+            self.federation.call("wait_for", schedule.wait_for, schedule.wait_s)
+        self.check_memory(state, schedule, self.federation.hello())
         restore = None
         if resume:
             rounds = self.checkpoint.rounds() if self.checkpoint else []
@@ -254,6 +255,23 @@ class _Run:
                 },
             )
 
+    def check_memory(self, state: Any, schedule: Synchronous, rows: Mapping[str, int]) -> None:
+        """Refuse with numbers what cannot fit."""
+        blank, specs = self.federation.call("blank"), self.federation.specs
+        row_bytes = tree.nbytes(dict(blank)) // blank.num_rows if blank is not None else 0
+        memory.check(
+            memory.forecast(
+                num_packs=sum(spec.num_packs for spec in specs),
+                is_ray=self.federation.where == "ray",
+                cohort=schedule.expected_cohort(self.federation.num_sites),
+                group_size=memory.group_size(specs),
+                model_bytes=tree.nbytes(state),
+                state_slots=len(self.plan.slots),
+                num_sites=self.federation.num_sites,
+                data_bytes=row_bytes * sum(rows.values()),
+            )
+        )
+
     def learn_sizes(self, state: Any) -> None:
         """Learn the bytes of each name that leaves, from a rehearsal on made-up rows."""
         blank = self.federation.call("blank")
@@ -261,6 +279,8 @@ class _Run:
             return
         self.plan, why = rehearse(self.plan, state, blank)
         self.result.plan = self.plan
+        for split, program in self.programs.items():
+            self.programs[split], _ = rehearse(program, params_of(state), blank)
         if why:
             logger.info(
                 "the bytes in egress are not known before the first round: the rehearsal ended with %s", why

@@ -157,7 +157,7 @@ class RayTransport:
 
 def start_hosts(specs: Sequence[HostSpec]) -> dict[str, Any]:
     """Start an actor for each host, all at once."""
-    # a trace of a CPU: Ray spreads actors over nodes by what they need, and one that needs nothing is put anywhere
+    # a trace of a CPU: Ray spreads actors by what they need, and puts one that needs nothing anywhere
     options = {"num_cpus": 0.001, "max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD"}
     return {spec.name: ray.remote(HostActor).options(**options).remote(spec) for spec in specs}
 
@@ -240,4 +240,4 @@ def federate(
     start_ray(address, num_cpus)
     cpus = max(2, _num_cpus())
     specs = topology.specs(data, layout, cpus)
-    return Federation(RemoteAggregator(specs, regions), tuple(data), "ray", regions=regions)
+    return Federation(RemoteAggregator(specs, regions), specs, tuple(data), "ray", regions=regions)

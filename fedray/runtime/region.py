@@ -51,6 +51,19 @@ class Region:
         """Return the training rows of each site."""
         return {site: rows for found in self._all("hello").values() for site, rows in found.items()}
 
+    def wait_for(self, num_sites: int, seconds: float) -> None:
+        """Wait until hosts that hold `num_sites` sites answer. Raises HostError after `seconds`."""
+        tickets = {self._submit(name, "hello"): len(child.sites) for name, child in self.children.items()}
+        answered = 0
+        for ticket, answer in self.transport.wait(list(tickets), seconds):
+            answered += 0 if isinstance(answer, Lost) else tickets[ticket]
+            if answered >= num_sites:
+                return
+        raise HostError(
+            f"{answered} of {len(self.sites)} sites answered within {seconds:.0f} s and schedule.wait_for "
+            f"asks for {num_sites}: start the missing ones, raise schedule.wait_s, or lower schedule.wait_for"
+        )
+
     def blank(self) -> Any:
         """Return a made-up site: the columns of one site with zeros in a few rows."""
         return self._wait_one(next(iter(self.children)), "blank")

@@ -57,6 +57,10 @@ class Aggregator:
         self.sizes = self.root.hello()
         return self.sizes
 
+    def wait_for(self, num_sites: int, seconds: float) -> None:
+        """Wait until so many sites answer. Raises HostError where the time is over first."""
+        self.root.wait_for(num_sites, seconds)
+
     def blank(self) -> Any:
         """Return a made-up site: the columns of one site with zeros in a few rows."""
         return self.root.blank()

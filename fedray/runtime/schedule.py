@@ -94,30 +94,12 @@ def synchronous(
 ) -> Synchronous:
     """Ask one cohort per round and wait for it.
 
-    `cohort` is a fraction in (0, 1] if float, a number of sites if int. `quorum` is the fraction of the
-    asked sites that must be counted, else the round is retried (with a new attempt, at most `retries`
-    times), skipped or raised. `deadline_s` bounds each site stage. `wait_for` sites must answer within
-    `wait_s` before the first round.
-    Raises ScheduleError on values that cannot be meant.
+    `cohort` is a fraction in (0, 1] if float, a number of sites if int. `quorum` is the fraction of the asked
+    sites that must be counted, else the round is retried (with a new attempt, at most `retries` times),
+    skipped or raised. `deadline_s` bounds each site stage. `wait_for` sites must answer within `wait_s`
+    before the first round. Raises ScheduleError on values that cannot be meant.
     """
-    problems = []
-    if isinstance(cohort, bool) or (isinstance(cohort, float) and not 0 < cohort <= 1):
-        problems.append(f"cohort={cohort}: give a fraction in (0, 1], or a whole number of sites")
-    if isinstance(cohort, int) and not isinstance(cohort, bool) and cohort < 1:
-        problems.append(f"cohort={cohort}: ask at least 1 site")
-    if sampling not in SAMPLINGS:
-        problems.append(f"sampling={sampling!r}: choose one of {', '.join(SAMPLINGS)}")
-    if not 0 < quorum <= 1:
-        problems.append(f"quorum={quorum}: give a fraction in (0, 1] of the sites asked")
-    if on_failure not in ON_FAILURE:
-        problems.append(f"on_failure={on_failure!r}: choose one of {', '.join(ON_FAILURE)}")
-    if deadline_s is not None and deadline_s <= 0:
-        problems.append(f"deadline_s={deadline_s}: give seconds above 0, or none")
-    if retries < 0 or wait_for < 0:
-        problems.append("retries and wait_for are 0 or more")
-    if problems:
-        raise ScheduleError("synchronous(): " + "; ".join(problems))
-    return Synchronous(
+    schedule = Synchronous(
         cohort=cohort,
         sampling=sampling,
         quorum=quorum,
@@ -127,6 +109,27 @@ def synchronous(
         wait_for=wait_for,
         wait_s=wait_s,
     )
+    if problems := _problems(schedule):
+        raise ScheduleError("synchronous(): " + "; ".join(problems))
+    return schedule
+
+
+def _problems(schedule: Synchronous) -> list[str]:
+    cohort, quorum, deadline_s = schedule.cohort, schedule.quorum, schedule.deadline_s
+    is_number = isinstance(cohort, int) and not isinstance(cohort, bool)
+    is_fraction = isinstance(cohort, float) and 0 < cohort <= 1
+    checks = {
+        f"cohort={cohort}: give a fraction in (0, 1], or a whole number of sites": is_number or is_fraction,
+        f"cohort={cohort}: ask at least 1 site": not is_number or cohort >= 1,
+        f"sampling={schedule.sampling!r}: choose one of {', '.join(SAMPLINGS)}": schedule.sampling
+        in SAMPLINGS,
+        f"quorum={quorum}: give a fraction in (0, 1] of the sites asked": 0 < quorum <= 1,
+        f"on_failure={schedule.on_failure!r}: choose one of {', '.join(ON_FAILURE)}": schedule.on_failure
+        in ON_FAILURE,
+        f"deadline_s={deadline_s}: give seconds above 0, or none": deadline_s is None or deadline_s > 0,
+        "retries and wait_for are 0 or more": schedule.retries >= 0 and schedule.wait_for >= 0,
+    }
+    return [problem for problem, is_fine in checks.items() if not is_fine]
 
 
 Latency = Callable[[str, int], float]  # (site, round) -> seconds of simulated time

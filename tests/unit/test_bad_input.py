@@ -101,7 +101,7 @@ def table(header: str = "age,creatinine,died", row: str = "{age},1.1,{died}", ro
     return "\n".join([header, *lines]) + "\n"
 
 
-CSV = ("experiment=none", "data=csv", "data.path=sites", "data.contract=toy.yaml", "model=logistic", "rounds=1")
+CSV = ("experiment=none", "data=csv", "data.path=sites", "data.contract=toy.yaml", "model=logistic")
 
 
 def test_missing_column_is_refused(tmp_path):
@@ -111,7 +111,7 @@ def test_missing_column_is_refused(tmp_path):
 
 
 def test_column_in_another_unit_is_refused(tmp_path):
-    hospitals(tmp_path, north=table(row="{age},95.0,{died}"))  # umol/L where mg/dL is agreed
+    hospitals(tmp_path, north=table(row="{age},95.0,{died}"))  # umol/L, where mg/dL is agreed
     message = refused(tmp_path, *CSV)
     assert "north" in message and "creatinine" in message and "mg/dL" in message and "fix:" in message
 

@@ -89,7 +89,8 @@ def test_all_wrong_overrides_are_listed_at_once_each_with_its_fix():
 @pytest.mark.parametrize(("override", "suggestion"), [
     ("schedul.quorum=0.5", "schedule.quorum=0.5"), ("algoritm=fedavg", "algorithm=fedavg"),
     ("algorithm.lr=0.3", "algorithm=fedsgd algorithm.lr=0.3"), ("experiment=null", "experiment=none"),
-    ("runtime=ray", "runtime=ray_local"), ("model.hiden=[3]", "model.hidden=[3]")])
+    ("runtime=ray", "runtime=ray_local"), ("model.hiden=[3]", "model=mlp model.hidden=[3]"),
+    ("local.batchsize=8", "local.batch_size=8")])
 def test_nearest_spelling_is_suggested(override, suggestion):
     (found,) = problems_of(override)
     assert f"Fix: {suggestion}" in found

@@ -65,7 +65,7 @@ def test_little_room_fails(monkeypatch, check):
 
 
 def test_little_memory_fails(monkeypatch):
-    monkeypatch.setattr("fedray.memory.available_bytes", lambda: 2**28)
+    monkeypatch.setattr("fedray.runtime.memory.available_bytes", lambda: 2**28)
     assert found("memory")[0].status == "FAIL"
 
 

@@ -4,10 +4,15 @@ The forecast counts what a run must hold at once: each process (interpreter, tor
 the model at the server and in every pack, one row per site of a group, and the operands of the exact sum.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedray.errors import MemoryForecastError
+
+if TYPE_CHECKING:
+    from fedray.runtime.federation import HostSpec
 
 PROCESS_BYTES = 180 * 2**20  # private memory of a Ray actor with torch, measured
 RAY_BYTES = 450 * 2**20  # private memory of Ray's own processes, measured
@@ -83,3 +88,8 @@ def check(found: Forecast) -> None:
             f"this run would not fit into memory: {found}. Use fewer packs, a smaller "
             "runtime.group_size, a smaller cohort or a smaller model"
         )
+
+
+def group_size(specs: Sequence["HostSpec"]) -> int:
+    """Return the largest group of the packs."""
+    return max((group_size(spec.children) if spec.children else spec.group_size for spec in specs), default=1)

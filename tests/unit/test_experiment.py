@@ -1,0 +1,166 @@
+"""Whole runs in this process: what a run leaves behind, presets on toy sites, interrupt and resume."""
+
+import gzip
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from fedray import cli, experiment, track
+from fedray.config import SCHEMAS, compose_run, conf_folder
+from fedray.data.synth_tables import write as write_tables
+from fedray.errors import ConfigError
+
+TOY = ("experiment=debug", "report=none", "evaluate.bins=50")
+HEART = {"cleveland": 40, "hungarian": 40, "switzerland": 30, "va": 30}
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FEDRAY_DATA", raising=False)
+
+
+def train(*overrides: str) -> experiment.Outcome:
+    return experiment.start(compose_run([*TOY, *overrides]), live=False)
+
+
+def heart_files(folder: Path) -> Path:
+    folder.mkdir()
+    for name, rows in HEART.items():
+        lines = [f"{40 + row % 30},{row % 2},{1 + row % 4},{110 + row},{200 + 3 * row},{row % 2},{row % 3},{120 + row},"
+                 f"{row % 2},1.{row % 9},2,0,3,{row % 2}" for row in range(rows)]
+        (folder / f"processed.{name}.data").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def toy_overrides(preset: str, folder: Path) -> list[str]:
+    """Return what makes a preset small: a few sites, and tables of its own kind where it reads files."""
+    if preset == "eicu_demo":
+        write_tables(folder / "tables", scale=0.003, num_hospitals=4)
+        (folder / "tables-hourly").mkdir()
+        for grid in (folder / "tables").glob("los_*.parquet"):
+            grid.rename(folder / "tables-hourly" / grid.name)
+        return [f"data.src={folder}/tables"]
+    if preset == "heart_disease":
+        return [f"data.src={heart_files(folder / 'heart')}"]
+    return ["data.num_sites=4"]
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in (conf_folder() / "experiment").glob("*.yaml")))
+def test_every_preset_trains_a_round_on_toy_sites(preset, tmp_path):
+    words = [f"experiment={preset}", "runtime=in_process", "report=none", "rounds=1", *toy_overrides(preset, tmp_path)]
+    outcome = experiment.start(compose_run(words), live=False)
+    assert outcome.result.rounds == 1
+    assert 0 <= outcome.summary["test"]["metrics"]["accuracy"]["value"] <= 1
+
+
+@pytest.mark.parametrize("algorithm", sorted(SCHEMAS["algorithm"]))
+def test_every_algorithm_option_trains(algorithm):
+    outcome = train(f"algorithm={algorithm}", "rounds=1", "data.scale=0.02")
+    assert outcome.run.status == ("done", "")
+
+
+def test_run_directory_holds_what_was_asked_and_what_came_out():
+    outcome = train("rounds=2")
+    names = {path.name for path in outcome.run.path.iterdir()}
+    assert {"config.yaml", "overrides.txt", "env.json", "STATUS", "plan.json", "egress.txt", "rounds.jsonl",
+            "sites.jsonl", "result.json", "model.safetensors", "model.json", "log.txt", "checkpoints"} <= names
+    assert outcome.run.overrides == (*TOY, "rounds=2")
+    assert json.loads((outcome.run.path / "result.json").read_text())["rounds"] == 2
+    assert Path("runs/latest").resolve() == outcome.run.path.resolve()
+
+
+def test_egress_names_every_program_that_read_the_sites():
+    text = (train("data.prepared=false", "data.standardise=true", "rounds=1").run.path / "egress.txt").read_text()
+    assert all(name in text for name in ("delta", "evaluation", "site_metrics", "label_counts", "moments", "squares"))
+
+
+def test_standardised_columns_and_their_preparation_reach_the_model():
+    outcome = train("data.prepared=false", "data.standardise=true", "rounds=1")
+    told = json.loads((outcome.run.path / "model.json").read_text())
+    assert len(told["features"]) > 39 and told["preparation"]["mean"]
+    assert told["tensors"][0]["shape"][-1] == len(told["features"])
+
+
+def test_resumed_run_with_more_rounds_has_the_bits_of_an_undisturbed_one():
+    first = train("rounds=2")
+    longer = experiment.resume(first.run.path, ["rounds=4", "tracker=none"], live=False)
+    assert longer.run.path == first.run.path
+    assert longer.result.params_sha256 == train("rounds=4").result.params_sha256
+
+
+def test_resume_keeps_all_that_changes_the_result():
+    first = train("rounds=1")
+    with pytest.raises(ConfigError) as caught:
+        experiment.resume(first.run.path, ["local.lr=1", "seed=3"], live=False)
+    assert [text.split(":")[0] for text in caught.value.problems] == ["local.lr=1", "seed=3"]
+    with pytest.raises(ConfigError, match="rounds=2"):
+        experiment.resume(first.run.path, live=False)
+
+
+def test_runtime_may_change_in_one_value_on_resuming():
+    first = train("rounds=1")
+    again = experiment.resume(first.run.path, ["rounds=2", "runtime.packs=2"], live=False)
+    assert "packs: 2" in again.run.config_yaml and "kind: in_process" in again.run.config_yaml
+
+
+class Interrupt:
+    """A tracker that sends Ctrl-C in the first round."""
+
+    def __getattr__(self, name):
+        return lambda *_: os.kill(os.getpid(), signal.SIGINT) if name == "round" else None
+
+
+def test_interrupt_finishes_the_round_and_can_be_resumed(monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(track, "jsonl", lambda *_, **__: Interrupt())
+        assert cli.main(["run", *TOY, "rounds=3"]) == 130
+    assert "go on with: fedray resume runs/" in capsys.readouterr().out
+    assert Path("runs/latest/STATUS").read_text().startswith("interrupted")
+    resumed = experiment.resume("runs/latest", live=False)
+    assert resumed.result.params_sha256 == train("rounds=3").result.params_sha256
+
+
+def test_failure_during_training_is_written_into_status(monkeypatch):
+    class Broken:
+        def __getattr__(self, name):
+            def fail(*_):
+                raise RuntimeError("no space left")
+            return fail
+    monkeypatch.setattr(track, "jsonl", lambda *_, **__: Broken())
+    with pytest.raises(RuntimeError):
+        train("rounds=1")
+    assert Path("runs/latest/STATUS").read_text() == "failed\nRuntimeError: no space left\n"
+
+
+def test_own_model_of_the_working_directory_is_trained_when_allowed(capsys):
+    Path("ownmodel.py").write_text("import torch\n\n\ndef net(num_features):\n    return torch.nn.Linear(num_features, 1)\n")
+    words = ["run", *TOY, "rounds=1", "model._target_=ownmodel.net"]
+    assert cli.main(words) == 2
+    assert "--allow ownmodel" in capsys.readouterr().err
+    assert cli.main([*words, "--allow", "ownmodel", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rounds"] == 1
+
+
+def test_sweep_trains_each_combination_in_its_own_directory(capsys):
+    assert cli.main(["run", "-m", *TOY, "rounds=1", "seed=0,1"]) == 0
+    (folder,) = Path("runs").glob("*-sweep-debug")
+    assert {"seed=0", "seed=1"} <= {path.name for path in folder.iterdir()}
+    assert len((folder / "trials.jsonl").read_text().splitlines()) == 2
+
+
+def test_eicu_build_is_reused_while_the_files_are_the_same(tmp_path):
+    words = ["experiment=eicu_demo", "runtime=in_process", "report=none", "rounds=1",
+             *toy_overrides("eicu_demo", tmp_path)]
+    experiment.start(compose_run(words), live=False)
+    index = Path("data/eicu_cohort_grid24/dataset.json")
+    before = index.stat().st_mtime_ns
+    experiment.start(compose_run(words), live=False)
+    unchanged = index.stat().st_mtime_ns == before
+    hospital = next((tmp_path / "tables").glob("hospital.csv.gz"))
+    hospital.write_bytes(gzip.compress(gzip.decompress(hospital.read_bytes()) + b"\n"))
+    experiment.start(compose_run(words), live=False)
+    assert unchanged and index.stat().st_mtime_ns > before
