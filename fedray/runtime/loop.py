@@ -34,6 +34,7 @@ from fedray.runtime.schedule import Synchronous, synchronous
 from fedray.runtime.sizes import rehearse
 
 logger = logging.getLogger(__name__)
+ALL_SITES = synchronous()
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def fit(
     init: Any,
     rounds: int,
     passes: Sequence[Pass] = (),
-    schedule: Synchronous | None = None,
+    schedule: Synchronous = ALL_SITES,
     tracker: Any = None,
     every: int = 10,
     evaluate: Mapping[str, Algorithm] | None = None,
@@ -134,7 +135,6 @@ def fit(
     Ctrl-C ends after the round, with checkpoint and result; twice stops at once.
     Raises before any site is touched where algorithm, passes, schedule or federation do not fit.
     """
-    schedule = schedule or synchronous()
     _check(rounds, every, select, early_stop, evaluate)
     schedule.check_sites(federation.num_sites)
     plan = compile(algorithm, passes, schedule)
