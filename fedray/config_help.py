@@ -28,14 +28,15 @@ def shorten(text: str) -> str:
 
 def clash(text: str) -> str:
     """Say which preset and which chosen option do not fit, where that is why nothing composes."""
-    found = re.search(r"In '(?P<preset>[^']+)'.*Key '(?P<key>[^']+)' not in '(?P<schema>\w+)'", text, re.DOTALL)
+    form = r"In '(?P<preset>[^']+)'.*Key '(?P<key>[^']+)' not in '(?P<schema>\w+)'"
+    found = re.search(form, text, re.DOTALL)
     places = {schema.__name__: (group, f"{group}={option}") for group, options in SCHEMAS.items()
               for option, schema in options.items()}
     if found is None or found["schema"] not in places:
         return shorten(text)
     group, choice = places[found["schema"]]
     preset = found["preset"].replace("/", "=")
-    return (f"{preset} sets {group}.{found['key']}, which {choice} does not have: the two do not fit together. "
+    return (f"{preset} sets {group}.{found['key']}, which {choice} does not have: the two do not fit. "
             f"Fix: leave {choice} out, or take experiment=none and set what you need")
 
 
@@ -125,7 +126,8 @@ def _nearest_key(key: str, known: Sequence[str], options: Mapping[str, Sequence[
 def _owner(key: str) -> tuple[str | None, str]:
     """Return `group=option` of the first option whose schema has this key or a close one, and that key."""
     group, _, name = key.partition(".")
-    has = {option: [item.name for item in fields(schema)] for option, schema in SCHEMAS.get(group, {}).items()}
+    schemas = SCHEMAS.get(group, {})
+    has = {option: [item.name for item in fields(schema)] for option, schema in schemas.items()}
     for option, names in has.items():
         if name in names:
             return f"{group}={option}", key

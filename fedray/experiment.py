@@ -54,11 +54,11 @@ def start(composed: Composed, live: bool = True) -> Outcome:
     """
     experiment = config.build(composed.config)
     with experiment.federate() as federation:
-        experiment, preparation = prepare(experiment, federation)
+        ready = prepare(experiment, federation)
         given = composed.config
         run = RunDirectory.create(given.runs_dir, given.name, config.to_yaml(given), composed.overrides,
                                   given.seed, path=composed.run_dir, config_hash=config.config_hash(given))
-        return _train(experiment, federation, run, preparation, live=live, resume=False)
+        return _train(ready, federation, run, live=live, resume=False)
 
 
 def resume(path: str | Path, overrides: Sequence[str] = (), allow: Sequence[str] = (),
@@ -75,41 +75,53 @@ def resume(path: str | Path, overrides: Sequence[str] = (), allow: Sequence[str]
         raise ConfigError(f"{path} is done, {experiment.rounds} rounds. "
                           f"Fix: fedray resume {path} rounds={2 * experiment.rounds}")
     with experiment.federate() as federation:
-        experiment, preparation = prepare(experiment, federation)
+        ready = prepare(experiment, federation)
         run.add_overrides(overrides)
         run.write("config.yaml", config.to_yaml(changed))
         run.set_status("running")
-        return _train(experiment, federation, run, preparation, live=live, resume=True)
+        return _train(ready, federation, run, live=live, resume=True)
 
 
-def prepare(experiment: Experiment, federation: Any) -> tuple[Experiment, Preparation | None]:
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """An experiment whose sites have answered, and the programs that read them before the first round."""
+
+    experiment: Experiment
+    preparation: Preparation | None
+    programs: tuple[fr.Algorithm, ...]
+
+
+def prepare(experiment: Experiment, federation: Any) -> Ready:
     """Open every site, and bring columns to one scale over all sites where that is asked for.
 
-    Two federated sums over training rows fit the preparation; no row moves. Returns the experiment for the
-    prepared columns, which may be more: indicators of what is missing.
+    Two federated sums over training rows fit the preparation; no row moves. The prepared columns may be more:
+    indicators of what is missing. Raises DataError where the sites' data cannot be trained on.
     """
     federation.hello()
-    _refuse_one_class(experiment, federation)
+    programs = _refuse_one_class(experiment, federation)
     if not experiment.standardises:
-        return experiment, None
+        return Ready(experiment=experiment, preparation=None, programs=programs)
     clip = Clip.of(experiment.data.features, contract_of(experiment.data))
     program = fr.algorithms.moments(clip.moments, pooled_mean, clip.centred, _Fit(clip))
     preparation: Preparation = fr.compute(program, federation, seed=experiment.seed)
     federation.prepare(preparation)
-    return experiment.for_features(preparation.features), preparation
+    return Ready(experiment=experiment.for_features(preparation.features), preparation=preparation,
+                 programs=(*programs, program))
 
 
-def _refuse_one_class(experiment: Experiment, federation: Any) -> None:
-    """Raise DataError where the training rows of all sites together hold one class only."""
+def _refuse_one_class(experiment: Experiment, federation: Any) -> tuple[fr.Algorithm, ...]:
+    """Raise DataError where all training rows together hold one class only; return what counted them."""
     data = experiment.data
     if data.outcome == "number":
-        return
-    counts = fr.compute(label_counts(data.num_classes), federation, seed=experiment.seed)["rows"]
+        return ()
+    program = label_counts(data.num_classes)
+    counts = fr.compute(program, federation, seed=experiment.seed)["rows"]
     if int((counts > 0).sum()) < 2:
         contract = contract_of(data)
         name = contract.outcome if contract is not None else "y"
         raise DataError(f"the outcome {name} has one class only in the training rows of all {len(data)} "
                         "sites. Fix: name another outcome in the contract, or bring sites with both classes")
+    return (program,)
 
 
 def label_counts(num_classes: int) -> fr.Algorithm:
@@ -137,10 +149,10 @@ class _Fit:
         return fit_preparation(self.clip, total, squares)
 
 
-def _train(experiment: Experiment, federation: Any, run: RunDirectory, preparation: Preparation | None, *,
-           live: bool, resume: bool) -> Outcome:
+def _train(ready: Ready, federation: Any, run: RunDirectory, *, live: bool, resume: bool) -> Outcome:
+    experiment = ready.experiment
     training, tree = experiment.training, experiment.tree
-    also = [fr.compile(program) for program in training.evaluate.values()]
+    also = [fr.compile(program) for program in (*ready.programs, *training.evaluate.values())]
     view = live_view(_title(experiment), experiment.rounds, directory=str(run.path)) if live else None
     tracker = track.combine(run.plan_tracker(also), _tracker(experiment, run), view)
     every, keep = tree["checkpoint"]["every_s"], tree["checkpoint"]["keep"]
@@ -150,7 +162,7 @@ def _train(experiment: Experiment, federation: Any, run: RunDirectory, preparati
                         every=experiment.every, evaluate=training.evaluate, early_stop=experiment.early_stop,
                         checkpoint=Checkpoints(run.checkpoints, every_s=every, keep=keep), resume=resume,
                         seed=experiment.seed)
-        summary = run.write_result(result, _facts(experiment, preparation))
+        summary = run.write_result(result, _facts(experiment, ready.preparation))
     opening = _report(experiment, run)
     if result.stopped == "interrupted":
         opening = f"go on with: fedray resume {run.path}"

@@ -2,9 +2,9 @@
 
     python experiments/benchmarks/thousand_sites.py [--rounds 30]
 
-Seconds per round as the driver sees them, and private memory (USS) of the driver and all its descendants, over what
-the driver and Ray's own processes hold before the federation starts. Start-up and the first two rounds are excluded from
-the seconds. The federation must hold fewer processes than sites.
+Seconds per round as the driver sees them, and private memory (USS) of the driver and all its descendants,
+over what the driver and Ray's own processes hold before the federation starts. Start-up and the first two
+rounds are excluded from the seconds. The federation must hold fewer processes than sites.
 """
 
 import argparse
@@ -61,17 +61,30 @@ def main() -> int:
     idle, peak = private_bytes(), Peak()
     peak.start()
     with fr.simulate(hospitals, runtime="ray", packs=2) as federation:
-        result = fr.fit(fr.algorithms.fedavg(local), federation, init=model.init(0), rounds=rounds,
-                        schedule=fr.synchronous(cohort=COHORT))
+        result = fr.fit(
+            fr.algorithms.fedavg(local),
+            federation,
+            init=model.init(0),
+            rounds=rounds,
+            schedule=fr.synchronous(cohort=COHORT),
+        )
         pids = set(federation.call("pids").values())
     peak.is_over.set()
     peak.join()
     seconds = [record.seconds for record in result.metrics[WARM_UP:]]
     over = peak.most - idle
-    print(f"{platform.platform()}, {os.cpu_count()} cores, python {platform.python_version()}, torch {torch.__version__}")
-    print(f"{SITES} sites, {sum(hospitals.sizes.values()):,} stays, {COHORT} sampled a round, {len(pids)} processes")
-    print(f"seconds per round over {len(seconds)} rounds: minimum {min(seconds):.3f}, median "
-          f"{statistics.median(seconds):.3f}, maximum {max(seconds):.3f}")
+    print(
+        f"{platform.platform()}, {os.cpu_count()} cores, python {platform.python_version()}, "
+        f"torch {torch.__version__}"
+    )
+    print(
+        f"{SITES} sites, {sum(hospitals.sizes.values()):,} stays, {COHORT} sampled a round, "
+        f"{len(pids)} processes"
+    )
+    print(
+        f"seconds per round over {len(seconds)} rounds: minimum {min(seconds):.3f}, median "
+        f"{statistics.median(seconds):.3f}, maximum {max(seconds):.3f}"
+    )
     print(f"private memory: {idle / 2**20:.0f} MiB idle, {over / 2**20:.0f} MiB over it at the peak")
     holds = statistics.median(seconds) <= MOST_SECONDS and over <= MOST_BYTES
     print(f"at most {MOST_SECONDS} s and {MOST_BYTES / 2**30} GiB: {'holds' if holds else 'FAILS'}")

@@ -2,9 +2,10 @@
 
     python experiments/eicu_demo/federated.py [--seeds 20] [--runtime ray|in_process] [--data-dir data]
 
-For each split: FedAdam on ridge logistic regression, all hospitals as sites, the preparation fitted by federated sums;
-beside it the pooled model on the same splits with the same preparation (see pooled.py), each hospital alone, and APACHE
-IVa. AUROC is exact, over the test stays of all hospitals together. Settings were tuned on splits 100 to 105 only.
+For each split: FedAdam on ridge logistic regression, all hospitals as sites, the preparation fitted by
+federated sums; beside it the pooled model on the same splits with the same preparation (see pooled.py), each
+hospital alone, and APACHE IVa. AUROC is exact, over the test stays of all hospitals together. Settings were
+tuned on splits 100 to 105 only.
 """
 
 import argparse
@@ -82,8 +83,11 @@ def report(task: Task, found: list[dict[str, float]]) -> bool:
     print(f"\n{task.features} on {task.cohort}, splits 0 to {len(found) - 1}")
     print("  split  federated  pooled  ratio   local  APACHE IVa (scored stays)")
     for seed, split in enumerate(found):
-        print(f"  {seed:5d}  {split['federated']:.4f}     {split['pooled']:.4f}  {ratio[seed]:.4f}  {split['local']:.4f}"
-              f"  {split['apache_iva']:.4f}")
+        print(
+            f"  {seed:5d}  {split['federated']:.4f}     {split['pooled']:.4f}  {ratio[seed]:.4f}  "
+            f"{split['local']:.4f}"
+            f"  {split['apache_iva']:.4f}"
+        )
     for name in ("federated", "pooled", "local", "apache_iva"):
         print(f"  {name:11s}{baselines.summary([split[name] for split in found])}")
     print(f"  ratio      {baselines.summary(ratio)}")
@@ -111,12 +115,17 @@ def main() -> int:
     for task in TASKS:
         found = []
         for seed in range(given.seeds):
-            data = eicu_first_use(given.src, given.data_dir, features=task.features, cohort=task.cohort, split_seed=seed)
+            data = eicu_first_use(
+                given.src, given.data_dir, features=task.features, cohort=task.cohort, split_seed=seed
+            )
             split = pooled.one_split(data, task.l2, task.local_l2)
             split["federated"], split["seconds"] = federated(data, task, seed, given.runtime)
             found.append({name: float(value) for name, value in split.items()})
-            print(f"{task.features} {seed}: {found[-1]['federated']:.4f} of {found[-1]['pooled']:.4f}, "
-                  f"{found[-1]['seconds']:.1f} s", flush=True)
+            print(
+                f"{task.features} {seed}: {found[-1]['federated']:.4f} of {found[-1]['pooled']:.4f}, "
+                f"{found[-1]['seconds']:.1f} s",
+                flush=True,
+            )
         holds &= report(task, found)
         figures[f"{task.features}/{task.cohort}"] = found
     if given.json:

@@ -1,10 +1,12 @@
-"""Does fedray reproduce FLamby's published Fed-Heart-Disease table? Accuracy at 0.5 on the pooled test rows, 5 seeds.
+"""Does fedray reproduce FLamby's published Fed-Heart-Disease table? Accuracy at 0.5 on the pooled test rows,
+5 seeds.
 
     python experiments/heart_disease/flamby.py [--src $FEDRAY_DATA/heart-disease] [--runtime in_process|ray]
 
-The published recipe: 4 hospitals weighted by rows, one linear layer, batches of 4, 15 rounds of 100 local batches, per-site z-scores for
-training; the pooled test uses the pooled training mean and deviation. The initial weights are those of
-torch.nn.Linear(13, 1) under global seeds 42 to 46, and server optimizers start with v = 0 (tau 1e-8).
+The published recipe: 4 hospitals weighted by rows, one linear layer, batches of 4, 15 rounds of 100 local
+batches, per-site z-scores for training; the pooled test uses the pooled training mean and deviation. The
+initial weights are those of torch.nn.Linear(13, 1) under global seeds 42 to 46, and server optimizers start
+with v = 0 (tau 1e-8).
 
 Source: Ogier du Terrail et al., FLamby, NeurIPS 2022, and the per-seed tables of its repository, averaged.
 """
@@ -51,9 +53,7 @@ def algorithms() -> dict[str, Any]:
         "scaffold": fr.algorithms.scaffold(local(0.001), 4),
         "fedadam": fr.algorithms.fedavg(local(0.01), optimizer.adam(0.01, beta2=0.999, **plain)),
         "fedyogi": fr.algorithms.fedavg(local(0.003162), optimizer.yogi(0.01, beta2=0.999, **plain)),
-        "fedadagrad": fr.algorithms.fedavg(
-            local(0.003162), optimizer.adagrad(0.316228, beta1=0.9, **plain)
-        ),
+        "fedadagrad": fr.algorithms.fedavg(local(0.003162), optimizer.adagrad(0.316228, beta1=0.9, **plain)),
     }
 
 
@@ -73,13 +73,17 @@ def pooled(seed: int, data: Any) -> Any:
     everything = fr.data.pooled(data)
     training = fr.learn.adamw(fr.learn.logistic(13), lr=1e-3, epochs=50, batch_size=BATCH, weight_decay=0.0)
     with fr.simulate(everything) as federation:
-        return fr.fit(fr.algorithms.fedavg(training), federation, init=start(seed), rounds=1, seed=seed).params
+        return fr.fit(
+            fr.algorithms.fedavg(training), federation, init=start(seed), rounds=1, seed=seed
+        ).params
 
 
 def main() -> int:
     """Print the table; the exit code is 1 if a published figure is missed by more than 0.01."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--src", type=Path, default=Path(os.environ.get("FEDRAY_DATA", ".")) / "heart-disease")
+    parser.add_argument(
+        "--src", type=Path, default=Path(os.environ.get("FEDRAY_DATA", ".")) / "heart-disease"
+    )
     parser.add_argument("--runtime", default="in_process", choices=("in_process", "ray"))
     given = parser.parse_args()
     by_site, by_pool = heart_disease(given.src, scale="site"), heart_disease(given.src, scale="pooled")
@@ -97,8 +101,10 @@ def main() -> int:
         is_met = abs(np.mean(found) - published) <= WITHIN
         holds &= is_met or name not in PUBLISHED
         note = "" if name in PUBLISHED else "  (not claimed)"
-        print(f"{name:12s}{np.mean(found):9.4f}{np.std(found, ddof=1):7.3f}{published:11.4f}  "
-              f"{'met' if is_met else 'MISSED'}{note}")
+        print(
+            f"{name:12s}{np.mean(found):9.4f}{np.std(found, ddof=1):7.3f}{published:11.4f}  "
+            f"{'met' if is_met else 'MISSED'}{note}"
+        )
     return 0 if holds else 1
 
 

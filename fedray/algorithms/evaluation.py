@@ -44,7 +44,9 @@ class Fixed:
 
 
 def as_list(found: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
-    """Return one mapping per site, sorted by id, with the id under `site` and NaN where a value is undefined."""
+    """Return one mapping per site, sorted by id, with the id under `site` and NaN where a value is
+    undefined.
+    """
     return [
         {
             "site": site,

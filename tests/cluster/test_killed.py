@@ -111,7 +111,9 @@ def test_a_driver_killed_between_rounds_is_resumed_with_equal_bits(tmp_path, nam
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     started = subprocess.Popen([*script, str(stop)], env=environment)
     assert started.wait(timeout=300) == -signal.SIGKILL
-    resumed = subprocess.run([*script, "-1"], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    resumed = subprocess.run(
+        [*script, "-1"], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert resumed.stdout.strip() == study.train(name, rounds=ROUNDS).params_sha256, resumed.stderr[-2000:]
 
 

@@ -1,6 +1,6 @@
 """Train every algorithm on a Ray cluster of three nodes on this machine; print name, hash, nodes used.
 
-    python -m tests.cluster.three_nodes
+python -m tests.cluster.three_nodes
 """
 
 import ray

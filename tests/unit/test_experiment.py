@@ -14,6 +14,7 @@ from fedray.data.synth_tables import write as write_tables
 from fedray.errors import ConfigError
 
 TOY = ("experiment=debug", "report=none", "evaluate.bins=50")
+PRESETS = sorted(path.stem for path in (conf_folder() / "experiment").glob("*.yaml"))
 HEART = {"cleveland": 40, "hungarian": 40, "switzerland": 30, "va": 30}
 
 
@@ -30,8 +31,8 @@ def train(*overrides: str) -> experiment.Outcome:
 def heart_files(folder: Path) -> Path:
     folder.mkdir()
     for name, rows in HEART.items():
-        lines = [f"{40 + row % 30},{row % 2},{1 + row % 4},{110 + row},{200 + 3 * row},{row % 2},{row % 3},{120 + row},"
-                 f"{row % 2},1.{row % 9},2,0,3,{row % 2}" for row in range(rows)]
+        lines = [f"{40 + row % 30},{row % 2},{1 + row % 4},{110 + row},{200 + 3 * row},{row % 2},{row % 3},"
+                 f"{120 + row},{row % 2},1.{row % 9},2,0,3,{row % 2}" for row in range(rows)]
         (folder / f"processed.{name}.data").write_text("\n".join(lines) + "\n")
     return folder
 
@@ -49,9 +50,10 @@ def toy_overrides(preset: str, folder: Path) -> list[str]:
     return ["data.num_sites=4"]
 
 
-@pytest.mark.parametrize("preset", sorted(path.stem for path in (conf_folder() / "experiment").glob("*.yaml")))
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_trains_a_round_on_toy_sites(preset, tmp_path):
-    words = [f"experiment={preset}", "runtime=in_process", "report=none", "rounds=1", *toy_overrides(preset, tmp_path)]
+    words = [f"experiment={preset}", "runtime=in_process", "report=none", "rounds=1",
+             *toy_overrides(preset, tmp_path)]
     outcome = experiment.start(compose_run(words), live=False)
     assert outcome.result.rounds == 1
     assert 0 <= outcome.summary["test"]["metrics"]["accuracy"]["value"] <= 1
@@ -66,16 +68,19 @@ def test_every_algorithm_option_trains(algorithm):
 def test_run_directory_holds_what_was_asked_and_what_came_out():
     outcome = train("rounds=2")
     names = {path.name for path in outcome.run.path.iterdir()}
-    assert {"config.yaml", "overrides.txt", "env.json", "STATUS", "plan.json", "egress.txt", "rounds.jsonl",
-            "sites.jsonl", "result.json", "model.safetensors", "model.json", "log.txt", "checkpoints"} <= names
+    assert {"config.yaml", "overrides.txt", "env.json", "STATUS", "plan.json", "egress.txt", "log.txt",
+            "rounds.jsonl", "sites.jsonl", "result.json", "model.safetensors", "model.json",
+            "checkpoints"} <= names
     assert outcome.run.overrides == (*TOY, "rounds=2")
     assert json.loads((outcome.run.path / "result.json").read_text())["rounds"] == 2
     assert Path("runs/latest").resolve() == outcome.run.path.resolve()
 
 
 def test_egress_names_every_program_that_read_the_sites():
-    text = (train("data.prepared=false", "data.standardise=true", "rounds=1").run.path / "egress.txt").read_text()
-    assert all(name in text for name in ("delta", "evaluation", "site_metrics", "label_counts", "moments", "squares"))
+    folder = train("data.prepared=false", "data.standardise=true", "rounds=1").run.path
+    text = (folder / "egress.txt").read_text()
+    released = ("delta", "evaluation", "site_metrics", "label_counts", "moments", "squares")
+    assert all(name in text for name in released)
 
 
 def test_standardised_columns_and_their_preparation_reach_the_model():
@@ -137,7 +142,8 @@ def test_failure_during_training_is_written_into_status(monkeypatch):
 
 
 def test_own_model_of_the_working_directory_is_trained_when_allowed(capsys):
-    Path("ownmodel.py").write_text("import torch\n\n\ndef net(num_features):\n    return torch.nn.Linear(num_features, 1)\n")
+    Path("ownmodel.py").write_text("import torch\n\n\ndef net(num_features):\n"
+                                   "    return torch.nn.Linear(num_features, 1)\n")
     words = ["run", *TOY, "rounds=1", "model._target_=ownmodel.net"]
     assert cli.main(words) == 2
     assert "--allow ownmodel" in capsys.readouterr().err

@@ -22,7 +22,7 @@ def train(params, data, rng):
 
 
 def algorithm(round, init_site=None):
-    return fr.Algorithm(lambda params: State(params), round, init_site, name="example")
+    return fr.Algorithm(State, round, init_site, name="example")
 
 
 def averaging(server, site):

@@ -126,7 +126,8 @@ def test_more_rounds_can_be_asked_of_a_finished_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"rounds": 0}, {"every": 0}, {"select": "luckiest"}, {"early_stop": EarlyStop(), "evaluate": {}}]
+    "options",
+    [{"rounds": 0}, {"every": 0}, {"select": "luckiest"}, {"early_stop": EarlyStop(), "evaluate": {}}],
 )
 def test_settings_that_cannot_be_meant_are_refused_before_a_site_is_asked(options):
     def never():
