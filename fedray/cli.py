@@ -130,7 +130,7 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, errors.QuorumError):
         return BELOW_QUORUM
     if isinstance(error, (errors.ConfigError, errors.DataError, errors.ScheduleError, errors.PassError,
-                          errors.MemoryForecastError)):
+                          errors.VerifyError, errors.TraceError, errors.MemoryForecastError)):
         return BAD_INPUT
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
 
@@ -142,7 +142,7 @@ def _flags(words: Sequence[str], *names: str) -> tuple[argparse.Namespace, list[
     parser.add_argument("--config-dir", "-cd", default=None)
     parser.add_argument("--json", action="store_true")
     for name in names:
-        parser.add_argument(*name.split("|"), **({"action": "store_true"} if "|" in name else {}))
+        parser.add_argument(*name.split("|"), action="store_true" if "|" in name else "store")
     return parser.parse_known_args(list(words))
 
 
@@ -193,6 +193,7 @@ def _through_hydra(words: list[str], config_dir: str | None) -> int:
     import hydra
 
     from fedray import config
+    from fedray.config_help import shorten
     config.register()
     before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     overrides = [word for word in words if word.startswith("~") or ("=" in word and not word.startswith("-"))]
@@ -208,7 +209,7 @@ def _through_hydra(words: list[str], config_dir: str | None) -> int:
             hydra.main(version_base="1.3", config_path=folder, config_name="config")(_nothing)()
     except config.BROKEN as error:
         config.compose_run(overrides, config_dir)  # says every problem
-        raise errors.ConfigError(config.shorten(str(error))) from None
+        raise errors.ConfigError(shorten(str(error))) from None
     except SystemExit as stop:
         return int(stop.code or 0)
     finally:

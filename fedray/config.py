@@ -14,7 +14,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -124,7 +123,7 @@ def _findings(overrides: Sequence[str], paths: Sequence[str], options: Mapping[s
     parser = OverridesParser.create()
     problems: list[str] = []
     chosen: list[str] = []
-    values: list[Override] = []
+    values: dict[str, str] = {}  # override -> the key that it sets
     for text in overrides:
         try:
             override = parser.parse_override(text)
@@ -135,20 +134,19 @@ def _findings(overrides: Sequence[str], paths: Sequence[str], options: Mapping[s
             wrong_choice = config_help.unknown_option(text, override.key_or_group, override.value(), options)
             (problems.append(wrong_choice) if wrong_choice else chosen.append(text))
         else:
-            values.append(override)
+            values[text] = override.key_or_group
     good = [*paths, *chosen]
     try:
         base = to_plain(_compose(good, good).config)
     except BROKEN as wrong:
         return problems or [config_help.clash(str(wrong))]
     accepted = []
-    for override in values:
+    for text, key in values.items():
         try:
-            _compose([*good, override.input_line], good)
-            accepted.append(override.input_line)
+            _compose([*good, text], good)
+            accepted.append(text)
         except BROKEN as wrong:
-            problems.append(config_help.refused_value(override.input_line, override.key_or_group,
-                                                      wrong.__cause__ or wrong, base, options))
+            problems.append(config_help.refused_value(text, key, wrong.__cause__ or wrong, base, options))
     if not problems:
         return [shorten(str(error.__cause__ or error))]
     return problems + _checked_rest([*good, *accepted])
@@ -189,7 +187,7 @@ def recompose(saved: str, overrides: Sequence[str], allow: Sequence[str] = ()) -
 def _option_of(group: str, settings: Any) -> str | None:
     """Return the shipped option of a group with just these settings."""
     return next((name for name, schema in SCHEMAS[group].items()
-                 if set(schema.__dataclass_fields__) == set(settings or {})), None)
+                 if {item.name for item in fields(schema)} == set(settings or {})), None)
 
 
 def explain(key: str, overrides: Sequence[str] = (),

@@ -7,7 +7,7 @@ compression, privacy, robustness, secure, policy.
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,7 @@ def _early_stop(evaluate: Mapping[str, Any]) -> EarlyStop | None:
 
 def _spare(group: str) -> frozenset[str]:
     """Return the settings that shipped options of a group know; own code need not take them."""
-    return frozenset(name for schema in SCHEMAS[group].values() for name in schema.__dataclass_fields__)
+    return frozenset(item.name for schema in SCHEMAS[group].values() for item in fields(schema))
 
 
 def _runtime_options(tree: Mapping[str, Any], data: Dataset) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedray import config_targets
-from fedray.config_schema import SCHEMAS, Config
+from fedray.config_schema import Config
 
 Tree = Mapping[str, Any]
 
@@ -172,7 +172,7 @@ def _runs_dir(tree: Tree) -> Iterator[str]:
 
 
 def _extras(tree: Tree) -> Iterator[str]:
-    needs = (tree.get("data") or {}).get("_target_") == SCHEMAS["data"]["digits"]._target_
+    needs = (tree.get("data") or {}).get("_target_") == "fedray.data.digits"
     if needs and importlib.util.find_spec("sklearn") is None:
         yield "data=digits needs scikit-learn, which is not installed. Fix: pip install 'fedray[report]'"
 

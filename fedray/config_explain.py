@@ -134,7 +134,7 @@ def documented(schema: type) -> dict[str, tuple[int, str]]:
     for base in reversed(schema.__mro__[:-1]):
         found |= _texts(sys.modules[base.__module__]).get(base.__name__, {})
     for item in fields(schema):
-        nested = item.default_factory
+        nested: Any = item.default_factory  # a class, where it is one
         if isinstance(nested, type) and is_dataclass(nested):
             found |= {f"{item.name}.{name}": place for name, place in documented(nested).items()}
     return found
@@ -150,5 +150,5 @@ def _texts(module: ModuleType) -> dict[str, dict[str, tuple[int, str]]]:
 def _fields_of(body: Sequence[ast.stmt]) -> Iterable[tuple[str, tuple[int, str]]]:
     for this, below in zip(body, [*body[1:], None], strict=True):
         if isinstance(this, ast.AnnAssign) and isinstance(this.target, ast.Name):
-            is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-            yield this.target.id, (this.lineno, str(below.value.value) if is_text else "")
+            text = below.value if isinstance(below, ast.Expr) else None
+            yield this.target.id, (this.lineno, str(text.value) if isinstance(text, ast.Constant) else "")

@@ -76,7 +76,7 @@ def unknown_option(text: str, group: str, option: Any, options: Mapping[str, Seq
     return f"{text}: {group} has no option {str(option)!r}, only {', '.join(options[group])}. {guess}"
 
 
-def refused_value(text: str, key: str, cause: Exception, tree: Mapping[str, Any],
+def refused_value(text: str, key: str, cause: BaseException, tree: Mapping[str, Any],
                   options: Mapping[str, Sequence[str]]) -> str:
     """Describe an override whose key is unknown or whose value has the wrong type."""
     known = list(keys_of(tree))

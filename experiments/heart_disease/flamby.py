@@ -21,7 +21,7 @@ import torch
 
 import fedray as fr
 from fedray import tree
-from fedray.data.heart_disease import heart_disease
+from fedray.data.heart import heart_disease
 from fedray.learn import optimizer
 
 SEEDS = range(42, 47)

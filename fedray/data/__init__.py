@@ -20,7 +20,7 @@ _HOMES = {
     "fedray.data.synthetic": ("synthetic_icu",),
     "fedray.data.eicu": ("eicu_mortality", "eicu_first_use"),
     "fedray.data.pooling": ("pooled",),
-    "fedray.data.heart_disease": ("heart_disease", "heart_disease_first_use"),
+    "fedray.data.heart": ("heart_disease", "heart_disease_first_use"),
     "fedray.data.digit_images": ("digits",),
 }
 _MODULES = ("contract", "partition", "prepare", "folder")

@@ -112,7 +112,7 @@ def _build_eicu(args: argparse.Namespace) -> int:
 
 
 def _build_heart(args: argparse.Namespace) -> int:
-    from fedray.data.heart_disease import build
+    from fedray.data.heart import build
     build(args.src, args.out)
     return _say_built(args.out)
 

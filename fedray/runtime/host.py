@@ -79,13 +79,16 @@ class Contribution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What a host must know before it runs a plan: the plan, how site state starts, and where to restore it
-    from.
+    """What a host must know before it runs a plan: the plan, and how site state starts.
+
+    `is_start` begins a run: plans and site state of the run before are forgotten, and `restore` names the
+    checkpoint (directory, round) to go on from, if there is one.
     """
 
     plan: Plan
     initial: Mapping[str, Any] = field(default_factory=dict)
-    restore: tuple[str, int] | None = None  # directory, round
+    is_start: bool = False
+    restore: tuple[str, int] | None = None
 
 
 class Host(Protocol):

@@ -87,14 +87,12 @@ class Pack:
         self._data = {site: transform(data) for site, data in self._data.items()}
 
     def load(self, load: Load) -> None:
-        """Verify and keep a plan; take site state from a checkpoint where one is named."""
+        """Verify and keep a plan; at the start of a run forget the one before, or restore a checkpoint."""
         verify(load.plan.graph)
+        if load.is_start:
+            self._state = checkpoint.read_sites(*load.restore, set(self.sites)) if load.restore else {}
+            self._plans, self._pending, self._groups, self._last = {}, {}, {}, None
         self._plans[load.plan.digest] = load
-        if load.restore is not None:
-            self._state = checkpoint.read_sites(*load.restore, set(self.sites))
-            self._pending.clear()
-            self._groups.clear()
-            self._last = None
 
     def commit(self, commits: Sequence[Commit]) -> None:
         """Make pending state of counted sites current; everything else that is pending for the plan is

@@ -75,15 +75,14 @@ class Region:
 
     def load(self, load: Load) -> None:
         """Give every host a plan."""
-        self.setup = [
-            item for item in self.setup if item[0] != "load" or item[1].plan.digest != load.plan.digest
-        ]
-        self.setup.append(("load", load))
+        if load.is_start:
+            self.setup = [item for item in self.setup if item[0] != "load"]
+            self.restore, self.stateful = load.restore, set()
+            for child in self.children.values():
+                child.journal, child.owed = [], []
         if load.plan.slots:
             self.stateful.add(load.plan.digest)
-        if load.restore is not None:
-            self.restore = load.restore
-            self._forget()
+        self.setup.append(("load", load))
         self._all("load", load)
 
     def commit(self, commits: Sequence[Commit]) -> None:
@@ -103,7 +102,8 @@ class Region:
         """Let every host write its sites' state; what was kept for replay is then not needed any more."""
         self._all("save", directory, round)
         self.restore = (directory, round)
-        self._forget()
+        for child in self.children.values():
+            child.journal = []
 
     def run(self, call: StageCall, downlink: Any) -> Contribution:
         """Ask the hosts that hold sites of the cohort and fold their answers as they come in."""
@@ -208,14 +208,10 @@ class Region:
         self.restarts += 1
         self.transport.restart(name)
         for method, argument in self.setup:
-            is_stateful = method == "load" and argument.plan.digest in self.stateful
-            self._wait_one(name, method, replace(argument, restore=self.restore) if is_stateful else argument)
+            is_start = method == "load" and argument.is_start
+            self._wait_one(name, method, replace(argument, restore=self.restore) if is_start else argument)
         for method, arguments in self.children[name].journal:
             self._wait_one(name, method, *arguments)
-
-    def _forget(self) -> None:
-        for child in self.children.values():
-            child.journal = []
 
 
 def _lost(part: StageCall, kind: str) -> Contribution:

@@ -88,12 +88,14 @@ class Aggregator:
                 )
             self._grids[training.plan.digest] = {name: tuple(found) for name, found in facts["grids"].items()}
             first = int(facts["round"]) + 1
-        self._load(training.plan, self._initial, restore)
+        self._loaded.add(training.plan.digest)
+        load = Load(plan=training.plan, initial=self._initial, is_start=True, restore=restore)
+        self.root.load(load)
         return first
 
-    def _load(self, plan: Plan, initial: Mapping[str, Any], restore: tuple[str, int] | None = None) -> None:
+    def _load(self, plan: Plan, initial: Mapping[str, Any]) -> None:
         if plan.digest not in self._loaded:
-            self.root.load(Load(plan=plan, initial=initial, restore=restore))
+            self.root.load(Load(plan=plan, initial=initial))
             self._loaded.add(plan.digest)
 
     def run_round(self, round: int) -> RoundRecord:

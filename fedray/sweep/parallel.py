@@ -20,7 +20,8 @@ def run_parallel(trials: Sequence[Trial], book: Book, run_trial: RunTrial, jobs:
     """Run at most `jobs` trials at a time, write each down when it ends, and yield its line."""
     start_ray("local")
     task = ray.remote(num_cpus=1, max_retries=0)(run_trial)
-    waiting, running = list(trials), {}
+    waiting = list(trials)
+    running: dict[Any, tuple[Trial, float]] = {}
     while waiting or running:
         while waiting and len(running) < jobs:
             trial = waiting.pop(0)

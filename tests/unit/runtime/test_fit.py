@@ -187,3 +187,13 @@ def test_data_is_prepared_where_it_lies():
         federation.prepare(doubled)
         prepared = fr.fit(averaging(ToyLocal()), federation, init=INIT, rounds=2)
     assert prepared.params_sha256 == train(averaging(ToyLocal()), plain, rounds=2).params_sha256
+
+
+def test_a_second_run_in_the_same_federation_starts_from_nothing():
+    from tests.unit.runtime.test_round import stateful
+
+    with fr.simulate(sites(4), packs=2) as federation:
+        algorithm = fr.algorithms.scaffold(ToyLocal(), 4)
+        first = fr.fit(algorithm, federation, init=INIT, rounds=3)
+        fr.fit(stateful(ToyLocal()), federation, init=INIT, rounds=2)
+        assert fr.fit(algorithm, federation, init=INIT, rounds=3).params_sha256 == first.params_sha256
