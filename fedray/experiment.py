@@ -97,7 +97,7 @@ def prepare(experiment: Experiment, federation: Any) -> Ready:
     Two federated sums over training rows fit the preparation; no row moves. The prepared columns may be more:
     indicators of what is missing. Raises DataError where the sites' data cannot be trained on.
     """
-    fr.compile(experiment.training.algorithm, experiment.passes, experiment.schedule)  # refuses what is not legal
+    fr.compile(experiment.training.algorithm, experiment.passes, experiment.schedule)  # refuses early
     federation.hello()
     programs = _refuse_one_class(experiment, federation)
     if not experiment.standardises:

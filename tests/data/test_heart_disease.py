@@ -1,15 +1,14 @@
 """UCI heart disease by FLamby's recipe: sizes, split, scaling, and files that are not what they must be."""
 
-import importlib
 
 import numpy as np
 import pytest
 import torch
 
+from fedray.data import heart
 from fedray.data.folder import read_contract
 from fedray.errors import DataError
 
-heart = importlib.import_module("fedray.data.heart_disease")  # the package has a function of this name
 SIZES = {"cleveland": (199, 104), "hungarian": (172, 89), "switzerland": (30, 16), "va": (85, 45)}
 
 
