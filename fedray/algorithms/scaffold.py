@@ -5,7 +5,8 @@ Algorithm 1. Local steps follow g_i(y) - c_i + c. Afterwards, with K real local 
   option I:  c_i+ = grad f_i(x)                      option II: c_i+ = c_i - c + (x - y_i) / (K eta)
   x <- x + eta_g mean_S (y_i - x)                    c <- c + |S|/N mean_S (c_i+ - c_i)
 c is divided by ALL sites N. Means are uniform, as in the paper. A site keeps c_i, committed only where it
-was counted, so that c stays the mean of all c_i. Deviation: a site without a single step keeps its c_i.
+was counted, so that c stays the mean of all c_i. Deviations: a site that took no step, or steps of size 0,
+keeps its c_i; BatchNorm statistics are averaged, whatever eta_g is.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 
 import fedray as fr
 from fedray import tree
+from fedray.learn.optimizer import sgd
 
 
 @dataclass(frozen=True)
@@ -32,19 +34,14 @@ class NextControl:
     lr: float | Callable[[int], float]
 
     def __call__(self, own: Any, shared: Any, delta: Any, num_steps: int, rng: Any) -> Any:
-        """Return the site's next control variate; without a step, the one it has."""
-        if num_steps == 0:
-            return own
+        """Return the site's next control variate; where no step has moved it, the one it has."""
         eta = self.lr(rng.round) if callable(self.lr) else self.lr
+        if num_steps * eta == 0:
+            return own
         return tree.sub(tree.sub(own, shared), tree.scale(delta, 1.0 / (num_steps * eta)))
 
 
-def scaffold(
-    local: Any,
-    num_sites: int,
-    server_lr: float = 1.0,
-    option: str = "II",
-) -> fr.Algorithm:
+def scaffold(local: Any, num_sites: int, server_lr: float = 1.0, option: str = "II") -> fr.Algorithm:
     """Correct the drift of local steps with control variates.
 
     `local` takes plain SGD steps and says its `lr`. Option I also needs its
@@ -55,6 +52,8 @@ def scaffold(
         raise ValueError(
             f"scaffold: option={option!r}: choose 'II', or 'I' with a local update that has gradient()"
         )
+
+    optimizer = sgd(server_lr)
 
     def init(params: Any) -> ScaffoldState:
         return ScaffoldState(params, tree.zeros_like(params))
@@ -70,11 +69,10 @@ def scaffold(
         else:
             control = fr.map(NextControl(local.lr), site.state, c, update.delta, update.num_steps, site.rng)
         delta, drift = fr.mean(update.delta), fr.mean(control - site.state, name="drift")
+        step = fr.apply(optimizer.step, server.params, {}, delta, server.round)
         share = fr.count(site) / num_sites
         return fr.Outputs(
-            server=ScaffoldState(
-                server.params + server_lr * delta, server.control + share * drift, server.round + 1
-            ),
+            server=ScaffoldState(step.params, server.control + share * drift, server.round + 1),
             site=control,
             metrics=fr.mean(update.metrics, weight=update.num_examples),
         )
