@@ -201,8 +201,10 @@ class PlanTracker:
     also: Sequence[Any] = ()
 
     def start(self, plan: Any, facts: Mapping[str, Any]) -> None:
-        """Write plan.json and egress.txt."""
-        self.run.write_plan(plan, facts, self.also)
+        """Write plan.json and egress.txt; evaluation plans with the sizes that `fit` has learnt."""
+        told = dict(facts)
+        sized = {other.digest: other for other in told.pop("evaluations", ())}
+        self.run.write_plan(plan, told, [sized.get(other.digest, other) for other in self.also])
 
     def round(self, record: Any) -> None:
         """Take a round; there is nothing to do."""

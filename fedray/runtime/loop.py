@@ -252,6 +252,7 @@ class _Run:
                     "where": self.federation.where,
                     "seed": self.seed,
                     "first_round": self.next_round,
+                    "evaluations": list(self.programs.values()),
                 },
             )
 

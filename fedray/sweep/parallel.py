@@ -19,13 +19,13 @@ RunTrial = Callable[[Trial], dict[str, Any]]
 def run_parallel(trials: Sequence[Trial], book: Book, run_trial: RunTrial, jobs: int) -> Iterator[Line]:
     """Run at most `jobs` trials at a time, write each down when it ends, and yield its line."""
     start_ray("local")
-    task = ray.remote(num_cpus=1, max_retries=0)(run_trial)
+    task = ray.remote(num_cpus=1, max_retries=0)(_call)
     waiting = list(trials)
     running: dict[Any, tuple[Trial, float]] = {}
     while waiting or running:
         while waiting and len(running) < jobs:
             trial = waiting.pop(0)
-            running[task.remote(trial)] = (trial, time.monotonic())
+            running[task.remote(run_trial, trial)] = (trial, time.monotonic())
         (ready,), _ = ray.wait(list(running), num_returns=1)
         trial, started = running.pop(ready)
         try:
@@ -35,6 +35,11 @@ def run_parallel(trials: Sequence[Trial], book: Book, run_trial: RunTrial, jobs:
         line = line_of(trial, time.monotonic() - started, outcome)
         book.add(line)
         yield line
+
+
+def _call(run_trial: RunTrial, trial: Trial) -> dict[str, Any]:
+    """Run one trial in its own process."""
+    return run_trial(trial)
 
 
 def _last_line(error: Exception) -> str:
