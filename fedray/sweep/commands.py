@@ -15,6 +15,8 @@ from fedray import config
 from fedray.errors import ConfigError
 from fedray.sweep.trials import Book, Line, Trial, grid, listed, run_all
 
+SHOWN = ("auroc", "accuracy", "loss", "brier")  # the others are in the book
+
 
 def run(words: Sequence[str]) -> int:
     """Run a sweep and return its exit code: 0 all done, 1 some failed, 130 interrupted."""
@@ -139,8 +141,7 @@ class Job:
 
 
 def _shown(line: Line) -> str:
-    shown = {name: value for name, value in line.metrics.items() if isinstance(value, float)}
-    figures = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+    figures = "  ".join(f"{name} {line.metrics[name]:.4f}" for name in SHOWN if name in line.metrics)
     return f"{line.status:<12}{line.seconds:8.1f} s  {line.name}  {figures or line.error.split(chr(10))[0]}"
 
 
