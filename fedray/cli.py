@@ -165,7 +165,7 @@ def _run(words: list[str]) -> int:
     composed = config.compose_run(rest, flags.config_dir, flags.allow)
     config.check(composed.config)
     if not flags.json and composed.config.runtime.kind.value != "in_process":
-        print("starting Ray and opening the sites ...", file=sys.stderr, flush=True)  # seconds without a word else
+        print("starting Ray and opening the sites ...", file=sys.stderr, flush=True)
     from fedray.experiment import start
     return _finish(start(composed, live=not flags.json), flags.json)
 

@@ -6,7 +6,6 @@ files are keyed by site, so that a resumed run may pack its sites another way.
 """
 
 import dataclasses
-import importlib
 import json
 import os
 import time
@@ -99,8 +98,20 @@ def encode(value: Any, tensors: dict[str, torch.Tensor], prefix: str) -> Any:
     return {"record": f"{type(value).__module__}:{type(value).__qualname__}", "fields": children}
 
 
-def decode(spec: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    """Return the value of a JSON structure. Only frozen dataclasses are made by name."""
+def record_kinds(*values: Any) -> dict[str, type]:
+    """Return the dataclasses in some values by name: the only ones that `decode` makes."""
+    found: dict[str, type] = {}
+    for value in values:
+        if tree.is_leaf(value):
+            continue
+        if dataclasses.is_dataclass(value):
+            found[f"{type(value).__module__}:{type(value).__qualname__}"] = type(value)
+        found |= record_kinds(*(child for _, child in tree.children(value)))
+    return found
+
+
+def decode(spec: Any, tensors: Mapping[str, torch.Tensor], kinds: Mapping[str, type]) -> Any:
+    """Return the value of a JSON structure. Nothing is imported: dataclasses are those in `kinds`."""
     if not isinstance(spec, dict):
         return spec
     if "float" in spec:
@@ -112,20 +123,17 @@ def decode(spec: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if "tensor" in spec:
         return tensors[spec["tensor"]]
     if "dict" in spec:
-        return {key: decode(child, tensors) for key, child in spec["dict"]}
+        return {key: decode(child, tensors, kinds) for key, child in spec["dict"]}
     if "list" in spec:
-        return [decode(child, tensors) for child in spec["list"]]
+        return [decode(child, tensors, kinds) for child in spec["list"]]
     if "tuple" in spec:
-        return tuple(decode(child, tensors) for child in spec["tuple"])
-    module, _, name = spec["record"].partition(":")
-    kind: Any = importlib.import_module(module)
-    for part in name.split("."):
-        kind = getattr(kind, part)
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        return tuple(decode(child, tensors, kinds) for child in spec["tuple"])
+    if spec["record"] not in kinds:
         raise CheckpointError(
-            f"{spec['record']} is not a dataclass: the checkpoint is broken or of another program"
+            f"the checkpoint holds a {spec['record']}, and the run starts with {sorted(kinds) or 'no record'}: "
+            "it is broken or of another program"
         )
-    return kind(**{key: decode(child, tensors) for key, child in spec["fields"]})
+    return kinds[spec["record"]](**{key: decode(child, tensors, kinds) for key, child in spec["fields"]})
 
 
 def _write(path: Path, spec: Any, tensors: dict[str, torch.Tensor]) -> None:
@@ -161,14 +169,16 @@ def write_sites(directory: str, round: int, host: str, state: Mapping[tuple[str,
     _write(Path(directory) / f"sites-{round}-{host}", spec, tensors)
 
 
-def read_sites(directory: str, round: int, sites: set[str]) -> dict[tuple[str, str], Any]:
+def read_sites(
+    directory: str, round: int, sites: set[str], kinds: Mapping[str, type]
+) -> dict[tuple[str, str], Any]:
     """Return the state of these sites from all site files of a round."""
     state = {}
     for path in sorted(Path(directory).glob(f"sites-{round}-*.json")):
         spec, tensors = _read(path.with_suffix(""))
         for slot, site, value in spec:
             if site in sites:
-                state[slot, site] = decode(value, tensors)
+                state[slot, site] = decode(value, tensors, kinds)
     return state
 
 
@@ -179,11 +189,11 @@ def write_server(directory: str, round: int, facts: Mapping[str, Any], state: An
     _write(Path(directory) / f"server-{round}", spec, tensors)
 
 
-def read_server(directory: str, round: int) -> tuple[dict[str, Any], Any]:
+def read_server(directory: str, round: int, kinds: Mapping[str, type]) -> tuple[dict[str, Any], Any]:
     """Return the facts and the server's state of a checkpoint. Raises CheckpointError where it is broken."""
     spec, tensors = _read(Path(directory) / f"server-{round}")
     if spec.get("format") != FORMAT:
         raise CheckpointError(
             f"the checkpoint of round {round} has format {spec.get('format')}, this is {FORMAT}"
         )
-    return spec, decode(spec["state"], tensors)
+    return spec, decode(spec["state"], tensors, kinds)

@@ -90,7 +90,8 @@ class Pack:
         """Verify and keep a plan; at the start of a run forget the one before, or restore a checkpoint."""
         verify(load.plan.graph)
         if load.is_start:
-            self._state = checkpoint.read_sites(*load.restore, set(self.sites)) if load.restore else {}
+            kinds = checkpoint.record_kinds(*load.initial.values())
+            self._state = checkpoint.read_sites(*load.restore, set(self.sites), kinds) if load.restore else {}
             self._plans, self._pending, self._groups, self._last = {}, {}, {}, None
         self._plans[load.plan.digest] = load
 

@@ -80,7 +80,7 @@ class Aggregator:
         self._initial = _site_starts(training.plan, state)
         first = 0
         if restore is not None:
-            facts, self.state = checkpoint.read_server(*restore)
+            facts, self.state = checkpoint.read_server(*restore, checkpoint.record_kinds(state))
             if facts["digest"] != training.plan.digest or facts["start"] != self._start:
                 raise CheckpointError(
                     f"the checkpoint of round {restore[1]} belongs to another plan or another start "

@@ -1,4 +1,4 @@
-"""FedML's classes: the short example runs, equals averaging by hand, and says what an own aggregation costs."""
+"""FedML's classes: the short example runs, equals averaging by hand, and says what a custom mean costs."""
 
 import numpy as np
 import pytest

@@ -64,7 +64,7 @@ def uneven(lr=LR):
     return Uneven(fr.learn.sgd(squares, lr=lr), STEPS)
 
 
-def trained(algorithm, data=None, rounds=len(COHORTS), schedule=CYCLIC, init=None, look=None):
+def trained(algorithm, data=None, rounds=5, schedule=CYCLIC, init=None, look=None):
     """Fit on two packs and return the result, and what `look(federation)` sees after the last commit."""
     with fr.simulate(data or sites(), packs=2) as federation:
         result = fr.fit(algorithm, federation, init=init or INIT, rounds=rounds, schedule=schedule)

@@ -58,7 +58,7 @@ def test_every_kind_of_state_comes_back_with_its_bits():
     }
     tensors = {}
     spec = checkpoint.encode(state, tensors, "s")
-    assert tree.equal(checkpoint.decode(spec, tensors), state)
+    assert tree.equal(checkpoint.decode(spec, tensors, checkpoint.record_kinds(state)), state)
 
 
 def test_a_broken_checkpoint_is_named(tmp_path):
@@ -72,3 +72,9 @@ def test_site_state_is_written_by_the_host_and_not_by_the_server(tmp_path):
     train(stateful(ToyLocal()), sites(4), rounds=1, checkpoint=Checkpoints(tmp_path), packs=2)
     server = (tmp_path / "server-0.json").read_text()
     assert "h00" not in server and len(list(tmp_path.glob("sites-0-*.json"))) == 2
+
+
+def test_a_checkpoint_cannot_name_code_to_run():
+    spec = {"record": "subprocess:Popen", "fields": [["args", "true"]]}
+    with pytest.raises(CheckpointError, match="subprocess:Popen"):
+        checkpoint.decode(spec, {}, {})

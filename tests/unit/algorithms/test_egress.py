@@ -1,0 +1,98 @@
+"""What `egress` names is what leaves, to the byte, for every shipped algorithm; its text is a golden file.
+
+FEDRAY_UPDATE_GOLDEN=1 writes the golden files again: review the difference like code.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import fedray as fr
+from fedray.core.explain import egress_rows
+from fedray.learn import optimizer
+from tests.unit.runtime.toy import NUM_FEATURES, sites
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "egress"
+NUM_SITES = 6
+MODEL = fr.learn.logistic(NUM_FEATURES)
+LOCAL = fr.learn.sgd(MODEL, lr=0.1, epochs=1, batch_size=4)
+
+
+def column_sums(data):
+    return {"n": torch.tensor(float(data.train.num_rows)), "sum": data.train["x"].sum(0)}
+
+
+def column_means(total):
+    return total["sum"] / total["n"]
+
+
+def column_squares(data, means):
+    return {"squares": (data.train["x"] - means).square().sum(0)}
+
+
+def both(total, squares):
+    return {"rows": total["n"]}
+
+
+A = fr.algorithms
+SHIPPED = {
+    "fedsgd": lambda: A.fedsgd(MODEL, lr=0.1),
+    "fedavg": lambda: A.fedavg(LOCAL),
+    "fedavg_uniform": lambda: A.fedavg(LOCAL, weighted=False),
+    "fedavgm": lambda: A.fedavg(LOCAL, optimizer.momentum()),
+    "fedadagrad": lambda: A.fedavg(LOCAL, optimizer.adagrad()),
+    "fedadam": lambda: A.fedavg(LOCAL, optimizer.adam()),
+    "fedyogi": lambda: A.fedavg(LOCAL, optimizer.yogi()),
+    "fedprox": lambda: A.fedprox(LOCAL, mu=0.1),
+    "scaffold_i": lambda: A.scaffold(LOCAL, NUM_SITES, option="I"),
+    "scaffold_ii": lambda: A.scaffold(LOCAL, NUM_SITES),
+    "ditto": lambda: A.ditto(LOCAL, prox=0.1),
+    "local_only": lambda: A.local_only(LOCAL),
+    "one_shot": lambda: A.one_shot(LOCAL),
+    "evaluation": lambda: A.evaluation(MODEL, split="train", bins=20),
+    "evaluation_pooled": lambda: A.evaluation(MODEL, split="train", bins=20, per_site=False),
+    "moments": lambda: A.moments(column_sums, column_means, column_squares, both),
+}
+
+
+def promised(rows, sites_of_packs):
+    """Return the bytes per name for packs that deliver this many sites, from the table that people sign."""
+    found = dict.fromkeys((row["name"] for row in rows), 0)
+    for row in rows:
+        for count in sites_of_packs:
+            if row["kind"] == "gather":
+                found[row["name"]] += count * row["site_bytes"]
+            else:
+                found[row["name"]] += row["site_bytes"] if count == 1 else row["sum_bytes"]
+    return found
+
+
+@pytest.mark.parametrize("packs", [1, 3, NUM_SITES])
+@pytest.mark.parametrize("name", SHIPPED)
+def test_names_and_bytes_that_left_are_those_of_egress(name, packs):
+    with fr.simulate(sites(NUM_SITES), packs=packs) as federation:
+        result = fr.fit(SHIPPED[name](), federation, init=MODEL.init(0), rounds=2)
+        counted = dict(federation.aggregator.root.bytes_up)
+    expected = promised(egress_rows(result.plan), [NUM_SITES // packs] * packs)
+    assert counted == {row: 2 * size for row, size in expected.items()}
+    assert result.bytes_up == sum(counted.values()) and counted
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_list_of_what_leaves_is_the_golden_one(name):
+    with fr.simulate(sites(NUM_SITES)) as federation:
+        plan = fr.fit(SHIPPED[name](), federation, init=MODEL.init(0), rounds=1).plan
+    text = fr.egress(plan).replace(plan.digest[:8], "········") + "\n"  # the digest covers code: it changes
+    path = GOLDEN / f"{name}.txt"
+    if os.environ.get("FEDRAY_UPDATE_GOLDEN"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+    assert path.read_text("utf-8") == text
+
+
+def test_every_shipped_algorithm_has_a_row_here():
+    made = {plan.split()[0] for plan in (fr.compile(make()).name for make in SHIPPED.values())}
+    assert made == set(A.__all__)
+    assert {path.stem for path in GOLDEN.glob("*.txt")} == set(SHIPPED)
