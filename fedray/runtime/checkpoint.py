@@ -130,8 +130,8 @@ def decode(spec: Any, tensors: Mapping[str, torch.Tensor], kinds: Mapping[str, t
         return tuple(decode(child, tensors, kinds) for child in spec["tuple"])
     if spec["record"] not in kinds:
         raise CheckpointError(
-            f"the checkpoint holds a {spec['record']}, and the run starts with {sorted(kinds) or 'no record'}: "
-            "it is broken or of another program"
+            f"the checkpoint holds a {spec['record']}, and the run starts with "
+            f"{sorted(kinds) or 'no record'}: it is broken or of another program"
         )
     return kinds[spec["record"]](**{key: decode(child, tensors, kinds) for key, child in spec["fields"]})
 

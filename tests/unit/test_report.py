@@ -25,7 +25,7 @@ needs_extra = pytest.mark.skipif(not page.is_available(), reason="needs the extr
 
 def finished(folder, found=None, **extras):
     run = RunDirectory.create(
-        folder, "icu", sample_run.CONFIG, ["rounds=12", "data_dir=/home/ada/data/eicu"], 0
+        folder, "icu", sample_run.CONFIG, ["rounds=12", "data_dir=/srv/ada/data/eicu"], 0
     )
     found = found or sample_run.result()
     sample_run.replay(combine(jsonl(run.path), run.plan_tracker()), found)
@@ -106,7 +106,7 @@ def test_page_claims_no_privacy_that_was_not_there(text):
 
 
 def test_page_shows_no_folder_of_this_machine(text, run):
-    assert "/home/ada" not in text and "…/eicu" in text
+    assert "/srv/ada" not in text and "…/eicu" in text
     assert str(run.path.parent) not in text
 
 

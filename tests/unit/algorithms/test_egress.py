@@ -21,7 +21,7 @@ LOCAL = fr.learn.sgd(MODEL, lr=0.1, epochs=1, batch_size=4)
 
 
 def column_sums(data):
-    return {"n": torch.tensor(float(data.train.num_rows)), "sum": data.train["x"].sum(0)}
+    return {"n": torch.tensor(float(data.train.num_rows)).double(), "sum": data.train["x"].double().sum(0)}
 
 
 def column_means(total):
@@ -29,7 +29,7 @@ def column_means(total):
 
 
 def column_squares(data, means):
-    return {"squares": (data.train["x"] - means).square().sum(0)}
+    return {"squares": (data.train["x"].double() - means).square().sum(0)}
 
 
 def both(total, squares):

@@ -31,9 +31,11 @@ def data():
     """Return sites whose first two rows are training rows that an evaluation must not read."""
     made = {}
     for site, (x, y) in rows().items():
-        x, y = np.vstack([np.full((2, FEATURES), 99, np.float32), x]), np.append([1, 1], y)
-        splits = {"train": torch.arange(2), "valid": torch.arange(2, len(y))}
-        made[site] = SiteData({"x": torch.from_numpy(x), "y": torch.from_numpy(y).float()}, splits)
+        columns = {
+            "x": torch.cat([torch.full((2, FEATURES), 99.0), torch.from_numpy(x)]),
+            "y": torch.cat([torch.ones(2), torch.from_numpy(y)]),
+        }
+        made[site] = SiteData(columns, {"train": torch.arange(2), "valid": torch.arange(2, len(y) + 2)})
     return made
 
 

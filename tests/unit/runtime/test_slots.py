@@ -1,4 +1,4 @@
-"""A pass's own memory: zeros at first use, committed with the count, saved and restored, apart from site.state."""
+"""A pass has a memory of its own: zeros at first use, committed with the count, saved and restored."""
 
 import torch
 
