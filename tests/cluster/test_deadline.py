@@ -1,4 +1,4 @@
-"""A deadline on real processes: the pack that is late loses its sites for the round and is back in the next."""
+"""A deadline on real processes: a pack that is late loses its sites for the round and is back in the next."""
 
 import time
 from dataclasses import dataclass
