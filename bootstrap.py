@@ -64,6 +64,8 @@ def main(command):
         with open(stamp, "w") as file:
             file.write(setup)
     os.environ["PATH"] = os.path.join(VENV, "bin") + os.pathsep + os.environ.get("PATH", "")
+    # without bytecode every process, each Ray worker too, compiles torch's sources: 3 s instead of 1.5 s
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.execvp(command[0], command)
 
 

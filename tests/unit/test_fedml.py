@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from ray import cloudpickle
 
 import fedray as fr
 from fedray import tree
@@ -145,13 +146,13 @@ def normalised_sites():
     }
 
 
-def run_counting(packs, schedule=ALL):
+def run_counting(packs, rounds=3, schedule=ALL):
     trainer = Counting(
         torch.nn.BatchNorm1d(2, momentum=None)
     )  # cumulative: the counter enters the statistics
     init = tree.flatten({name: v for name, v in trainer.get_model_params().items() if v.is_floating_point()})
     with fr.simulate(normalised_sites(), packs=packs) as federation:
-        result = fr.fit(from_fedml(trainer), federation, init=init, rounds=3, schedule=schedule)
+        result = fr.fit(from_fedml(trainer), federation, init=init, rounds=rounds, schedule=schedule)
         federation.aggregator.root.commit([])
         hosts = federation.aggregator.root.transport.hosts.values()
         counters = {site: pack.state_of(site) for pack in hosts for site in pack.sites}
@@ -159,10 +160,10 @@ def run_counting(packs, schedule=ALL):
 
 
 def test_integer_buffers_stay_at_the_site_and_count_its_own_batches():
-    result, kept, trainer = run_counting(packs=2, schedule=fr.synchronous(cohort=1, sampling="cyclic"))
+    result, kept, trainer = run_counting(2, 6, fr.synchronous(cohort=1, sampling="cyclic"))
     assert "num_batches_tracked" not in result.params
     assert {row["name"] for row in egress_rows(result.plan)} == {"delta", "delta.weight"}
-    assert [int(kept[site]["num_batches_tracked"]) for site in ("h0", "h1", "h2")] == [1, 1, 1]
+    assert [int(kept[site]["num_batches_tracked"]) for site in ("h0", "h1", "h2")] == [2, 2, 2]
     assert trainer.calls == 0 and int(trainer.model.num_batches_tracked) == 0
 
 
@@ -178,7 +179,7 @@ def test_statistics_of_batches_are_averaged_by_rows():
     means = [table.mean(0) for table in tables]
     rows = [len(table) for table in tables]
     first = sum(n * mean for n, mean in zip(rows, means, strict=True)) / sum(rows)
-    # round t: a site's counter is t, so its running mean moves 1/(t+1) of the way to its own batch's mean
+    # in round t a site moves 1/(t+1) of the way to its own mean; the average of these is the first again
     assert torch.allclose(result.params["running_mean"].double(), first, atol=1e-6)
 
 
@@ -217,6 +218,13 @@ def test_settings_are_found_in_the_configuration_then_in_local_then_in_other_gro
     assert (args.lr, args.epochs, args.size) == (1, 3, 2)
     with pytest.raises(AttributeError, match="no setting 'momentum'"):
         _ = args.momentum
+
+
+def test_a_plan_with_a_trainer_can_be_shipped_to_another_process():
+    config = compose(*DEBUG)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    plan = fr.compile(from_fedml(Trainer(model, config), Mean(model, config)))
+    assert cloudpickle.loads(cloudpickle.dumps(plan)).digest == plan.digest
 
 
 def test_a_trainer_without_train_says_what_to_define():
