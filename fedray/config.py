@@ -103,7 +103,8 @@ def compose_run(overrides: Sequence[str], config_dir: str | None = None,
         try:
             return _compose([*paths, *overrides], overrides, allow)
         except BROKEN as error:
-            raise ConfigError(_findings(overrides, paths, group_options(config_dir), error)) from None
+            options = group_options(config_dir)
+            raise ConfigError(_findings(overrides, paths, options, error, allow)) from None
 
 
 def _compose(lines: Sequence[str], overrides: Sequence[str], allow: Sequence[str] = ()) -> Composed:
@@ -118,7 +119,7 @@ def _compose(lines: Sequence[str], overrides: Sequence[str], allow: Sequence[str
 
 
 def _findings(overrides: Sequence[str], paths: Sequence[str], options: Mapping[str, Sequence[str]],
-              error: Exception) -> list[str]:
+              error: Exception, allow: Sequence[str] = ()) -> list[str]:
     """Say for each override on its own whether and why it is wrong, then check the rest."""
     parser = OverridesParser.create()
     problems: list[str] = []
@@ -149,12 +150,12 @@ def _findings(overrides: Sequence[str], paths: Sequence[str], options: Mapping[s
             problems.append(config_help.refused_value(text, key, wrong.__cause__ or wrong, base, options))
     if not problems:
         return [shorten(str(error.__cause__ or error))]
-    return problems + _checked_rest([*good, *accepted])
+    return problems + _checked_rest([*good, *accepted], allow)
 
 
-def _checked_rest(lines: Sequence[str]) -> list[str]:
+def _checked_rest(lines: Sequence[str], allow: Sequence[str]) -> list[str]:
     try:
-        return config_check.problems(to_plain(_compose(lines, lines).config))
+        return config_check.problems(to_plain(_compose(lines, lines, allow).config))
     except BROKEN:
         return []  # the overrides that compose one by one clash with each other; the first list says enough
 

@@ -9,7 +9,9 @@ import functools
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -149,6 +151,13 @@ def call(at: str, spec: Mapping[str, Any], allow: Sequence[str] = (), spare: Col
         return target(*arguments, **settings)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{at}: {error}. Fix: see `fedray run --explain {at}`") from error
+    except Exception as error:
+        if is_under(spec["_target_"], (OWN,)):
+            raise
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(f"{at}: {spec['_target_']} raised {type(error).__name__}: "
+                          f"{error} ({Path(line.filename).name}:{line.lineno}). Fix: mend it, or its "
+                          "settings") from error
 
 
 def realise(at: str, value: Any, allow: Sequence[str] = ()) -> Any:

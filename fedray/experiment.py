@@ -16,7 +16,9 @@ import fedray as fr
 from fedray import config, track
 from fedray.config import Composed
 from fedray.config_build import Experiment
-from fedray.data.prepare import Clip, Preparation, contract_of, fit_preparation, pooled_mean
+from fedray.core.rewrite import policies
+from fedray.data.prepare import Preparation, contract_of
+from fedray.data.scaling import standardising
 from fedray.errors import ConfigError, DataError
 from fedray.live import view as live_view
 from fedray.report import page
@@ -74,6 +76,10 @@ def resume(path: str | Path, overrides: Sequence[str] = (), allow: Sequence[str]
     if run.status[0] == "done" and not overrides:
         raise ConfigError(f"{path} is done, {experiment.rounds} rounds. "
                           f"Fix: fedray resume {path} rounds={2 * experiment.rounds}")
+    done = max(Checkpoints(run.checkpoints).rounds(), default=-1) + 1
+    if experiment.rounds <= done:
+        raise ConfigError(f"{path} has done {done} rounds and rounds={experiment.rounds} asks for no more. "
+                          f"Fix: fedray resume {path} rounds={2 * done}")
     with experiment.federate() as federation:
         ready = prepare(experiment, federation)
         run.add_overrides(overrides)
@@ -98,13 +104,15 @@ def prepare(experiment: Experiment, federation: Any) -> Ready:
     indicators of what is missing. Raises DataError where the sites' data cannot be trained on.
     """
     fr.compile(experiment.training.algorithm, experiment.passes, experiment.schedule)  # refuses early
+    for evaluation in experiment.training.evaluate.values():
+        fr.compile(evaluation, policies(experiment.passes))
     federation.hello()
     programs = _refuse_one_class(experiment, federation)
     if not experiment.standardises:
         return Ready(experiment=experiment, preparation=None, programs=programs)
-    clip = Clip.of(experiment.data.features, contract_of(experiment.data))
-    program = fr.algorithms.moments(clip.moments, pooled_mean, clip.centred, _Fit(clip))
-    preparation: Preparation = fr.compute(program, federation, seed=experiment.seed)
+    program = standardising(experiment.data)
+    rules = policies(experiment.passes)
+    preparation: Preparation = fr.compute(program, federation, passes=rules, seed=experiment.seed)
     federation.prepare(preparation)
     return Ready(experiment=experiment.for_features(preparation.features), preparation=preparation,
                  programs=(*programs, program))
@@ -116,7 +124,7 @@ def _refuse_one_class(experiment: Experiment, federation: Any) -> tuple[fr.Algor
     if data.outcome == "number":
         return ()
     program = label_counts(data.num_classes)
-    counts = fr.compute(program, federation, seed=experiment.seed)["rows"]
+    counts = fr.compute(program, federation, passes=policies(experiment.passes), seed=experiment.seed)["rows"]
     if int((counts > 0).sum()) < 2:
         contract = contract_of(data)
         name = contract.outcome if contract is not None else "y"
@@ -140,14 +148,6 @@ class _Count:
     def __call__(self, data: Any) -> dict[str, torch.Tensor]:
         labels = data.train["y"].to(torch.int64).reshape(-1)
         return {"rows": torch.bincount(labels, minlength=self.num_classes).to(torch.float64)}
-
-
-@dataclass(frozen=True)
-class _Fit:
-    clip: Clip
-
-    def __call__(self, total: Any, squares: Any) -> Preparation:
-        return fit_preparation(self.clip, total, squares)
 
 
 def _train(ready: Ready, federation: Any, run: RunDirectory, *, live: bool, resume: bool) -> Outcome:

@@ -4,6 +4,7 @@ torch.
 result.json is the one place of the final figures: the terminal, the page, `fedray diff` and sweeps read it.
 """
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -177,6 +178,11 @@ def _site(site: Mapping[str, Any]) -> dict[str, Any]:
     return told
 
 
+def _preparation(preparation: Any) -> Any:
+    """Return what `Preparation.from_json` reads back, or plain values of anything else."""
+    return json.loads(preparation.to_json()) if hasattr(preparation, "to_json") else as_json(preparation)
+
+
 def write_model(run: "RunDirectory", params: Any, told: Mapping[str, Any], extras: Mapping[str, Any]) -> None:
     """Write the final global parameters and all that is needed to predict with them in plain torch."""
     import torch
@@ -198,7 +204,7 @@ def write_model(run: "RunDirectory", params: Any, told: Mapping[str, Any], extra
             **model,
             "features": list(extras.get("features") or ()),
             "outcome": extras.get("outcome", "binary"),
-            "preparation": as_json(extras.get("preparation")),
+            "preparation": _preparation(extras.get("preparation")),
             "threshold": extras.get("threshold", THRESHOLD),
             "tensors": layout,
             "params_sha256": told["params_sha256"],

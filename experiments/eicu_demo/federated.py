@@ -13,7 +13,6 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import baselines
 import numpy as np
@@ -21,7 +20,7 @@ import pooled
 
 import fedray as fr
 from fedray.data.eicu import eicu_first_use
-from fedray.data.prepare import Clip, contract_of, fit_preparation, pooled_mean
+from fedray.data.scaling import standardise
 from fedray.data.site import Dataset
 
 
@@ -44,24 +43,11 @@ ROUNDS, STEPS, LOCAL_LR, SERVER_LR, TAU, BIAS = 80, 5, 0.01, 0.1, 1e-2, -2.3
 RATIO_MEAN, RATIO_MIN, ABOVE_LOCAL = 0.998, 0.99, 0.15
 
 
-@dataclass(frozen=True)
-class Fit:
-    """Fit the preparation from the two sums."""
-
-    clip: Clip
-
-    def __call__(self, total: Any, squares: Any) -> Any:
-        return fit_preparation(self.clip, total, squares)
-
-
 def federated(data: Dataset, task: Task, seed: int, runtime: str) -> tuple[float, float]:
     """Return the AUROC over all test stays, and seconds."""
     started = time.monotonic()
-    clip = Clip.of(data.features, contract_of(data))
     with fr.simulate(data, runtime=runtime, allow_empty=True) as federation:
-        program = fr.algorithms.moments(clip.moments, pooled_mean, clip.centred, Fit(clip))
-        preparation = fr.compute(program, federation)
-        federation.prepare(preparation)
+        preparation = standardise(federation, data)
         model = fr.learn.logistic(len(preparation.features), bias=BIAS)
         local = fr.learn.sgd(model, lr=LOCAL_LR, steps=STEPS, epochs=None, batch_size=None, l2=task.l2)
         algorithm = fr.algorithms.fedavg(local, fr.learn.optimizer.adam(SERVER_LR, tau=TAU))

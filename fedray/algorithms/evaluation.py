@@ -26,6 +26,7 @@ class OnSplit:
         return self.fn(params, data.view(self.split) if hasattr(data, "view") else data)
 
 
+SPLITS = ("train", "valid", "test")
 UNDEFINED = -1e300  # stands for "not defined" on the way up, so that every site sends the same bytes
 
 
@@ -65,6 +66,8 @@ def evaluation(
     from sums over sites alone, so AUROC has the stated error of its `bins`. Without `per_site` nothing is
     gathered.
     """
+    if split not in SPLITS:
+        raise ValueError(f"evaluation: split={split!r} is none of {', '.join(SPLITS)}")
     measure, record = (
         OnSplit(metrics.evaluate(model, bins=bins), split),
         OnSplit(Fixed(metrics.site_record(model)), split),

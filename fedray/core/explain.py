@@ -11,6 +11,12 @@ from typing import Any
 from fedray.core.graph import Node, Op, Placement
 
 SITES = Placement.SITES
+ENVELOPE = (
+    "with each answer: the ids of the sites that delivered, or the class and file:line of a site's error;",
+    "of each sum its weight and the binary exponent of its largest value; the process id.",
+    "Where a value lies outside the range of the last round's, that round's sums are sent once more.",
+    "nothing else leaves a site",
+)
 VISIBLE = {"gather": "yes", "sum": "no", "count": "no"}
 
 
@@ -131,10 +137,7 @@ def egress(plan: Any) -> str:
             f"{row['stage']:<7}{row['name']:<28}{row['kind']:<8}{row['visible']:<20}"
             f"{_size(row['site_bytes']):>12}{_size(row['sum_bytes']):>12}"
         )
-    lines.append(
-        "with each answer: the site's id, whether it delivered, or the class and file:line of its error"
-    )
-    lines.append("nothing else leaves a site")
+    lines += ENVELOPE
     return "\n".join(lines)
 
 

@@ -7,7 +7,7 @@
 A pass is `Graph -> Graph`. One that matches nothing raises: a silent privacy no-op is the worst bug there is.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from fedray.core.graph import Graph, Key, Node, Op
@@ -78,3 +78,7 @@ def _replace(graph: Graph, kind: str, only: Collection[str] | None, fn: Replacem
             f"{there}: change `only`"
         )
     return Graph({**result.outputs, **stored}, inits, f"{graph.name} + {title}")
+
+def policies(passes: Sequence[Pass]) -> list[Pass]:
+    """Return the policies among some passes: they hold for evaluations too, which no other pass rewrites."""
+    return [step for step in passes if getattr(step, "is_policy", False)]

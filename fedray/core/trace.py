@@ -10,7 +10,7 @@ the function does to them is written down as nodes, each with the `file:line` of
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedray import tree
@@ -187,6 +187,10 @@ class Outputs:
     server: Any = None
     site: Any = None
     metrics: Any = None
+    where: str = field(default="", init=False, compare=False)  # the line that returned it
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "where", caller())
 
 
 @dataclass(frozen=True)
@@ -230,20 +234,21 @@ def trace(algorithm: Algorithm) -> Graph:
         ("metrics", SERVER, "metrics"),
     ):
         if (thing := getattr(outputs, part)) is not None:
-            found[placement, slot] = _output(algorithm.title, part, thing, placement)
+            found[placement, slot] = _output(outputs.where, part, thing, placement)
     if (SERVER, "state") not in found:
         found[SERVER, "state"] = inputs[SERVER, "state"]
     if (SITES, "state") in inputs and (SITES, "state") not in inits:
-        raise TraceError(f"{algorithm.title}: the round reads site.state, so Algorithm needs init_site=")
+        where = inputs[SITES, "state"].where
+        raise TraceError(f"{where}: {algorithm.title} reads site.state, so Algorithm needs init_site=")
     return Graph({**found, **stored}, inits, algorithm.title)
 
 
-def _output(title: str, part: str, thing: Any, placement: Placement) -> Node:
-    node = lift(thing)
+def _output(where: str, part: str, thing: Any, placement: Placement) -> Node:
+    node = lift(thing) if isinstance(thing, Value) else replace(lift(thing), where=where)
     if node.placement not in (placement, ANY):
         remedy = "reduce it with sum() or mean()" if placement is SERVER else "broadcast it first"
         raise TraceError(
-            f"{node.where or title}: Outputs({part}=...) is a value at the {placement}, got one at the "
+            f"{where}: Outputs({part}=...) is a value at the {placement}, got one at the "
             f"{node.placement}: {remedy}"
         )
     if node.op is Op.CONST:

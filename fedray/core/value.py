@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from types import FrameType
 from typing import Any, NoReturn
 
 from fedray.core.graph import Node, Op, Placement
@@ -16,19 +17,23 @@ from fedray.errors import PlacementError, TraceError
 
 ANY = Placement.ANY
 _CORE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_RUNTIME = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "runtime") + os.sep
+_GENERATED = "<string>"  # the methods that dataclasses write
 _TREE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tree.py")
 
 
 def caller() -> str:
     """Return `file.py:line` of the innermost frame outside the tracer."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and _is_ours(frame.f_code.co_filename):
+    while frame.f_back is not None and _is_ours(frame):
         frame = frame.f_back
     return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
 
 
-def _is_ours(filename: str) -> bool:
-    return filename.startswith((_CORE, "<string>")) or filename == _TREE
+def _is_ours(frame: FrameType) -> bool:
+    filename = frame.f_code.co_filename
+    is_generated = filename == _GENERATED and frame.f_code.co_name.startswith("__")
+    return filename.startswith((_CORE, _RUNTIME)) or filename == _TREE or is_generated
 
 
 class Value:
@@ -77,6 +82,11 @@ class Value:
             self.node.params.get("slot") or self.node.params.get("key") or self.node.op
         )
         return f"<{label} at {self.node.placement}>"
+
+    def _compare(self, other: Any) -> NoReturn:
+        self._refuse("a comparison")
+
+    __lt__ = __le__ = __gt__ = __ge__ = _compare
 
     def __add__(self, other: Any) -> "Value":
         return _arithmetic(operator.add, self, other)

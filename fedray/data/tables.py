@@ -4,6 +4,7 @@ Start reading at `csv`. Files are read and checked against a contract where the 
 by name, and each site's split into train, valid and test depends on (seed, site) alone.
 """
 
+import logging
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from fedray.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
+log = logging.getLogger(__name__)
 ENDINGS = (".csv", ".csv.gz", ".tsv", ".parquet")
 _GUESS_ROWS = 1000  # enough to tell numbers from texts
 _SPLIT = "split_rows"  # the column that holds a drawn split, beside the contract's
@@ -261,8 +263,16 @@ def _guess_contract(name: str, frame: "pd.DataFrame", target: str | None,
                         "a contract YAML that names columns, units and the outcome")
     if target not in names:
         raise DataError(f"data set {name}: no column {target}{near(target, names)}. Fix: target=COLUMN")
+    if len(set(names)) < len(names):
+        twice = ", ".join(sorted({column for column in names if names.count(column) > 1}))
+        raise DataError(f"data set {name}: two columns are named {twice}. Fix: rename one")
     inputs = [column for column in names if column not in (target, site_column)
               and pd.api.types.is_numeric_dtype(frame[column])]
+    unused = [f"{column} ({frame[column].dtype})" for column in names
+              if column not in (target, site_column, *inputs)]
+    if unused:
+        log.warning("data set %s: columns that hold no numbers are not used: %s; a contract says how texts are "
+                    "coded", name, ", ".join(unused))
     if not inputs:
         raise DataError(f"data set {name}: no column of numbers besides {target}. Fix: give a contract that "
                         "says how texts are coded")

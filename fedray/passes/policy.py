@@ -28,16 +28,18 @@ def require(*, released: Collection[str] | None = None, visible: Collection[str]
                 )
             if kind in ("gather", "mix") and node.name not in visible:
                 problems.append(
-                    f"{node.name} ({kind}, {node.where}) shows the value of one site; allowed to be visible: "
+                    f"{node.name} ({kind}, {node.where}) shows one site; allowed to be visible: "
                     f"{sorted(visible) or 'none'}"
                 )
         if problems:
             raise PolicyError(
                 f"{graph.name} releases more than the policy allows:\n  "
                 + "\n  ".join(problems)
-                + "\nuse sum() or mean() in its place, or widen the policy"
+                + "\nuse sum() or mean() in its place, or widen the policy; evaluations send "
+                "one site's metrics unless evaluate.per_site=false"
             )
         return graph
 
     run.__name__ = "require"
+    run.is_policy = True  # type: ignore[attr-defined]
     return run

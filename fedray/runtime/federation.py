@@ -148,6 +148,12 @@ class Topology:
     group_size: int = 50
     allow_empty: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("packs", "sites_per_actor", "group_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value}: give 1 or more")
+
     def specs(
         self, data: Mapping[str, Callable[[], Any]], layout: Tree | None, default_packs: int
     ) -> list[HostSpec]:

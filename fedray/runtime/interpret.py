@@ -22,13 +22,17 @@ from fedray.runtime.host import StageCall
 from fedray.runtime.plan import Plan
 from fedray.runtime.values import Column, Group, Ragged, Rows, Same, Tagged
 
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_LIBRARIES = (_PACKAGE + os.sep, os.path.dirname(os.path.dirname(torch.__file__)) + os.sep)
 ReadInput = Callable[[str, str], Any]  # (slot, site id) -> value
 
 
 def place_of(error: BaseException) -> str:
-    """Return `file.py:line` of the innermost frame of an error, without its folder."""
+    """Return `file.py:line` of the innermost frame of an error in the user's code, without its folder."""
     frames = traceback.extract_tb(error.__traceback__)
-    return f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    own = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
+    last = (own or frames)[-1:]
+    return f"{os.path.basename(last[0].filename)}:{last[0].lineno}" if last else ""
 
 
 class Interpreter:
@@ -39,6 +43,7 @@ class Interpreter:
     ) -> None:
         self.plan, self.call, self.downlink, self.read_input = plan, call, downlink, read_input
         self.failures: list[SiteError] = []
+        self.first: BaseException | None = None  # stays here: its message may hold a value
 
     def run(self, group: Group) -> None:
         """Compute every node of the stage; the group keeps the values that later stages and reductions
@@ -96,6 +101,7 @@ class Interpreter:
             try:
                 found[row] = fn(row)
             except Exception as error:  # noqa: BLE001 (becomes this site's SiteError; all others go on)
+                self.first = self.first or error
                 self.lose(group, row, type(error).__name__, place_of(error))
         if not found:
             return [None] * group.k

@@ -16,98 +16,25 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fedray import tree
-from fedray.core.rewrite import Pass
+from fedray.core.rewrite import Pass, policies
 from fedray.core.trace import Algorithm
-from fedray.errors import CheckpointError, ConfigError
+from fedray.errors import CheckpointError, ConfigError, QuorumError, SiteError
 from fedray.runtime import memory
-from fedray.runtime.attempt import sha256_of
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.federation import Federation
 from fedray.runtime.plan import Plan, compile
-from fedray.runtime.records import EvaluationRecord, RoundRecord
+from fedray.runtime.records import EvaluationRecord
+from fedray.runtime.result import EarlyStop, Result, params_of
 from fedray.runtime.round import Training
 from fedray.runtime.schedule import Synchronous, synchronous
 from fedray.runtime.sizes import rehearse
 
 logger = logging.getLogger(__name__)
 ALL_SITES = synchronous()
-
-
-@dataclass(frozen=True)
-class EarlyStop:
-    """Stop when `metric` of the validation rows has not improved by `min_delta` in `patience` evaluations."""
-
-    metric: str = "auroc"
-    patience: int = 5
-    min_delta: float = 0.0
-    mode: str = "max"
-
-    def is_better(self, new: float, best: float | None) -> bool:
-        """Tell whether a value improves on the best so far."""
-        if best is None:
-            return True
-        return new > best + self.min_delta if self.mode == "max" else new < best - self.min_delta
-
-
-@dataclass(kw_only=True)
-class Result:
-    """What a run came to."""
-
-    state: Any
-    plan: Plan
-    seed: int
-    metrics: list[RoundRecord] = field(default_factory=list)
-    evaluations: list[EvaluationRecord] = field(default_factory=list)
-    seconds: float = 0.0
-    stopped: str = "done"  # or "early", "interrupted"
-
-    @property
-    def params(self) -> Any:
-        """The global parameters: `state.params` where the state has them, else the state."""
-        return params_of(self.state)
-
-    @property
-    def params_sha256(self) -> str:
-        """SHA-256 of the parameters' bits."""
-        return sha256_of(self.params)
-
-    @property
-    def rounds(self) -> int:
-        """The number of rounds done, those before a resume included."""
-        return self.metrics[-1].round + 1 if self.metrics else 0
-
-    @property
-    def bytes_up(self) -> int:
-        """Bytes from hosts to the aggregator."""
-        return sum(record.bytes_up for record in self.metrics)
-
-    @property
-    def bytes_down(self) -> int:
-        """Bytes from the aggregator to hosts."""
-        return sum(record.bytes_down for record in self.metrics)
-
-    @property
-    def failures(self) -> dict[tuple[str, str], int]:
-        """How often each (site, kind of failure) occurred."""
-        counts: dict[tuple[str, str], int] = {}
-        for record in self.metrics:
-            for failure in record.failures:
-                counts[failure.site, failure.kind] = counts.get((failure.site, failure.kind), 0) + 1
-        return counts
-
-    @property
-    def test(self) -> EvaluationRecord | None:
-        """The evaluation on all sites' test rows, at the end."""
-        return next((record for record in reversed(self.evaluations) if record.split == "test"), None)
-
-
-def params_of(state: Any) -> Any:
-    """Return the global parameters in a server state."""
-    return state.params if hasattr(state, "params") else state
 
 
 def fit(
@@ -138,16 +65,11 @@ def fit(
     _check(rounds, every, select, early_stop, evaluate)
     schedule.check_sites(federation.num_sites)
     plan = compile(algorithm, passes, schedule)
-    run = _Run(federation, plan, tracker, evaluate or {}, server_evaluate, early_stop, checkpoint, seed)
+    programs = {split: compile(program, policies(passes)) for split, program in (evaluate or {}).items()}
+    run = _Run(federation, plan, tracker, programs, server_evaluate, early_stop, checkpoint, seed)
     with _interruptible() as interrupt:
         run.begin(algorithm.init(_flat(init)), schedule, resume)
-        for round in range(run.next_round, rounds):
-            run.round(round)
-            if (round + 1) % every == 0 and round + 1 < rounds:
-                run.evaluate_valid(round)
-            if interrupt.is_set() or run.is_stalled:
-                run.result.stopped = "interrupted" if interrupt.is_set() else "early"
-                break
+        run.train(rounds, every, interrupt)
         run.end(select)
     return run.result
 
@@ -210,17 +132,18 @@ class _Run:
         federation: Federation,
         plan: Plan,
         tracker: Any,
-        evaluate: Mapping[str, Algorithm],
+        programs: Mapping[str, Plan],
         server_evaluate: Any,
         early_stop: EarlyStop | None,
         checkpoint: Checkpoints | None,
         seed: int,
     ) -> None:
         self.federation, self.plan, self.tracker, self.seed = federation, plan, tracker, seed
-        self.programs = {split: compile(program) for split, program in evaluate.items()}
+        self.programs = dict(programs)
         self.server_evaluate, self.early_stop, self.checkpoint = server_evaluate, early_stop, checkpoint
         self.result = Result(state=None, plan=plan, seed=seed)
         self.next_round = 0
+        self.rehearsal = ""  # what went wrong on made-up rows
         self.best: tuple[float, int] | None = None
         self.best_state: Any = None
         self.misses = 0
@@ -256,6 +179,16 @@ class _Run:
                 },
             )
 
+    def train(self, rounds: int, every: int, interrupt: threading.Event) -> None:
+        """Ask for one round after the other, evaluating in between, until one of the ends is reached."""
+        for round in range(self.next_round, rounds):
+            self.round(round)
+            if (round + 1) % every == 0 and round + 1 < rounds:
+                self.evaluate_valid(round)
+            if interrupt.is_set() or self.is_stalled:
+                self.result.stopped = "interrupted" if interrupt.is_set() else "early"
+                return
+
     def check_memory(self, state: Any, schedule: Synchronous, rows: Mapping[str, int]) -> None:
         """Refuse with numbers what cannot fit."""
         blank, specs = self.federation.call("blank"), self.federation.specs
@@ -282,13 +215,18 @@ class _Run:
         self.result.plan = self.plan
         for split, program in self.programs.items():
             self.programs[split], _ = rehearse(program, params_of(state), blank)
-        if why:
-            logger.info(
-                "the bytes in egress are not known before the first round: the rehearsal ended with %s", why
-            )
+        self.rehearsal = why
 
     def round(self, round: int) -> None:
-        record = self.federation.call("run_round", round)
+        try:
+            record = self.federation.call("run_round", round)
+        except QuorumError as error:
+            if not self.rehearsal:
+                raise
+            raise QuorumError(
+                f"{error}. The rehearsal on made-up rows failed too: {self.rehearsal}"
+            ) from error
+        _warn("round", round, record.asked, record.counted, record.failures)
         self.result.metrics.append(record)
         if self.tracker is not None:
             self.tracker.round(record)
@@ -329,6 +267,9 @@ class _Run:
         started = time.monotonic()
         state = params_of(state) if state is not None else self.federation.call("call_with_state", params_of)
         outputs = self.federation.call("compute", self.programs[split], state, self.seed, round, 0.5)
+        failures = outputs["failures"]
+        asked = self.federation.num_sites
+        _warn(f"evaluation on {split} rows after round", round, asked, asked - len(failures), failures)
         metrics = outputs["metrics"]
         sites = metrics.get("sites", [])
         record = EvaluationRecord(
@@ -358,6 +299,18 @@ class _Run:
         self.result.seconds = time.monotonic() - self.started
         if self.tracker is not None:
             self.tracker.finish(self.result)
+
+
+def _warn(what: str, round: int, asked: int, counted: int, failures: Sequence[SiteError]) -> None:
+    """Say in one line that sites were left out: a figure without them is another figure."""
+    if counted < asked and failures:
+        more = f" and {len(failures) - 1} more" if len(failures) > 1 else ""
+        hint = "; missing values make numbers that are not finite: prepare the data first" * any(
+            failure.kind == "not finite" for failure in failures
+        )
+        logger.warning(
+            "%s %d: %d of %d sites counted (%s%s%s)", what, round, counted, asked, failures[0], more, hint
+        )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ The forecast counts what a run must hold at once: each process (interpreter, tor
 the model at the server and in every pack, one row per site of a group, and the operands of the exact sum.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,13 +51,21 @@ def _gib(size: int) -> str:
 
 
 def available_bytes() -> int:
-    """Return the memory that this machine can still give, 0 where it does not tell."""
+    """Return the memory that machine and container can still give; 0 where the machine does not tell."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return 0  # macOS: no such file; the forecast then refuses nothing
     found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
-    return found.get("MemAvailable", 0)
+    return min(found.get("MemAvailable", 0), _left_in_container(Path("/sys/fs/cgroup")))
+
+
+def _left_in_container(group: Path) -> int:
+    try:
+        most, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return sys.maxsize if most == "max" else max(0, int(most) - int(used))
+    except (OSError, ValueError):
+        return sys.maxsize  # no container, or one that does not tell
 
 
 def forecast(

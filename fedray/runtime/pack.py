@@ -48,6 +48,7 @@ class Pack:
         allow_empty: bool = False,
     ) -> None:
         self.name, self.sites, self.group_size, self.allow_empty = name, dict(sites), group_size, allow_empty
+        self.first_error: BaseException | None = None  # of the last stage; it never leaves this process
         self._data: dict[str, Any] = {}
         self._transforms: list[Any] = []
         self._plans: dict[str, Load] = {}
@@ -148,6 +149,7 @@ class Pack:
             if call.stage == plan.site_stages[-1]:
                 group.values = {}
         folded.failures = tuple(interpreter.failures)
+        self.first_error = interpreter.first
         return folded
 
     def _groups_of(self, call: StageCall, plan: Plan) -> list[Group]:

@@ -33,8 +33,8 @@ class EvaluationRecord:
 
     round: int
     split: str
-    metrics: Mapping[str, float]
-    sites: Sequence[Mapping[str, Any]] = ()
+    metrics: Mapping[str, Any] = field(repr=False)  # histograms among them: too long to print
+    sites: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
     seconds: float = 0.0
 
 

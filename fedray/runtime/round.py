@@ -126,7 +126,7 @@ class Aggregator:
         return RoundRecord(
             round=round,
             attempt=attempt.number,
-            metrics=numbers_in(attempt.outputs.get("metrics")),
+            metrics=numbers_in(training.plan, attempt.outputs.get("metrics")),
             asked=len(cohort),
             counted=len(attempt.counted) if is_counted else 0,
             failures=tuple(failures),
@@ -250,10 +250,14 @@ def _site_starts(plan: Plan, state: Any) -> dict[str, Any]:
     }
 
 
-def numbers_in(metrics: Any) -> dict[str, float]:
-    """Return the plain numbers among a round's metrics, by path."""
+def numbers_in(plan: Plan, metrics: Any) -> dict[str, float]:
+    """Return the plain numbers among a round's metrics, by path; a metric that is one number by its own
+    name.
+    """
+    index = plan.outputs.get((Placement.SERVER, "metrics"))
+    name = plan.nodes[index].name if index is not None else ""
     return {
-        path: float(leaf)
+        path or name or "value": float(leaf)
         for path, leaf in tree.leaves(metrics or {})
         if tree.is_number(leaf) or (hasattr(leaf, "numel") and leaf.numel() == 1)
     }

@@ -14,6 +14,8 @@ from fedray.errors import FedrayError
 from fedray.runtime.federation import HostSpec, in_process_transport
 from fedray.runtime.fold import specs
 from fedray.runtime.host import Contribution, StageCall
+from fedray.runtime.interpret import place_of
+from fedray.runtime.pack import Pack
 from fedray.runtime.plan import Plan, Size
 from fedray.runtime.region import Region
 from fedray.runtime.round import Aggregator, Training
@@ -36,8 +38,15 @@ class _Watching(Region):
 
     def __init__(self, data: Any) -> None:
         spec = HostSpec("rehearsal", {"rehearsal": Given(data)}, allow_empty=True)
-        super().__init__("rehearsal", {spec.name: spec.all_sites}, in_process_transport()([spec]))
+        transport = in_process_transport()([spec])
+        super().__init__("rehearsal", {spec.name: spec.all_sites}, transport)
+        self.hosts = transport.hosts
         self.seen: dict[str, Size] = {}
+
+    def first_error(self) -> BaseException | None:
+        """Return what the mapped function raised."""
+        pack = self.hosts["rehearsal"]
+        return pack.first_error if isinstance(pack, Pack) else None
 
     def run(self, call: StageCall, downlink: Any) -> Contribution:
         """Run a stage and note the bytes of each name."""
@@ -52,7 +61,8 @@ class _Watching(Region):
 def rehearse(plan: Plan, state: Any, data: Any) -> tuple[Plan, str]:
     """Return the plan with the size of each name, and why not all could be learnt ("" where they could).
 
-    `state` is the server's first state, `data` a made-up site. The plan itself is not changed.
+    `state` is the server's first state, `data` a made-up site. The plan itself is not changed. What went
+    wrong may be said in full: no patient's value was near.
     """
     region = _Watching(data)
     aggregator = Aggregator(region)
@@ -60,6 +70,19 @@ def rehearse(plan: Plan, state: Any, data: Any) -> tuple[Plan, str]:
     aggregator.start(Training(plan, Synchronous(quorum=1.0, on_failure="raise"), 0, "rehearsal"), state)
     try:
         aggregator.run_round(0)
-    except (FedrayError, ValueError, RuntimeError, TypeError, KeyError, ArithmeticError) as error:
-        return plan.with_sizes(region.seen), f"{type(error).__name__}: {error}"
+    except (
+        FedrayError,
+        ValueError,
+        RuntimeError,
+        TypeError,
+        KeyError,
+        ArithmeticError,
+        AttributeError,
+    ) as error:
+        return plan.with_sizes(region.seen), _told(region.first_error() or error)
     return plan.with_sizes(region.seen), ""
+
+
+def _told(error: BaseException) -> str:
+    said = str(error).splitlines()
+    return f"{type(error).__name__}: {said[0] if said else ''} ({place_of(error)})"

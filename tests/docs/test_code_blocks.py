@@ -1,8 +1,8 @@
-"""What README.md and docs/ show runs as it stands: Python with its output, commands, the size of an algorithm.
+"""What README.md and docs/ show runs as it stands: Python with its output, commands, line counts.
 
 The ```python blocks of one page run in order in one process, in an empty folder with one small run under
-`runs/latest`. A ```text block right after such a block is its output (`plan` digests may differ). Blocks tagged
-`file=NAME` are written there first. Commands are parsed, composed and checked, not run.
+`runs/latest`. A ```text block right after such a block is its output (`plan` digests may differ). Blocks
+tagged `file=NAME` are written there first. Commands are parsed, composed and checked, not run.
 """
 
 import argparse
@@ -154,7 +154,7 @@ def check_run(words: list[str]) -> None:
     if flags.help or any(word.startswith("-") for word in rest):
         assert cli.main(["run", *words]) == cli.DONE
     elif flags.explain is not None:
-        assert flags.explain in config.explain(flags.explain, rest, flags.config_dir)
+        assert flags.explain in str(config.explain(flags.explain, rest, flags.config_dir))
     else:
         config.check(config.compose_run(rest, flags.config_dir, flags.allow).config)
 

@@ -185,3 +185,11 @@ def test_egress_lists_each_name_once():
 def test_explain_as_mermaid_draws_crossings_with_thick_arrows():
     chart = fr.explain(fr.compile(algorithm(averaging)), mermaid=True)
     assert chart.startswith("flowchart TD") and "==>" in chart
+
+
+def test_comparing_a_value_is_refused_with_its_line():
+    def round(server, site):
+        return fr.Outputs(server=server.params) if server.params > 0 else fr.Outputs()
+
+    with pytest.raises(TraceError, match=r"test_trace\.py:\d+.*comparison"):
+        trace(algorithm(round))

@@ -197,3 +197,20 @@ def test_a_second_run_in_the_same_federation_starts_from_nothing():
         first = fr.fit(algorithm, federation, init=INIT, rounds=3)
         fr.fit(stateful(ToyLocal()), federation, init=INIT, rounds=2)
         assert fr.fit(algorithm, federation, init=INIT, rounds=3).params_sha256 == first.params_sha256
+
+
+def test_a_policy_holds_for_evaluations_too():
+    from fedray.errors import PolicyError
+    from fedray.passes import require
+
+    with pytest.raises(PolicyError, match="site_metrics"):
+        fit(passes=[require()])
+
+
+def test_a_metric_that_is_one_number_has_its_reductions_name():
+    def round(server, site):
+        update = fr.map(ToyLocal(), fr.broadcast(server), site.data, site.rng)
+        return fr.Outputs(server=server, metrics=fr.sum(update.num_examples))
+
+    result = train(fr.Algorithm(lambda params: params, round), rounds=1)
+    assert set(result.metrics[0].metrics) == {"num_examples"}
