@@ -28,8 +28,8 @@ def require(*, released: Collection[str] | None = None, visible: Collection[str]
                 )
             if kind in ("gather", "mix") and node.name not in visible:
                 problems.append(
-                    f"{node.name} ({kind}, {node.where}) shows one site; allowed to be visible: "
-                    f"{sorted(visible) or 'none'}"
+                    f"{node.name} ({kind}, {node.where}) shows the value of one site; "
+                    f"allowed to be visible: {sorted(visible) or 'none'}"
                 )
         if problems:
             raise PolicyError(
