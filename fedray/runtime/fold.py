@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedray import tree
 from fedray.errors import FoldError, QuorumError
-from fedray.runtime.values import Column
+from fedray.rows import Column
 
 LANE_BITS = 26
 MAX_WEIGHT = 2**26  # 53 bits of float64 less the bits of a lane, less one

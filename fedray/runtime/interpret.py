@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from fedray import tree
+from fedray import rows, tree
 from fedray.core.graph import Node, Op
 from fedray.core.value import Record
 from fedray.errors import SiteError
+from fedray.rows import Column, Group, Ragged, Rows, Same, Tagged
 from fedray.runtime import values
 from fedray.runtime.host import StageCall
 from fedray.runtime.plan import Plan
-from fedray.runtime.values import Column, Group, Ragged, Rows, Same, Tagged
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _LIBRARIES = (_PACKAGE + os.sep, os.path.dirname(os.path.dirname(torch.__file__)) + os.sep)
@@ -89,7 +89,7 @@ class Interpreter:
 
     def _per_site(self, group: Group, read: Callable[[str], Any], is_stacked: bool = True) -> Tagged:
         found = self._each(group, lambda row: read(group.ids[row]))
-        return values.stack(found) if is_stacked and group.alive else Rows(Ragged(found))
+        return rows.stack(found) if is_stacked and group.alive else Rows(Ragged(found))
 
     def _each(self, group: Group, fn: Callable[[int], Any]) -> list[Any]:
         """Call `fn` for every living row; lost rows hold a filler."""
@@ -120,11 +120,11 @@ class Interpreter:
             return self._twin(twin, operands[:cut], dict(zip(names, operands[cut:], strict=True)), group)
 
         def one(row: int) -> Any:
-            args = [values.row(operand, row) for operand in operands]
+            args = [rows.row(operand, row) for operand in operands]
             return fn(*args[:cut], **dict(zip(names, args[cut:], strict=True)))
 
         results = self._each(group, one)
-        return values.stack(results) if group.alive else Rows(Ragged(results))
+        return rows.stack(results) if group.alive else Rows(Ragged(results))
 
     def _twin(
         self, twin: Callable[..., Any], args: Sequence[Tagged], kwargs: Mapping[str, Tagged], group: Group
@@ -140,10 +140,10 @@ class Interpreter:
                     *(_one(arg, row) for arg in args),
                     **{name: _one(arg, row) for name, arg in kwargs.items()},
                 )
-                return values.row(Rows(result), 0)
+                return rows.row(Rows(result), 0)
 
             results = self._each(group, alone)
-            return values.stack(results) if group.alive else Rows(Ragged(results))
+            return rows.stack(results) if group.alive else Rows(Ragged(results))
 
     def _check(self, operand: Tagged, group: Group) -> Tagged:
         is_finite = values.finite_rows(operand, group.k)
@@ -154,7 +154,7 @@ class Interpreter:
 
 
 def _one(operand: Tagged, row: int) -> Tagged:
-    return operand if isinstance(operand, Same) else values.stack([values.row(operand, row)])
+    return operand if isinstance(operand, Same) else rows.stack([rows.row(operand, row)])
 
 
 def _need(fn: Callable[..., Any] | None) -> Callable[..., Any]:
@@ -167,7 +167,7 @@ def weights_of(tagged: Tagged | None, group: Group) -> torch.Tensor:
     alive = torch.tensor(group.is_alive, dtype=torch.float64)
     if tagged is None:
         return alive
-    value = values.expand(tagged, group.k)
+    value = rows.expand(tagged, group.k)
     numbers = value.numbers if isinstance(value, Column) else value
     if not isinstance(numbers, torch.Tensor):
         numbers = torch.full((group.k,), float(numbers), dtype=torch.float64)

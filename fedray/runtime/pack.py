@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from fedray import tree
+from fedray import rows, tree
 from fedray.core.graph import Placement
 from fedray.core.verify import verify
 from fedray.errors import DataError, HostError, SiteError
 from fedray.rng import Key
-from fedray.runtime import checkpoint, fold, values
+from fedray.rows import Group
+from fedray.runtime import checkpoint, fold
 from fedray.runtime.host import Commit, Contribution, Load, StageCall
 from fedray.runtime.interpret import Interpreter, is_whole_weight, own, weights_of
 from fedray.runtime.plan import Plan, lane_names
-from fedray.runtime.values import Group
 
 KEPT_BYTES = 256 * 2**20  # operands kept for a second fold; beyond it the stage is run again, with equal bits
 RoundKey = tuple[str, int, int]  # plan, round, attempt
@@ -53,7 +53,7 @@ class Pack:
         self._transforms: list[Any] = []
         self._plans: dict[str, Load] = {}
         self._state: dict[tuple[str, str], Any] = {}  # (slot, site) -> current value
-        self._pending: dict[RoundKey, list[tuple[str, Group, values.Tagged]]] = {}
+        self._pending: dict[RoundKey, list[tuple[str, Group, rows.Tagged]]] = {}
         self._groups: dict[RoundKey, list[Group]] = {}
         self._last: tuple[Any, _Folded] | None = None
 
@@ -66,7 +66,7 @@ class Pack:
         for site in self.sites:
             data = self._open(site)
             sizes[site] = data.train.num_rows if hasattr(data, "splits") else len(data)
-        empty = sorted(site for site, rows in sizes.items() if rows == 0)
+        empty = sorted(site for site, size in sizes.items() if size == 0)
         if empty and not self.allow_empty:
             raise DataError(
                 f"{len(empty)} sites have no training rows: {', '.join(empty[:5])}"
@@ -104,7 +104,7 @@ class Pack:
             for slot, group, tagged in self._pending.get((commit.plan, commit.round, commit.attempt), ()):
                 for row in group.alive:
                     if group.ids[row] in commit.counted:
-                        self._state[slot, group.ids[row]] = own(values.row(tagged, row))
+                        self._state[slot, group.ids[row]] = own(rows.row(tagged, row))
             for key in [key for key in self._pending if key[0] == commit.plan]:
                 del self._pending[key]
 
@@ -225,11 +225,11 @@ class _Folded:
         node, args = self.plan.nodes[index], self.plan.args[index]
         if node.params["kind"] == "gather":
             into = self.gathered.setdefault(node.name, {})
-            into.update({group.ids[row]: own(values.row(group.values[args[0]], row)) for row in group.alive})
+            into.update({group.ids[row]: own(rows.row(group.values[args[0]], row)) for row in group.alive})
             return
         for name, value, weight, _ in node.params["lanes"]:
             weights = weights_of(None if weight is None else group.values[args[weight]], group)
-            operand = fold.operand(values.expand(group.values[args[value]], group.k), weights)
+            operand = fold.operand(rows.expand(group.values[args[value]], group.k), weights)
             self.operands.setdefault(name, []).append((operand, group))
 
     def can_answer(self, call: StageCall) -> bool:

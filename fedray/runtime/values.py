@@ -1,12 +1,9 @@
-"""Values inside a pack: one for all sites of a group (`Same`), or one row per site (`Rows`).
+"""What the interpreter does with values of a group: arithmetic once per group, records, fields, finiteness.
 
-The tag is explicit, never told from shapes. Under `Rows` a `Flat` has k rows, a tensor gains a first
-dimension of k, a number becomes a `Column` of float64, and what cannot be stacked (a site's data, ragged
-tensors) is a `Ragged`. A plain leaf inside `Rows` is the same for every row.
+The values themselves (`Same`, `Rows`, `Column`, `Ragged`, `Group`) are in `fedray.rows`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,139 +11,7 @@ from torch import Tensor
 
 from fedray import tree
 from fedray.core.value import Record
-
-
-@dataclass(frozen=True, slots=True)
-class Same:
-    """One value for every site of the group."""
-
-    value: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """A stacked value: row i belongs to the group's i-th site."""
-
-    value: Any
-
-
-Tagged = Same | Rows
-
-
-class Column:
-    """One number per row, float64; whole numbers stay whole when they are read back."""
-
-    __slots__ = ("is_whole", "numbers")
-    is_numeric = True
-
-    def __init__(self, numbers: Tensor, is_whole: bool) -> None:
-        self.numbers, self.is_whole = numbers, is_whole
-
-    def row(self, index: int) -> float | int:
-        """Return the number of one row."""
-        number = float(self.numbers[index])
-        return int(number) if self.is_whole else number
-
-
-class Ragged:
-    """One object per row that is not stacked."""
-
-    __slots__ = ("items",)
-
-    def __init__(self, items: Sequence[Any]) -> None:
-        self.items = list(items)
-
-
-class Group:
-    """Up to `group_size` sites that are interpreted together. A lost site is masked out, its row never
-    moves.
-    """
-
-    __slots__ = ("cache", "ids", "is_alive", "values")
-
-    def __init__(self, ids: Sequence[str]) -> None:
-        self.ids = tuple(ids)
-        self.is_alive = [True] * len(self.ids)
-        self.values: dict[int, Tagged] = {}
-        self.cache: dict[Any, Any] = {}
-
-    @property
-    def k(self) -> int:
-        """Number of rows, lost ones included."""
-        return len(self.ids)
-
-    @property
-    def alive(self) -> list[int]:
-        """Rows that are still in the round."""
-        return [index for index, is_alive in enumerate(self.is_alive) if is_alive]
-
-
-def row(tagged: Tagged, index: int) -> Any:
-    """Return what one site sees: views, never copies."""
-    if isinstance(tagged, Same):
-        return tagged.value
-    return _row(tagged.value, index)
-
-
-def _row(value: Any, index: int) -> Any:
-    if isinstance(value, tree.Flat):
-        return value.row(index)
-    if isinstance(value, Tensor):
-        return value[index]
-    if isinstance(value, Column):
-        return value.row(index)
-    if isinstance(value, Ragged):
-        return value.items[index]
-    if tree.is_leaf(value):
-        return value
-    return tree.rebuild(value, [_row(child, index) for _, child in tree.children(value)])
-
-
-def stack(values: Sequence[Any]) -> Rows:
-    """Stack one value per row; structures that differ between rows are kept as they are."""
-    return Rows(_stack(list(values)))
-
-
-def _stack(values: list[Any]) -> Any:
-    first = values[0]
-    if isinstance(first, tree.Flat) and all(
-        isinstance(v, tree.Flat) and v.schema == first.schema for v in values
-    ):
-        return tree.Flat(torch.cat([value.buffer for value in values]), first.schema)
-    if isinstance(first, Tensor) and all(
-        isinstance(v, Tensor) and v.shape == first.shape and v.dtype == first.dtype for v in values
-    ):
-        return torch.stack([value.detach() for value in values])
-    if all(tree.is_number(value) for value in values):
-        is_whole = all(isinstance(value, int) and not isinstance(value, bool) for value in values)
-        return Column(torch.tensor([float(value) for value in values], dtype=torch.float64), is_whole)
-    if (
-        not tree.is_leaf(first)
-        and not hasattr(first, "splits")
-        and all(type(v) is type(first) for v in values)
-    ):
-        keys = [key for key, _ in tree.children(first)]
-        parts = [dict(tree.children(value)) for value in values]
-        if all(list(part) == keys for part in parts):
-            return tree.rebuild(first, [_stack([part[key] for part in parts]) for key in keys])
-    return Ragged(values)
-
-
-def expand(tagged: Tagged, k: int) -> Any:
-    """Return the stacked value with k rows, a `Same` repeated as views."""
-    return tagged.value if isinstance(tagged, Rows) else _expand(tagged.value, k)
-
-
-def _expand(value: Any, k: int) -> Any:
-    if isinstance(value, tree.Flat):
-        return tree.Flat(value.buffer.expand(k, -1), value.schema)
-    if isinstance(value, Tensor):
-        return value.unsqueeze(0).expand(k, *value.shape)
-    if tree.is_number(value):
-        return Column(torch.full((k,), float(value), dtype=torch.float64), isinstance(value, int))
-    if tree.is_leaf(value):
-        return value
-    return tree.rebuild(value, [_expand(child, k) for _, child in tree.children(value)])
+from fedray.rows import Column, Group, Ragged, Rows, Same, Tagged, expand, stack
 
 
 def _first_dimension(value: Any) -> Any:
