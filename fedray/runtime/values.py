@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedray import tree
 from fedray.core.value import Record
-from fedray.rows import Column, Group, Ragged, Rows, Same, Tagged, expand, stack
+from fedray.rows import Column, Ragged, Rows, Same, Tagged, expand, stack
 
 
 def _first_dimension(value: Any) -> Any:

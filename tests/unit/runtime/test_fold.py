@@ -9,13 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedray import rows, tree
+from fedray import tree
 from fedray.errors import FoldError, QuorumError
+from fedray.rows import Column, stack
 from fedray.runtime import fold
 
 
 def stacked(rows, dtype=torch.float32):
-    return rows.stack(
+    return stack(
         [
             {"delta": tree.flatten({"w": torch.tensor(row, dtype=dtype)}), "loss": float(row[0])}
             for row in rows
@@ -84,7 +85,7 @@ def test_a_lost_row_cannot_count_even_when_it_is_not_finite():
 
 def test_weights_beyond_53_bits_are_refused_with_the_remedy():
     part = fold.LaneSum(
-        fold.spec_of({"x": rows.Column(torch.ones(1).double(), False)}),
+        fold.spec_of({"x": Column(torch.ones(1).double(), False)}),
         (4,),
         (np.ones((3, 1)),),
         2**26,
@@ -102,7 +103,7 @@ def test_a_weight_sum_of_zero_is_a_quorum_error():
 
 
 def test_sites_with_other_shapes_are_refused():
-    a = fold.operand(rows.stack([{"w": torch.ones(2)}]).value, torch.ones(1).double())
-    b = fold.operand(rows.stack([{"w": torch.ones(3)}]).value, torch.ones(1).double())
+    a = fold.operand(stack([{"w": torch.ones(2)}]).value, torch.ones(1).double())
+    b = fold.operand(stack([{"w": torch.ones(3)}]).value, torch.ones(1).double())
     with pytest.raises(FoldError, match="different shapes"):
         fold.merge("delta", [fold.fold(a, (4,)), fold.fold(b, (4,))], (4,))
