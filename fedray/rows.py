@@ -74,7 +74,9 @@ class Group:
         self.ids = tuple(ids)
         self.is_alive = [True] * len(self.ids)
         self.values: dict[int, Tagged] = {}
-        self.largest: dict[int, tuple[Any, Tensor]] = {}  # id of a buffer -> (buffer, largest |x| of each row)
+        self.largest: dict[
+            int, tuple[Any, Tensor]
+        ] = {}  # id of a buffer -> (buffer, largest |x| of each row)
         self.cache: dict[Any, Any] = {} if cache is None else cache
 
     @property

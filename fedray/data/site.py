@@ -5,7 +5,7 @@
 never on the driver, so a `Dataset` is cheap to pickle and holds no patient row.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -56,8 +56,31 @@ class SiteData(Mapping[str, Tensor]):
         """Return the rows of one split (copied once, then kept); the view's own rows are all training rows."""
         if split not in self._views:
             rows = self.splits[split]
-            self._views[split] = SiteData({name: column[rows] for name, column in self.columns.items()})
+            is_all = len(rows) == self.num_rows and torch.equal(rows, torch.arange(self.num_rows))
+            self._views[split] = SiteData(
+                self.columns if is_all else {name: column[rows] for name, column in self.columns.items()}
+            )
         return self._views[split]
+
+    @staticmethod
+    def together(sites: Sequence["SiteData"]) -> None:
+        """Let the training rows of several sites lie in one table a column; nothing that is read changes.
+
+        A batch over many sites is then one gather. Sites whose columns differ in kind are left as they are.
+        """
+        views = [site.train for site in sites]
+        kinds = [{n: (c.dtype, c.device, c.shape[1:]) for n, c in view.columns.items()} for view in views]
+        if len(views) < 2 or any(kind != kinds[0] for kind in kinds):
+            return
+        for name in kinds[0]:
+            columns = [view.columns[name] for view in views]
+            if len({column.untyped_storage().data_ptr() for column in columns}) == 1:
+                continue  # they lie in one table already
+            parts = torch.cat(columns).split([len(column) for column in columns])
+            for site, view, part in zip(sites, views, parts, strict=True):
+                if site.columns[name] is view.columns[name]:
+                    site.columns[name] = part
+                view.columns[name] = part
 
     @property
     def train(self) -> "SiteData":

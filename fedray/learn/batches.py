@@ -4,7 +4,7 @@ The order is `randperm` of the site's generator, one generator across epochs. Th
 be smaller and is kept. A batch of all rows is the table as it is, without a draw.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,16 @@ def count_steps(rows: int, batch_size: int | None, epochs: int | None, steps: in
     if rows == 0:
         return 0
     return steps if steps is not None else -(-rows // (batch_size or rows)) * (epochs or 0)
+
+
+def steps_of(
+    rows: Sequence[Batch], batch_size: int | None, epochs: int | None, steps: Sequence[int | None]
+) -> tuple[list[int], list[int]]:
+    """Return the rows and the number of batches of each of several sites."""
+    sizes = [num_rows(batch) for batch in rows]
+    return sizes, [
+        count_steps(size, batch_size, epochs, most) for size, most in zip(sizes, steps, strict=True)
+    ]
 
 
 def batches(

@@ -4,6 +4,9 @@ A counter hash gives the same mask in the plain loop and in a stacked one, whate
 it, and costs less than drawing. `prepare` swaps torch's dropout layers for these.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +33,24 @@ def words(key: int, layer: int, step: int) -> tuple[int, int]:
     """Return the two signed 32-bit words that name the mask of a layer in a step."""
     mixed = _splitmix(_splitmix(_splitmix(key) ^ layer) ^ step)
     return _signed(mixed >> 32), _signed(mixed & WORD)
+
+
+def _splitmix_array(number: np.ndarray) -> np.ndarray:
+    number = number + np.uint64(GOLDEN)
+    number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return number ^ (number >> np.uint64(31))
+
+
+def words_of(keys: Sequence[int], layers: int, steps: int) -> Tensor:
+    """Return `words` of every step, key and layer: (steps, keys, layers, 2) int32."""
+    key = np.array([number % 2**64 for number in keys], dtype=np.uint64).reshape(1, -1, 1)
+    layer = np.arange(layers, dtype=np.uint64).reshape(1, 1, -1)
+    step = np.arange(steps, dtype=np.uint64).reshape(-1, 1, 1)
+    with np.errstate(over="ignore"):  # products wrap, as in `_splitmix`
+        mixed = _splitmix_array(_splitmix_array(_splitmix_array(key) ^ layer) ^ step)
+    pair = np.stack([mixed >> np.uint64(32), mixed & np.uint64(WORD)], axis=-1)
+    return torch.from_numpy(pair.astype(np.uint32).view(np.int32))
 
 
 def hash32(index: Tensor, first: int | Tensor, second: int | Tensor) -> Tensor:

@@ -5,28 +5,36 @@ few operations over whole vectors. The gradient of a step is, in this order,
   loss + l2/2 ||w||^2 + prox/2 ||w - anchor||^2, clipped to `clip_norm`, plus `correction`;
 what the rule adds (weight decay, momentum) comes after. Momentum and moments start at zero in every round; an
 algorithm that wants to keep them calls `with_state` and keeps what it returns in its site state.
+
+This loop is the plain form. Where a model is a chain of known layers, the sites of a group are trained as one
+program instead (`rows.py`, `stacked.py`), one site alone too; the two agree to float rounding.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedray import tree
+from fedray.learn import dropout
 from fedray.learn.batches import Batch, batches, count_steps, num_rows, training_rows
 from fedray.learn.losses import PosWeight, check_pos_weight
 from fedray.learn.models import Model
+from fedray.learn.rows import Stackable, stackable, train_rows
 from fedray.learn.rules import AdamWRule, Rule, SgdRule
+from fedray.learn.stacked import CLIP_EPS
 from fedray.learn.update import Update
 from fedray.rng import Key
+from fedray.rows import Group, Tagged
 from fedray.tree import Flat
 
 LossFunction = Callable[[Mapping[str, Tensor], Batch], Tensor]
 Rate = float | Callable[[int], float]
-CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6; kept so that both clip alike
+FORMS = ("auto", "stacked", "vmap", "loop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +83,38 @@ class _Descent:
         """Put the gradient of the loss into `gradient` and return the loss."""
         local, given = self.local, {**self.leaves, **self.still}
         with torch.enable_grad(), local.precision(self.weights.device):
-            if self.step is None:
-                loss = local.model(given, batch)
-            else:
-                loss = local.model.loss(given, batch, self.step, local.pos_weight)
+            loss = self._loss(given, batch)
         if not isinstance(loss, Tensor) or loss.dim():
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"the loss must be one number, the mean over the rows of a batch; got {shape}")
-        found = torch.autograd.grad(loss, list(self.leaves.values()), materialize_grads=True)
+        if local.record_clip is not None:
+            found = self._clipped_records(batch, local.record_clip)
+        else:
+            found = torch.autograd.grad(loss, list(self.leaves.values()), materialize_grads=True)
         torch._foreach_copy_(self.slots, list(found))
         return loss.detach()
+
+    def _loss(self, given: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        model = self.local.model
+        if self.step is None:
+            return model(given, batch)
+        return model.loss(given, batch, self.step, self.local.pos_weight)
+
+    def _clipped_records(self, batch: Batch, bound: float) -> list[Tensor]:
+        """Return the mean of the rows' gradients, each scaled to a norm of at most `bound`."""
+        names = list(self.leaves)
+        total = [torch.zeros_like(self.leaves[name]) for name in names]
+        rows = num_rows(batch)
+        for row in range(rows):
+            with torch.enable_grad():
+                loss = self._loss(
+                    {**self.leaves, **self.still}, {n: c[row : row + 1] for n, c in batch.items()}
+                )
+            found = torch.autograd.grad(loss, [self.leaves[name] for name in names], materialize_grads=True)
+            norm = torch.stack([part.square().sum() for part in found]).sum().sqrt()
+            factor = torch.clamp(bound / (norm + CLIP_EPS), max=1.0) / rows
+            torch._foreach_add_(total, [part * factor for part in found])
+        return total
 
     def adjust(self, pull: _Pull) -> None:
         """Add penalties, clip, and correct the gradient, in place."""
@@ -122,11 +152,15 @@ class LocalTraining:
     pos_weight: PosWeight = None
     prox: float = 0.0
     amp: bool = False
+    record_clip: float | None = None
+    form: str = "auto"
 
     def __post_init__(self) -> None:
         if self.steps is None and self.epochs is None:
             raise ValueError("local training: give epochs or steps")
-        for name in ("epochs", "steps", "batch_size", "clip_norm"):
+        if self.form not in FORMS:
+            raise ValueError(f"local training: form={self.form!r}: choose one of {', '.join(FORMS)}")
+        for name in ("epochs", "steps", "batch_size", "clip_norm", "record_clip"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"local training: {name}={value} must be above 0")
@@ -139,6 +173,42 @@ class LocalTraining:
             raise ValueError(f"local training: {kind} is neither a model nor a function loss(params, batch)")
         is_own_loss = not isinstance(self.model, Model) or self.model.custom_loss is not None
         check_pos_weight(None if is_own_loss else self.model.task, self.pos_weight)
+        if (
+            self.record_clip is not None
+            and isinstance(self.model, Model)
+            and dropout.layers(self.model.module)
+        ):
+            raise ValueError(
+                "local training: record_clip needs a model without dropout: every row is clipped alone"
+            )
+        if self.form in ("stacked", "vmap") and isinstance(self._stackable, str):
+            raise ValueError(f"local training: form={self.form!r} is not possible: {self._stackable}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}  # not what was derived
+
+    @cached_property
+    def _stackable(self) -> Stackable | str:
+        """How many sites are trained at once, or why they are not."""
+        return "form='loop' was asked for" if self.form == "loop" else stackable(self)
+
+    @property
+    def how(self) -> str:
+        """Say how sites are trained: as one program, or one after the other and why."""
+        found = self._stackable
+        return f"site by site: {found}" if isinstance(found, str) else f"stacked, {found.chain.kind}"
+
+    @property
+    def rows(self) -> Callable[..., Update] | None:
+        """The twin: train the sites of a group as one program. None where sites are trained one by one."""
+        return None if isinstance(self._stackable, str) else self._train_rows
+
+    def _train_rows(
+        self, group: Group, params: Tagged, data: Tagged, rng: Tagged, **extras: Tagged
+    ) -> Update:
+        found = self._stackable
+        assert not isinstance(found, str)
+        return train_rows(self, found, group, params, data, rng, extras)
 
     def precision(self, device: torch.device) -> AbstractContextManager[Any]:
         """Return the autocast context: bfloat16 (no loss scaling needed), only where the device has it."""
@@ -169,6 +239,7 @@ class LocalTraining:
         anchor: Mapping[str, Tensor] | None = None,
         prox: float | None = None,
         lr: float | None = None,
+        steps: int | None = None,
     ) -> KeptUpdate:
         """Train from `params` and an optimizer state (`init_state`), and return both.
 
@@ -178,7 +249,8 @@ class LocalTraining:
         pull = self._pull(params, correction, anchor, prox)
         rate = self.rate(rng.round) if lr is None else lr
         rows = training_rows(data)
-        num_steps = count_steps(num_rows(rows), self.batch_size, self.epochs, self.steps)
+        most = self.steps if steps is None else int(steps)
+        num_steps = count_steps(num_rows(rows), self.batch_size, self.epochs, most)
         descent = _Descent(self, params, rng)
         kept = tree.clone(self.init_state(params) if state is None else dict(state))
         vectors = {name: kept[name].buffer[0, : params.schema.trainable] for name in self.rule.slots}
@@ -212,10 +284,15 @@ class LocalTraining:
             found.buffer[0, : params.schema.trainable] = descent.gradient
         return found
 
-    def _pull(self, params: Flat, correction: Any, anchor: Any, prox: float | None) -> _Pull:
+    def pull_of(self, has_anchor: bool, prox: float | None) -> float:
+        """Return how strong the pull to the anchor is. Raises ValueError on an anchor that pulls nowhere."""
         strength = self.prox if prox is None else prox
-        if anchor is not None and prox is None and not strength:
+        if has_anchor and prox is None and not strength:
             raise ValueError("an anchor without prox pulls nowhere: give prox=")
+        return strength
+
+    def _pull(self, params: Flat, correction: Any, anchor: Any, prox: float | None) -> _Pull:
+        strength = self.pull_of(anchor is not None, prox)
         trainable = params.schema.trainable
 
         def vector(value: Any) -> Tensor:
@@ -243,6 +320,8 @@ def sgd(
     *,
     unpenalised: Sequence[str] = ("bias",),
     amp: bool = False,
+    record_clip: float | None = None,
+    form: str = "auto",
 ) -> LocalTraining:
     """Gradient descent at a site.
 
@@ -250,23 +329,18 @@ def sgd(
     number or a schedule of the round. `weight_decay` adds weight_decay * w for every weight, as torch does;
     `l2` is a penalty l2/2 ||w||^2 without leaves whose own name starts with a word of `unpenalised`.
     `pos_weight` weighs the positive class (a number) or every class (a sequence). `amp` computes the loss in
-    bfloat16 where the device is a GPU that has it, and changes nothing elsewhere.
+    bfloat16 where the device is a GPU that has it, and changes nothing elsewhere. `record_clip` scales the
+    gradient of every row to a norm of at most this before the mean. `form` says how a group of sites is
+    trained: `auto` (as one program where the model allows it), `stacked` (or refuse), `vmap` (any model
+    without dropout and batch statistics; rows are then not promised to be invariant), `loop` (one by one).
     Raises ValueError on settings that cannot be.
     """
     return LocalTraining(
-        model=model,
-        lr=lr,
-        rule=SgdRule(momentum, weight_decay),
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        l2=l2,
-        unpenalised=tuple(unpenalised),
-        clip_norm=clip_norm,
-        pos_weight=pos_weight,
-        prox=prox,
-        amp=amp,
-    )
+        model=model, lr=lr, rule=SgdRule(momentum, weight_decay), epochs=epochs, steps=steps,
+        batch_size=batch_size, l2=l2, unpenalised=tuple(unpenalised), clip_norm=clip_norm,
+        pos_weight=pos_weight, prox=prox, amp=amp,
+        record_clip=record_clip, form=form,
+    )  # fmt: skip
 
 
 def adamw(
@@ -286,19 +360,13 @@ def adamw(
     eps: float = 1e-8,
     unpenalised: Sequence[str] = ("bias",),
     amp: bool = False,
+    record_clip: float | None = None,
+    form: str = "auto",
 ) -> LocalTraining:
     """AdamW at a site, its moments reset each round; the other settings are those of `sgd`."""
     return LocalTraining(
-        model=model,
-        lr=lr,
-        rule=AdamWRule(beta1, beta2, eps, weight_decay),
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        l2=l2,
-        unpenalised=tuple(unpenalised),
-        clip_norm=clip_norm,
-        pos_weight=pos_weight,
-        prox=prox,
-        amp=amp,
-    )
+        model=model, lr=lr, rule=AdamWRule(beta1, beta2, eps, weight_decay), epochs=epochs, steps=steps,
+        batch_size=batch_size, l2=l2, unpenalised=tuple(unpenalised), clip_norm=clip_norm,
+        pos_weight=pos_weight, prox=prox, amp=amp,
+        record_clip=record_clip, form=form,
+    )  # fmt: skip

@@ -20,13 +20,16 @@ class SgdRule:
         """Names of the vectors that the rule keeps between steps."""
         return ("momentum",) if self.momentum else ()
 
-    def step(self, weights: Tensor, gradient: Tensor, state: State, lr: float, count: int) -> None:
-        """Move `weights`; `gradient` may be overwritten."""
+    def step(self, weights: Tensor, gradient: Tensor, state: State, lr: float | Tensor, count: int) -> None:
+        """Move `weights`; `gradient` may be overwritten. `lr` is a number, or one a row of `weights`."""
         if self.weight_decay:
             gradient.add_(weights, alpha=self.weight_decay)
         if self.momentum:
             gradient = state["momentum"].mul_(self.momentum).add_(gradient)
-        weights.add_(gradient, alpha=-lr)
+        if isinstance(lr, Tensor):
+            weights.sub_(gradient * lr)  # not addcmul_: its vector and scalar loops round differently
+        else:
+            weights.add_(gradient, alpha=-lr)
 
 
 @dataclass(frozen=True)
@@ -47,14 +50,17 @@ class AdamWRule:
         """Names of the vectors that the rule keeps between steps."""
         return "first", "second"
 
-    def step(self, weights: Tensor, gradient: Tensor, state: State, lr: float, count: int) -> None:
-        """Move `weights`; `count` is 1 in the first step."""
+    def step(self, weights: Tensor, gradient: Tensor, state: State, lr: float | Tensor, count: int) -> None:
+        """Move `weights`; `count` is 1 in the first step. `lr` is a number, or one a row of `weights`."""
         first, second = state["first"], state["second"]
         weights.mul_(1 - lr * self.weight_decay)
         first.lerp_(gradient, 1 - self.beta1)
         second.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
         root = second.sqrt().div_(math.sqrt(1 - self.beta2**count)).add_(self.eps)
-        weights.addcdiv_(first, root, value=-lr / (1 - self.beta1**count))
+        if isinstance(lr, Tensor):
+            weights.addcdiv_(first * lr, root, value=-1 / (1 - self.beta1**count))
+        else:
+            weights.addcdiv_(first, root, value=-lr / (1 - self.beta1**count))
 
 
 Rule = SgdRule | AdamWRule

@@ -43,9 +43,12 @@ class LocalUpdate(Protocol):
         anchor: Mapping[str, Any] | None = None,
         prox: float | None = None,
         lr: float | None = None,
+        steps: int | None = None,
     ) -> Update:
         """Return the update of one site.
 
         `correction` is added to every gradient (SCAFFOLD: c - c_i). `prox` adds prox/2 ||y - anchor||^2 to
-        the loss, the anchor being the received parameters unless one is given. `lr` overrides the rate.
+        the loss, the anchor being the received parameters unless one is given. `lr` overrides the rate,
+        `steps` the number of
+        batches.
         """

@@ -129,12 +129,16 @@ class Interpreter:
     def _twin(
         self, twin: Callable[..., Any], args: Sequence[Tagged], kwargs: Mapping[str, Tagged], group: Group
     ) -> Tagged:
+        if self.call.deadline is not None and time.time() > self.call.deadline:
+            for row in group.alive:
+                self.lose(group, row, "late")
+            return Rows(Ragged([None] * group.k))
         try:
             return Rows(twin(group, *args, **kwargs))
         except Exception:  # noqa: BLE001 (one site broke it: each is asked alone, and reported)
 
             def alone(row: int) -> Any:
-                single = Group([group.ids[row]])
+                single = Group([group.ids[row]], group.cache)
                 result = twin(
                     single,
                     *(_one(arg, row) for arg in args),
@@ -146,7 +150,7 @@ class Interpreter:
             return rows.stack(results) if group.alive else Rows(Ragged(results))
 
     def _check(self, operand: Tagged, group: Group) -> Tagged:
-        is_finite = values.finite_rows(operand, group.k)
+        is_finite = values.finite_rows(operand, group)
         for row in group.alive:
             if not is_finite[row]:
                 self.lose(group, row, "not finite")

@@ -23,6 +23,7 @@ from fedray.runtime.interpret import Interpreter, is_whole_weight, own, weights_
 from fedray.runtime.plan import Plan, lane_names
 
 KEPT_BYTES = 256 * 2**20  # operands kept for a second fold; beyond it the stage is run again, with equal bits
+GROUP_BYTES = 4 * 2**20  # of parameters in a group: half of a last-level cache's share of one core, measured
 RoundKey = tuple[str, int, int]  # plan, round, attempt
 
 
@@ -50,6 +51,8 @@ class Pack:
         self.name, self.sites, self.group_size, self.allow_empty = name, dict(sites), group_size, allow_empty
         self.first_error: BaseException | None = None  # of the last stage; it never leaves this process
         self._data: dict[str, Any] = {}
+        self._rows: dict[str, int] = {}  # training rows of each site, which sort the sites into groups
+        self._cache: dict[Any, Any] = {}  # of the twins: buffers that outlive groups and rounds
         self._transforms: list[Any] = []
         self._plans: dict[str, Load] = {}
         self._state: dict[tuple[str, str], Any] = {}  # (slot, site) -> current value
@@ -66,6 +69,8 @@ class Pack:
         for site in self.sites:
             data = self._open(site)
             sizes[site] = data.train.num_rows if hasattr(data, "splits") else len(data)
+        self._rows = sizes
+        self._lay_together()
         empty = sorted(site for site, size in sizes.items() if size == 0)
         if empty and not self.allow_empty:
             raise DataError(
@@ -86,6 +91,13 @@ class Pack:
         """Pass every site's data through `transform` from now on."""
         self._transforms.append(transform)
         self._data = {site: transform(data) for site, data in self._data.items()}
+        self._lay_together()
+
+    def _lay_together(self) -> None:
+        """Let the sites' rows lie in one table, where their data can."""
+        opened = list(self._data.values())
+        if opened and all(type(data) is type(opened[0]) and hasattr(data, "together") for data in opened):
+            opened[0].together(opened)
 
     def load(self, load: Load) -> None:
         """Verify and keep a plan; at the start of a run forget the one before, or restore a checkpoint."""
@@ -93,7 +105,7 @@ class Pack:
         if load.is_start:
             kinds = checkpoint.record_kinds(*load.initial.values())
             self._state = checkpoint.read_sites(*load.restore, set(self.sites), kinds) if load.restore else {}
-            self._plans, self._pending, self._groups, self._last = {}, {}, {}, None
+            self._plans, self._pending, self._groups, self._last, self._cache = {}, {}, {}, None, {}
         self._plans[load.plan.digest] = load
 
     def commit(self, commits: Sequence[Commit]) -> None:
@@ -132,7 +144,7 @@ class Pack:
 
     def _compute(self, call: StageCall, downlink: Mapping[int, Any]) -> "_Folded":
         plan = self._plans[call.plan].plan
-        groups = self._groups_of(call, plan)
+        groups = self._groups_of(call, plan, self._group_size(downlink))
         interpreter = Interpreter(plan, call, downlink, lambda slot, site: self._input(call, slot, site))
         folded = _Folded(plan, call)
         outputs = [
@@ -152,14 +164,21 @@ class Pack:
         self.first_error = interpreter.first
         return folded
 
-    def _groups_of(self, call: StageCall, plan: Plan) -> list[Group]:
+    def _group_size(self, downlink: Mapping[int, Any]) -> int:
+        """Return how many sites are interpreted together: as many rows as stay in the processor's cache."""
+        leaves = [leaf for value in downlink.values() for _, leaf in tree.leaves(value)]
+        row = max((tree.nbytes(leaf) for leaf in leaves if isinstance(leaf, tree.Flat)), default=1)
+        return max(1, min(self.group_size, GROUP_BYTES // row))
+
+    def _groups_of(self, call: StageCall, plan: Plan, size: int) -> list[Group]:
+        """Return the groups of a round: sites of like size together, so that they end their steps
+        together."""
         key = (call.plan, call.round, call.attempt)
         if call.stage == plan.site_stages[0]:
-            chosen = [site for site in self.sites if site in set(call.cohort)]
+            chosen = sorted(call.cohort, key=lambda site: (-self._rows.get(site, 0), site))
             self._groups = {old: groups for old, groups in self._groups.items() if old[0] != call.plan}
             self._groups[key] = [
-                Group(chosen[start : start + self.group_size])
-                for start in range(0, len(chosen), self.group_size)
+                Group(chosen[start : start + size], self._cache) for start in range(0, len(chosen), size)
             ]
         elif key not in self._groups:
             raise HostError(

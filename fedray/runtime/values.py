@@ -3,6 +3,7 @@
 The values themselves (`Same`, `Rows`, `Column`, `Ragged`, `Group`) are in `fedray.rows`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from fedray import tree
 from fedray.core.value import Record
-from fedray.rows import Column, Ragged, Rows, Same, Tagged, expand, stack
+from fedray.rows import Column, Group, Ragged, Rows, Same, Tagged, expand, stack
 
 
 def _first_dimension(value: Any) -> Any:
@@ -83,21 +84,35 @@ def filler(value: Any) -> Any:
     return tree.map(lambda leaf: torch.zeros_like(leaf) if isinstance(leaf, Tensor) else 0, value)
 
 
-def finite_rows(tagged: Tagged, k: int) -> list[bool]:
+def largest(numbers: Tensor, k: int, group: Group | None = None) -> Tensor:
+    """Return the largest |x| of each of k rows, NaN or infinity where a row has one: one pass, no copy.
+
+    With a group it is computed once, however many nodes ask.
+    """
+    if group is not None and id(numbers) in group.largest and group.largest[id(numbers)][0] is numbers:
+        return group.largest[id(numbers)][1]
+    flat = numbers.detach().reshape(k, -1)
+    found = torch.linalg.vector_norm(flat, math.inf, dim=1) if flat.shape[1] else flat.new_zeros(k)
+    if group is not None:
+        group.largest[id(numbers)] = (numbers, found)
+    return found
+
+
+def finite_rows(tagged: Tagged, group: Group) -> list[bool]:
     """Tell for each row whether all its numbers are finite."""
-    flags = torch.ones(k, dtype=torch.bool)
+    flags = torch.ones(group.k, dtype=torch.bool)
     for _, leaf in tree.leaves(tagged.value):
         numbers = (
             leaf.buffer if isinstance(leaf, tree.Flat) else leaf.numbers if isinstance(leaf, Column) else leaf
         )
         if isinstance(leaf, Ragged):
-            flags &= torch.tensor([all(finite_rows(Same(item), 1)) for item in leaf.items])
+            flags &= torch.tensor([all(finite_rows(Same(item), _ONE)) for item in leaf.items])
         elif isinstance(numbers, Tensor) and numbers.is_floating_point():
-            good = torch.isfinite(numbers)
-            if isinstance(tagged, Rows):
-                flags &= good.reshape(k, -1).all(dim=1)
-            else:
-                flags &= good.all()
+            rows = group.k if isinstance(tagged, Rows) else 1
+            flags &= torch.isfinite(largest(numbers, rows, group if rows > 1 else None)).cpu()
         elif tree.is_number(numbers):
-            flags &= bool(torch.isfinite(torch.tensor(float(numbers))))
-    return [bool(flag) for flag in flags]
+            flags &= math.isfinite(numbers)
+    return flags.tolist()
+
+
+_ONE = Group([""])

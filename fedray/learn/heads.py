@@ -1,0 +1,135 @@
+"""Losses over stacked rows: the gradient of each output by hand, and the loss of each row for the metrics.
+
+A head is started once per chunk of batches with the labels and the weight of each row (its share of the
+batch's mean; zero for padding).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedray.learn.losses import PosWeight
+
+
+@dataclass
+class Binary:
+    """One logit a row; `pos_weight` multiplies the positive rows."""
+
+    pos_weight: float | None
+
+    def start(self, target: Tensor, weights: Tensor) -> None:
+        """Take labels (blocks, rows) and weights of a chunk."""
+        self.target, self.weights = target, weights
+        if self.pos_weight is not None:
+            self.positive = self.pos_weight * target
+            self.scale = 1 + (self.pos_weight - 1) * target
+
+    def gradient(self, output: Tensor, here: slice) -> Tensor:
+        """Return the gradient at the outputs of some blocks, shaped as `output` (sites, rows, 1)."""
+        z = torch.sigmoid(output.squeeze(2))
+        if self.pos_weight is None:
+            z.sub_(self.target[here])
+        else:
+            z.mul_(self.scale[here]).sub_(self.positive[here])
+        return z.mul_(self.weights[here]).unsqueeze(2)
+
+    def loss(self, outputs: Tensor) -> Tensor:
+        """Return the weighted loss of each row of the chunk, (blocks, rows)."""
+        factor = None if self.pos_weight is None else torch.tensor(self.pos_weight).to(outputs)
+        rows = F.binary_cross_entropy_with_logits(
+            outputs.squeeze(2), self.target, pos_weight=factor, reduction="none"
+        )
+        return rows * self.weights
+
+
+@dataclass
+class Number:
+    """Squared error, the mean over outputs."""
+
+    def start(self, target: Tensor, weights: Tensor) -> None:
+        """Take targets (blocks, rows[, outputs]) and weights of a chunk."""
+        self.target = target if target.dim() == 3 else target.unsqueeze(2)
+        self.weights = weights
+
+    def gradient(self, output: Tensor, here: slice) -> Tensor:
+        """Return the gradient at the outputs of some blocks."""
+        found = (output - self.target[here]).mul_(2.0 / output.shape[2])
+        return found.mul_(self.weights[here].unsqueeze(2))
+
+    def loss(self, outputs: Tensor) -> Tensor:
+        """Return the weighted loss of each row of the chunk, (blocks, rows)."""
+        return (outputs - self.target).square().mean(2) * self.weights
+
+
+@dataclass
+class Classes:
+    """A logit a class; with class weights a batch's mean is over the weights of its rows, as in torch."""
+
+    class_weights: tuple[float, ...] | None
+
+    def start(self, target: Tensor, weights: Tensor) -> None:
+        """Take labels (blocks, rows) and weights of a chunk."""
+        self.target, self.weights = target.long(), weights
+        if self.class_weights is not None:
+            of_class = torch.tensor(self.class_weights).to(weights)[self.target] * (weights > 0)
+            self.weights = of_class / of_class.sum(1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+
+    def gradient(self, output: Tensor, here: slice) -> Tensor:
+        """Return the gradient at the outputs of some blocks."""
+        found = torch.softmax(output, 2)
+        found.scatter_add_(2, self.target[here].unsqueeze(2), -torch.ones_like(found[:, :, :1]))
+        return found.mul_(self.weights[here].unsqueeze(2))
+
+    def loss(self, outputs: Tensor) -> Tensor:
+        """Return the weighted loss of each row of the chunk, (blocks, rows)."""
+        chosen = torch.log_softmax(outputs, 2).gather(2, self.target.unsqueeze(2)).squeeze(2)
+        return -chosen * self.weights
+
+
+@dataclass
+class Hazards:
+    """A logit an interval of time; see `losses.hazards_loss`."""
+
+    def start(self, target: Tensor, weights: Tensor) -> None:
+        """Take targets (blocks, rows, 2) and weights of a chunk."""
+        self.target, self.weights = target, weights
+
+    def gradient(self, output: Tensor, here: slice) -> Tensor:
+        """Return the gradient at the outputs of some blocks."""
+        event, at_risk = hazard_masks(self.target[here], output)
+        return ((torch.sigmoid(output) - event) * at_risk).mul_(self.weights[here].unsqueeze(2))
+
+    def loss(self, outputs: Tensor) -> Tensor:
+        """Return the weighted loss of each row of the chunk, (blocks, rows)."""
+        event, at_risk = hazard_masks(self.target, outputs)
+        found = F.binary_cross_entropy_with_logits(outputs, event, reduction="none") * at_risk
+        return found.sum(2) * self.weights
+
+
+def hazard_masks(target: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    """Return 1 at the interval of an event, and 1 at every interval that was lived through or begun."""
+    interval = torch.arange(output.shape[-1], device=output.device)
+    last, happened = target[..., :1], target[..., 1:]
+    return (
+        ((interval == last) & (happened > 0)).to(output.dtype),
+        (interval <= last).to(output.dtype),
+    )
+
+
+Head = Binary | Number | Classes | Hazards
+
+
+def head_of(task: str, outputs: int, pos_weight: PosWeight) -> Head | None:
+    """Return the head of a task, None where outputs and task do not go together (the plain form says why)."""
+    if task == "binary":
+        return Binary(pos_weight if pos_weight is None else float(pos_weight)) if outputs == 1 else None  # type: ignore[arg-type]
+    if task == "number":
+        return Number()
+    if task == "hazards":
+        return Hazards()
+    return Classes(None if pos_weight is None else tuple(pos_weight))  # type: ignore[arg-type]
+
+
+__all__ = ["Binary", "Classes", "Hazards", "Head", "Number", "hazard_masks", "head_of"]

@@ -1,0 +1,366 @@
+"""Layers over stacked rows, by hand: x is (sites, rows, features), each site with its own weights.
+
+No product has a dimension of one (a width-one layer multiplies and sums), and outputs go into reused buffers.
+A layer's `backward` gives the gradient of its input; `learn` then moves or collects its parameters' gradient,
+apart from it so that rows can be rescaled in between (record-level clipping).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedray.learn.dropout import hash32
+from fedray.learn.planes import Planes, Space
+
+aten = torch.ops.aten
+
+
+@dataclass(slots=True)
+class Frame:
+    """What the layers of one training share. `gradients` is None where matrices are moved in place."""
+
+    weights: Planes
+    vector_gradients: Planes
+    gradients: Planes | None
+    space: Space
+    dtype: torch.dtype
+    device: torch.device
+    rows: int  # sites
+    width: int  # rows of a block
+    move: float = 0.0  # -lr: fused
+    keep: dict[str, float] | None = None  # 1 - lr * decay of each matrix: fused
+    words: Tensor | None = None  # (steps, sites, dropout layers, 2)
+    step: int = 0
+    block: int = 0  # of the step; the first one starts its gradient
+
+    def buffer(self, name: Any, active: int, *shape: int) -> Tensor:
+        """Return a reused buffer (active, width, *shape)."""
+        return self.space.take(name, (self.rows, self.width, *shape), self.dtype, self.device)[:active]
+
+    def add_vector(self, target: Tensor, found: Tensor) -> None:
+        """Write or add the gradient of a vector."""
+        if self.block == 0:
+            target.copy_(found)
+        else:
+            target.add_(found)
+
+    def sum_rows(self, gradient: Tensor, target: Tensor) -> None:
+        """Write or add the sum over the rows of each site."""
+        if self.block == 0:
+            torch.sum(gradient, 1, out=target)
+        else:
+            target.add_(gradient.sum(1))
+
+
+@dataclass
+class Linear:
+    """y = x W' + b, with both dimensions of W above one."""
+
+    name: str
+    inputs: int
+    width: int
+    has_bias: bool
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """Leaves that get a plane of their own."""
+        return (f"{self.name}weight",)
+
+    def bind(self, frame: Frame, active: int) -> None:
+        """Take views for so many sites."""
+        weight = f"{self.name}weight"
+        self.frame, self.w = frame, frame.weights.view(weight, active)
+        self.wt = self.w.transpose(1, 2)
+        self.y = frame.buffer((self.name, "y"), active, self.width)
+        self.gx = frame.buffer((self.name, "gx"), active, self.inputs)
+        if self.has_bias:
+            self.b = frame.weights.view(f"{self.name}bias", active).unsqueeze(1)
+            self.gb = frame.vector_gradients.view(f"{self.name}bias", active)
+        if frame.gradients is not None:
+            self.gw = frame.gradients.view(weight, active)
+        self.keep = (frame.keep or {}).get(weight, 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return y."""
+        self.x = x
+        if self.has_bias:
+            return torch.baddbmm(self.b, x, self.wt, out=self.y)
+        return torch.bmm(x, self.wt, out=self.y)
+
+    def backward(self, g: Tensor, needs_input: bool) -> Tensor | None:
+        """Return the gradient of x."""
+        self.g = g
+        return torch.bmm(g, self.w, out=self.gx) if needs_input else None
+
+    def norms(self) -> Tensor:
+        """Return the squared norm of each row's own gradient, (active, width)."""
+        seen = self.x.square().sum(2) + (1 if self.has_bias else 0)
+        return seen * self.g.square().sum(2)
+
+    def learn(self) -> None:
+        """Move W, or collect its gradient."""
+        frame, gt = self.frame, self.g.transpose(1, 2)
+        if frame.gradients is None:
+            self.w.baddbmm_(gt, self.x, beta=self.keep, alpha=frame.move)
+        elif frame.block == 0:
+            torch.bmm(gt, self.x, out=self.gw)
+        else:
+            self.gw.baddbmm_(gt, self.x)
+        if self.has_bias:
+            frame.sum_rows(self.g, self.gb)
+
+
+@dataclass
+class Thin:
+    """A linear layer from or to one feature: multiply and sum, because a product of width one is not row
+    invariant.
+    """
+
+    name: str
+    inputs: int
+    width: int
+    has_bias: bool
+    matrices: tuple[str, ...] = ()
+
+    def bind(self, frame: Frame, active: int) -> None:
+        """Take views for so many sites."""
+        wide = max(self.inputs, self.width)
+        self.frame = frame
+        self.w = frame.weights.view(f"{self.name}weight", active).reshape(active, 1, wide)
+        self.gw = frame.vector_gradients.view(f"{self.name}weight", active).view(active, wide)
+        self.product = frame.buffer((self.name, "product"), active, wide)
+        self.y = frame.buffer((self.name, "y"), active, self.width)
+        self.gx = frame.buffer((self.name, "gx"), active, self.inputs)
+        if self.has_bias:
+            self.b = frame.weights.view(f"{self.name}bias", active).unsqueeze(1)
+            self.gb = frame.vector_gradients.view(f"{self.name}bias", active)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return y."""
+        self.x = x
+        if self.width == 1:
+            torch.mul(x, self.w, out=self.product)
+            torch.sum(self.product, 2, keepdim=True, out=self.y)
+        else:
+            torch.mul(x, self.w, out=self.y)
+        return self.y.add_(self.b) if self.has_bias else self.y
+
+    def backward(self, g: Tensor, needs_input: bool) -> Tensor | None:
+        """Return the gradient of x."""
+        self.g = g
+        if not needs_input:
+            return None
+        if self.width == 1:
+            return torch.mul(g, self.w, out=self.gx)
+        torch.mul(g, self.w, out=self.product)
+        return torch.sum(self.product, 2, keepdim=True, out=self.gx)
+
+    def norms(self) -> Tensor:
+        """Return the squared norm of each row's own gradient, (active, width)."""
+        seen = self.x.square().sum(2) + (1 if self.has_bias else 0)
+        return seen * self.g.square().sum(2)
+
+    def learn(self) -> None:
+        """Collect the gradient."""
+        torch.mul(self.g, self.x, out=self.product)
+        self.frame.sum_rows(self.product, self.gw)
+        if self.has_bias:
+            self.frame.sum_rows(self.g, self.gb)
+
+
+@dataclass
+class Activation:
+    """An elementwise function. `derivative(g, saved, out)` is aten's own; `keeps` says what it needs."""
+
+    width: int
+    function: Callable[[Tensor], Tensor]
+    derivative: Callable[[Tensor, Tensor], Tensor] | None
+    keeps: str = "output"
+    matrices: tuple[str, ...] = ()
+
+    def bind(self, frame: Frame, active: int) -> None:
+        """Nothing is kept between steps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return f(x)."""
+        if self.derivative is None:
+            self.saved = x.detach().requires_grad_()
+            with torch.enable_grad():
+                self.out = self.function(self.saved)
+            return self.out.detach()
+        y = self.function(x)
+        self.saved = y if self.keeps == "output" else x
+        return y
+
+    def backward(self, g: Tensor, needs_input: bool) -> Tensor | None:
+        """Return g f'(x)."""
+        if not needs_input:
+            return None
+        if self.derivative is None:
+            return torch.autograd.grad(self.out, self.saved, g)[0]
+        return self.derivative(g, self.saved)
+
+    def norms(self) -> Tensor | None:
+        """Nothing is learnt here."""
+        return None
+
+    def learn(self) -> None:
+        """Nothing is learnt here."""
+
+
+@dataclass
+class LayerNorm:
+    """Normalise each row over its features, then scale and shift by the site's own leaves."""
+
+    name: str
+    width: int
+    eps: float
+    has_scale: bool
+    has_bias: bool
+    matrices: tuple[str, ...] = ()
+
+    def bind(self, frame: Frame, active: int) -> None:
+        """Take views for so many sites."""
+        self.frame = frame
+        for has, kind in ((self.has_scale, "weight"), (self.has_bias, "bias")):
+            if has:
+                setattr(self, kind, frame.weights.view(f"{self.name}{kind}", active).unsqueeze(1))
+                setattr(self, f"g_{kind}", frame.vector_gradients.view(f"{self.name}{kind}", active))
+
+    weight: Any = None
+    bias: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return y."""
+        self.x = x
+        self.plain, self.mean, self.scale = torch.native_layer_norm(x, [self.width], None, None, self.eps)
+        y = self.plain * self.weight if self.has_scale else self.plain
+        return y + self.bias if self.has_bias else y
+
+    def backward(self, g: Tensor, needs_input: bool) -> Tensor | None:
+        """Return the gradient of x."""
+        self.g = g
+        if not needs_input:
+            return None
+        inner = g * self.weight if self.has_scale else g
+        return aten.native_layer_norm_backward(
+            inner.contiguous(), self.x, [self.width], self.mean, self.scale, None, None, [True, False, False]
+        )[0]
+
+    def norms(self) -> Tensor | None:
+        """Return the squared norm of each row's own gradient, (active, width)."""
+        total = None
+        for has, found in ((self.has_scale, self.g * self.plain), (self.has_bias, self.g)):
+            if has:
+                total = found.square().sum(2) if total is None else total + found.square().sum(2)
+        return total
+
+    def learn(self) -> None:
+        """Collect the gradient."""
+        if self.has_scale:
+            self.frame.sum_rows(self.g * self.plain, self.g_weight)
+        if self.has_bias:
+            self.frame.sum_rows(self.g, self.g_bias)
+
+
+@dataclass
+class Dropout:
+    """The counter-hash dropout of `dropout.py`, each site under its own words."""
+
+    width: int
+    p: float
+    number: int
+    matrices: tuple[str, ...] = ()
+
+    def bind(self, frame: Frame, active: int) -> None:
+        """Take the element numbers of a batch."""
+        self.frame, self.active = frame, active
+        count = frame.width * self.width
+        self.index = torch.arange(count, dtype=torch.int32, device=frame.device).view(
+            1, frame.width, self.width
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x with dropped elements."""
+        assert self.frame.words is not None
+        words = self.frame.words[self.frame.step, : self.active, self.number]
+        first, second = (words[:, i].view(-1, 1, 1) for i in (0, 1))
+        index = self.index + self.frame.block * self.index.numel() if self.frame.block else self.index
+        kept = hash32(index, first, second) >= round(self.p * 2**32) - 2**31
+        self.mask = kept.to(x.dtype).mul_(1 / (1 - self.p))
+        return x * self.mask
+
+    def backward(self, g: Tensor, needs_input: bool) -> Tensor | None:
+        """Return the gradient of x."""
+        return g * self.mask if needs_input else None
+
+    def norms(self) -> Tensor | None:
+        """Nothing is learnt here."""
+        return None
+
+    def learn(self) -> None:
+        """Nothing is learnt here."""
+
+
+@dataclass
+class Bag:
+    """Mean or sum of word vectors (`EmbeddingBag` without offsets); `padding` is no word. x is (sites, rows,
+    words) of int64.
+    """
+
+    name: str
+    width: int
+    vocabulary: int
+    padding: int | None
+    mode: str
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """Leaves that get a plane of their own."""
+        return (f"{self.name}weight",)
+
+    def bind(self, frame: Frame, active: int) -> None:
+        """Take views for so many sites."""
+        self.frame, self.active = frame, active
+        self.w = frame.weights.view(f"{self.name}weight", active)
+        if frame.gradients is not None:
+            self.gw = frame.gradients.view(f"{self.name}weight", active)
+        self.keep = (frame.keep or {}).get(f"{self.name}weight", 1.0)
+        self.first = torch.arange(active, device=frame.device).view(-1, 1, 1) * self.vocabulary
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return one vector a row."""
+        self.shape = x.shape
+        self.at = (x + self.first).reshape(-1)
+        is_word = torch.ones_like(x, dtype=torch.bool) if self.padding is None else x != self.padding
+        self.share = is_word.to(self.frame.dtype)
+        if self.mode == "mean":
+            self.share /= self.share.sum(2, keepdim=True).clamp_min(1)
+        table = self.w.reshape(self.active * self.vocabulary, self.width)
+        found = table.index_select(0, self.at).view(*x.shape, self.width)
+        return (found * self.share.unsqueeze(3)).sum(2)
+
+    def backward(self, g: Tensor, needs_input: bool) -> Tensor | None:
+        """Words have no gradient."""
+        self.g = g
+        return None
+
+    def norms(self) -> Tensor | None:
+        """Refused for record-level clipping: a row may hold a word twice."""
+        return None
+
+    def learn(self) -> None:
+        """Move the vectors, or collect their gradient."""
+        spread = (self.g.unsqueeze(2) * self.share.unsqueeze(3)).view(-1, self.width)
+        found = aten.embedding_dense_backward(spread, self.at, self.active * self.vocabulary, -1, False)
+        found = found.view(self.active, self.vocabulary, self.width)
+        frame = self.frame
+        if frame.gradients is None:
+            if self.keep != 1.0:
+                self.w.mul_(self.keep)
+            self.w.add_(found, alpha=frame.move)
+        else:
+            frame.add_vector(self.gw, found)

@@ -1,0 +1,112 @@
+"""The parameters of a group while they are trained: each matrix in a plane of its own, all vectors in one.
+
+A batched product writes in place only into a contiguous (sites, out, in) tensor, so a matrix gets a plane
+(sites, elements); what is left (biases, width-one layers, scales) shares one. An operation over all
+parameters is then one call a plane. A plane's rows are multiples of 32 elements, so that rows begin on
+64-byte lines and vector loops have no tail: the padding is zero and stays zero.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedray.tree import Leaf, Schema
+
+LINE = 32
+
+
+class Space:
+    """Work buffers that are used again: the same name gives the same memory, with what is left in it."""
+
+    def __init__(self) -> None:
+        self._held: dict[Any, Tensor] = {}
+
+    def take(self, name: Any, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return a tensor of this shape; it is new, and larger, only where none large enough is held."""
+        wanted = 1
+        for side in shape:
+            wanted *= side
+        key = (name, dtype, device)
+        held = self._held.get(key)
+        if held is None or held.numel() < wanted:
+            held = self._held[key] = torch.empty(wanted, dtype=dtype, device=device)
+        return held[:wanted].view(*shape)
+
+
+class Planes:
+    """Rows of a flat value, leaf by leaf. `matrices` names the leaves that get a plane of their own."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        matrices: Sequence[str],
+        rows: int,
+        space: Space,
+        name: str,
+        device: torch.device,
+    ) -> None:
+        self.schema, self.rows = schema, rows
+        self.places: dict[str, tuple[int, int, Leaf]] = {}
+        widths: list[int] = []
+        shared = 0
+        for leaf in schema.leaves:
+            if leaf.name in matrices:
+                self.places[leaf.name] = (len(widths), 0, leaf)
+                widths.append(-(-leaf.size // LINE) * LINE)
+        vectors = len(widths)
+        for leaf in schema.leaves:
+            if leaf.name not in matrices:
+                self.places[leaf.name] = (vectors, shared, leaf)
+                shared += -(-leaf.size // LINE) * LINE
+        if shared:
+            widths.append(shared)
+        self.tensors = [
+            space.take((name, i), (rows, width), schema.dtype, device) for i, width in enumerate(widths)
+        ]
+
+    def zero(self) -> "Planes":
+        """Fill with zeros."""
+        for plane in self.tensors:
+            plane.zero_()
+        return self
+
+    def load(self, buffer: Tensor, order: Sequence[int] | None = None) -> "Planes":
+        """Copy from a flat buffer of one row or of k; row p comes from `order[p]`."""
+        if order is not None and buffer.shape[0] > 1:
+            buffer = buffer[torch.tensor(order, device=buffer.device)]
+        padded = {number for number, _, leaf in self.places.values() if leaf.size % LINE}
+        for number in padded:
+            self.tensors[number].zero_()
+        for number, offset, leaf in self.places.values():
+            self.tensors[number][:, offset : offset + leaf.size] = buffer[
+                :, leaf.offset : leaf.offset + leaf.size
+            ]
+        return self
+
+    def view(self, name: str, active: int) -> Tensor:
+        """Return a leaf of the first `active` rows, (active, *shape)."""
+        number, offset, leaf = self.places[name]
+        return self.tensors[number][:active, offset : offset + leaf.size].unflatten(1, leaf.shape or (1,))
+
+    def active(self, rows: int) -> list[Tensor]:
+        """Return every plane's first rows."""
+        return [plane[:rows] for plane in self.tensors]
+
+    def factors(self, by_leaf: dict[str, float]) -> list[Tensor]:
+        """Return for every plane a row of numbers, one per leaf; zero in the padding."""
+        found = [torch.zeros_like(plane[0]) for plane in self.tensors]
+        for name, (number, offset, leaf) in self.places.items():
+            found[number][offset : offset + leaf.size] = by_leaf[name]
+        return found
+
+    def difference(self, origin: Tensor, order: Sequence[int] | None) -> Tensor:
+        """Return rows - origin as a flat buffer in the given order; `origin` has one row or k."""
+        result = torch.zeros(self.rows, self.schema.stride, dtype=self.schema.dtype, device=origin.device)
+        back = None if order is None else torch.tensor(order, device=origin.device).argsort()
+        for number, offset, leaf in self.places.values():
+            here, there = slice(offset, offset + leaf.size), slice(leaf.offset, leaf.offset + leaf.size)
+            rows = self.tensors[number][:, here]
+            torch.sub(rows if back is None else rows[back], origin[:, there], out=result[:, there])
+        return result

@@ -1,0 +1,150 @@
+"""The twin of local training: what arrives tagged from the interpreter, and the update of k rows.
+
+`LocalTraining` (local.py) says what is computed; `stacked.py` computes it for many sites as one program.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fedray import tree
+from fedray.learn.batches import Batch, steps_of, training_rows
+from fedray.learn.chain import Chain, chain_of
+from fedray.learn.heads import Head, head_of
+from fedray.learn.layout import WIDE, Layout, is_wide, layout
+from fedray.learn.models import Model
+from fedray.learn.stacked import Extras, Training
+from fedray.learn.update import Update
+from fedray.rows import Column, Group, Ragged, Rows, Same, Tagged, column
+from fedray.tree import Flat
+
+if TYPE_CHECKING:
+    from fedray.learn.local import LocalTraining
+
+KEPT_LAYOUTS = 16
+
+
+@dataclass(frozen=True)
+class Stackable:
+    """How a model is trained for many sites at once."""
+
+    chain: Chain
+    head: Head
+    schema: tree.Schema
+
+
+def stackable(local: "LocalTraining") -> Stackable | str:
+    """Return how a local training is stacked, or why it is not."""
+    model = local.model
+    if not isinstance(model, Model):
+        return "the loss is a function of its own"
+    if model.custom_loss is not None:
+        return "the model has a loss of its own"
+    if len(model.inputs) != 1:
+        return "the model has several inputs"
+    if local.amp:
+        return "mixed precision"
+    chain = chain_of(model.module)
+    if chain is None:
+        return f"{type(model.module).__name__} has a layer without a stacked form"
+    if local.record_clip is not None and not chain.can_clip_records:
+        return "record-level clipping of embeddings"
+    if model.task == "classes" and local.pos_weight is not None and is_wide(local.batch_size):
+        return f"class weights over batches of more than {WIDE} rows"
+    head = head_of(model.task, chain.outputs, local.pos_weight)
+    if head is None:
+        return f"{chain.outputs} outputs for a {model.task} outcome"
+    return Stackable(chain, head, model.functional.start().schema)
+
+
+def buffer_of(tagged: Tagged, schema: tree.Schema) -> Tensor:
+    """Return parameters, a correction or an anchor as a flat buffer of one row or k."""
+    value = tagged.value
+    if isinstance(value, Flat):
+        return value.buffer.detach()
+    if isinstance(value, Ragged):
+        return torch.cat([tree.flatten(item, schema).buffer for item in value.items])
+    if isinstance(tagged, Same):
+        return tree.flatten(value, schema).buffer
+    k = next(iter(value.values())).shape[0]
+    return torch.cat(
+        [tree.flatten({name: value[name][i] for name in value}, schema).buffer for i in range(k)]
+    )
+
+
+def _items(tagged: Tagged, k: int) -> list[Any]:
+    if isinstance(tagged, Rows) and isinstance(tagged.value, Ragged):
+        return tagged.value.items
+    return [tagged.value] * k
+
+
+def _numbers(tagged: Tagged | None, k: int, otherwise: Any) -> list[Any]:
+    """Return one number per row."""
+    if tagged is None or tagged.value is None:
+        return [otherwise] * k
+    if isinstance(tagged, Rows) and isinstance(tagged.value, Column):
+        return [tagged.value.row(i) for i in range(k)]
+    return [tagged.value] * k
+
+
+def train_rows(
+    local: "LocalTraining", how: Stackable, group: Group, params: Tagged, data: Tagged, rng: Tagged,
+    given: Mapping[str, Tagged],
+) -> Update:  # fmt: skip
+    """Train every site of a group and return their updates as rows; `given` are a `LocalUpdate`'s extras."""
+    k, keys = group.k, _items(rng, group.k)
+    rows = [training_rows(item) for item in _items(data, k)]
+    sizes, taken = steps_of(
+        rows, local.batch_size, local.epochs, _numbers(given.get("steps"), k, local.steps)
+    )
+    schema = params.value.schema if isinstance(params.value, Flat) else how.schema
+    start = buffer_of(params, schema)
+    lr = given.get("lr")
+    rates = [float(rate) for rate in _numbers(lr, k, local.rate(keys[0].round))]
+    extras = Extras(
+        None if (fix := given.get("correction")) is None else buffer_of(fix, schema),
+        start if (anchor := given.get("anchor")) is None else buffer_of(anchor, schema),
+        local.pull_of("anchor" in given, _one(given.get("prox"), local.prox)),
+        # one rate a row is another program than one for all: which it is may not depend on who is in the
+        # group
+        torch.tensor(rates, dtype=torch.float64).view(-1, 1) if isinstance(lr, Rows) else rates[0],
+    )
+    plan = _layout(group, sizes, taken, local, rows[0], schema.dtype)
+    training = Training(local, how, plan, group, start, extras, schema, keys)
+    training.run(rows)
+    delta = training.weights.difference(start, None if plan.is_sorted else plan.order)
+    return Update(
+        Flat(delta, schema), column(sizes), column(taken), {"loss": Column(training.mean_loss(), False)}
+    )  # type: ignore[arg-type, dict-item]
+
+
+def _one(tagged: Tagged | None, otherwise: float) -> float | None:
+    if tagged is None or tagged.value is None:
+        return None
+    found = set(
+        _numbers(tagged, tagged.value.numbers.shape[0] if isinstance(tagged.value, Column) else 1, otherwise)
+    )
+    if len(found) > 1:
+        raise ValueError("prox differs between the sites of a group: give one number")
+    return float(found.pop())
+
+
+def _layout(
+    group: Group,
+    sizes: Sequence[int],
+    steps: Sequence[int],
+    local: "LocalTraining",
+    rows: Batch,
+    dtype: torch.dtype,
+) -> Layout:
+    kept: dict[Any, Layout] = group.cache.setdefault("layouts", {})
+    row_bytes = sum(column[0].numel() * column.element_size() for column in rows.values() if len(column))
+    key = (tuple(sizes), tuple(steps), local.batch_size, row_bytes, dtype)
+    if key not in kept:
+        if len(kept) >= KEPT_LAYOUTS:
+            kept.pop(next(iter(kept)))
+        kept[key] = layout(sizes, steps, local.batch_size, max(row_bytes, 1), dtype)
+    return kept[key]

@@ -1,0 +1,252 @@
+"""Local training of many sites as one program; `local.py`, whose loop is the plain form, says what it does.
+
+Start at `Training.run`. A group's parameters are planes (`planes.py`), its batches blocks (`layout.py`), its
+model a chain of layers by hand (`layers.py`, `chain.py`), its loss a head (`heads.py`). In each step the
+sites that still have a batch are the first rows of everything. Where a step is plain gradient descent, a
+matrix's
+gradient is never formed: the product that would give it moves the matrix (`is_fused`).
+Row i has the same bits in every group that holds its site, alone or among two hundred.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedray import tree
+from fedray.learn.batches import Batch
+from fedray.learn.dropout import words_of
+from fedray.learn.layers import Frame
+from fedray.learn.layout import Layout, Move, draw, table_of
+from fedray.learn.planes import Planes, Space
+from fedray.learn.rules import SgdRule
+from fedray.rng import Key
+from fedray.rows import Group
+
+if TYPE_CHECKING:
+    from fedray.learn.local import LocalTraining
+    from fedray.learn.rows import Stackable
+
+CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6; kept so that both clip alike
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What acts on the gradients besides the loss: flat buffers of one row or k, and numbers."""
+
+    correction: Tensor | None
+    anchor: Tensor
+    prox: float
+    rate: float | Tensor  # one for all, or (k, 1) in the given order
+
+
+class Training:
+    """One local training of a group, from its planes to the moved planes."""
+
+    def __init__(
+        self, local: "LocalTraining", how: "Stackable", plan: Layout, group: Group, start: Tensor, extras:
+        Extras,
+        schema: tree.Schema, keys: Sequence[Key],
+    ) -> None:  # fmt: skip
+        self.local, self.chain, self.head, self.plan, self.keys = local, how.chain, how.head, plan, keys
+        self.space: Space = group.cache.setdefault("space", Space())
+        self.generator: torch.Generator = group.cache.setdefault("generator", torch.Generator())
+        self.schema, self.k, self.device = schema, group.k, start.device
+        self.order = None if plan.is_sorted else plan.order
+        self.weights = self._planes("weights").load(start.expand(group.k, -1), self.order)
+        self.rate = extras.rate
+        if isinstance(self.rate, Tensor):
+            self.rate = self.rate.to(start)[list(plan.order)]
+        is_plain = isinstance(local.rule, SgdRule) and not local.rule.momentum and local.clip_norm is None
+        self.decay = self._decays(extras.prox + (local.rule.weight_decay if is_plain else 0.0))
+        per_site_decay = isinstance(self.rate, Tensor) and any(self.decay.values())
+        self.is_fused = is_plain and not plan.is_wide and not per_site_decay
+        if not self.is_fused:
+            self.decay = self._decays(extras.prox)
+        self.pull = self._pulled("pull", None if not extras.prox else extras.anchor * -extras.prox)
+        self.correction = self._pulled("correction", extras.correction)
+        self.frame = self._frame()
+        self.layers = self.chain.layers()
+        self.moments = {name: self._planes(name).zero().tensors for name in local.rule.slots}
+        self.lost = torch.zeros(group.k, dtype=torch.float64)
+
+    def _planes(self, name: str) -> Planes:
+        return Planes(self.schema, self.chain.matrices, self.k, self.space, name, self.device)
+
+    def _decays(self, fixed: float) -> dict[str, float]:
+        """Return for every leaf the factor of its own value in the gradient: `fixed`, and l2 if it
+        applies."""
+        l2, spared = self.local.l2, self.local.unpenalised
+        return {
+            leaf.name: fixed + (0.0 if leaf.name.rpartition(".")[2].startswith(spared) else l2)
+            for leaf in self.schema.leaves
+        }
+
+    def _pulled(self, name: str, constant: Tensor | None) -> list[Tensor] | None:
+        """Return a constant of the gradient as planes."""
+        if constant is None:
+            return None
+        return self._planes(name).load(constant.expand(self.k, -1), self.order).tensors
+
+    def _frame(self) -> Frame:
+        gradients = None if self.is_fused else self._planes("gradients").zero()
+        vectors = gradients or self._planes("vectors").zero()
+        frame = Frame(
+            self.weights,
+            vectors,
+            gradients,
+            self.space,
+            self.schema.dtype,
+            self.device,
+            self.k,
+            self.plan.width,
+        )
+        if self.is_fused:
+            per_site = isinstance(self.rate, Tensor)
+            frame.move = -1.0 if per_site else -float(self.rate)
+            frame.keep = {} if per_site else {name: 1 + frame.move * d for name, d in self.decay.items()}
+        if self.chain.num_dropouts:
+            values = [self.keys[i].value for i in self.plan.order]
+            frame.words = words_of(values, self.chain.num_dropouts, max(self.plan.steps, default=0)).to(
+                self.device
+            )
+        return frame
+
+    def run(self, rows: Sequence[Batch]) -> None:
+        """Take every step of every site; `rows` are the training rows of each."""
+        plan, model = self.plan, self.local.model
+        if not plan.chunks:
+            return
+        draws = draw(plan, self.keys, self.local.batch_size, self.generator)
+        counts = np.diff([*plan.starts, plan.num_draws])
+        tables = []
+        for name in (model.inputs[0], model.target):
+            table, begins = table_of([rows[i][name] for i in plan.order])
+            tables.append((table, draws + torch.from_numpy(np.repeat(begins, counts))))
+        for chunk in plan.chunks:
+            picked = plan.slots[chunk.blocks].view(-1)
+            x, y = (self._gathered(table, at.index_select(0, picked)) for table, at in tables)
+            self._chunk(chunk.moves, chunk.blocks, x, y)
+
+    def _gathered(self, table: Tensor, rows: Tensor) -> Tensor:
+        found = table.index_select(0, rows.to(table.device)).to(self.device)
+        found = found.view(-1, self.plan.width, *table.shape[1:])
+        return found.to(self.schema.dtype) if found.is_floating_point() else found
+
+    def _chunk(self, moves: Sequence[Move], blocks: slice, x: Tensor, y: Tensor) -> None:
+        """Run the moves of a chunk; x is (blocks, width, features), y its labels."""
+        if self.local.model.flatten:
+            x = x.flatten(2)
+        if self.local.model.task != "classes":
+            y = y.to(self.schema.dtype)
+        self.head.start(y, self.plan.weights[blocks].to(self.device))
+        shape = (x.shape[0], self.plan.width, self.chain.outputs)
+        outputs = self.space.take("outputs", shape, self.schema.dtype, self.device)
+        bound = -1
+        for move in moves:
+            if move.active != bound:
+                bound = move.active
+                for layer in self.layers:
+                    layer.bind(self.frame, bound)
+            here = slice(move.offset, move.offset + move.active)
+            self.frame.step, self.frame.block = move.step, move.block
+            self._block(x[here], here, outputs[here], move.active)
+            if move.is_last:
+                self._step(move)
+                if self.plan.is_static:
+                    self._account(outputs, blocks, move.stepping)
+        if not self.plan.is_static:
+            self._account(outputs, blocks, self.k)
+
+    def _block(self, x: Tensor, here: slice, kept: Tensor, active: int) -> None:
+        """Go forward and back through the chain for one block of each active site."""
+        layers, clip = self.layers, self.local.record_clip
+        for layer in layers:
+            x = layer.forward(x)
+        kept.copy_(x)
+        g: Any = self.head.gradient(x, here)
+        if self.is_fused and isinstance(self.rate, Tensor) and clip is None:
+            g.mul_(self.rate[:active].unsqueeze(2))
+        for number in range(len(layers) - 1, -1, -1):
+            g = layers[number].backward(g, number > 0)
+            if clip is None:
+                layers[number].learn()
+        if clip is not None:
+            self._clip_records(clip, here, active)
+
+    def _clip_records(self, bound: float, here: slice, active: int) -> None:
+        """Scale each row's own gradient to a norm of at most `bound`, then learn."""
+        norms = [(layer, norm) for layer in self.layers if (norm := layer.norms()) is not None]
+        share = self.head.weights[here]  # a row's gradient carries its share of the mean
+        total = torch.stack([norm for _, norm in norms]).sum(0).sqrt_()
+        factor = (
+            torch.clamp(bound * share / (total + CLIP_EPS * share), max=1.0).nan_to_num_(0.0).unsqueeze(2)
+        )
+        if self.is_fused and isinstance(self.rate, Tensor):
+            factor = factor * self.rate[:active].unsqueeze(2)
+        for layer, _ in norms:
+            layer.g = layer.g * factor
+            layer.learn()
+
+    def _step(self, move: Move) -> None:
+        """Move what the layers have not moved, in the first `stepping` sites."""
+        if self.is_fused:
+            self._fused_step(move.stepping)
+            return
+        weights = self.weights.active(move.stepping)
+        gradients = self.frame.vector_gradients.active(move.stepping)
+        self._adjust(weights, gradients, move.stepping)
+        rate = self.rate[: move.stepping] if isinstance(self.rate, Tensor) else self.rate
+        for number, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
+            state = {name: planes[number][: move.stepping] for name, planes in self.moments.items()}
+            self.local.rule.step(weight, gradient, state, rate, move.step + 1)
+
+    def _fused_step(self, active: int) -> None:
+        weights = self.weights.active(active)
+        if len(weights) > len(self.chain.matrices):  # the plane of vectors is the last
+            if any(self.decay.values()):
+                weights[-1].mul_(1 + self.frame.move * self._factors[-1])
+            weights[-1].add_(self.frame.vector_gradients.tensors[-1][:active], alpha=self.frame.move)
+        for constant in (self.pull, self.correction):
+            for weight, plane in zip(weights, constant or (), strict=constant is not None):
+                if isinstance(self.rate, Tensor):
+                    weight.sub_(plane[:active] * self.rate[:active])
+                else:
+                    weight.add_(plane[:active], alpha=self.frame.move)
+
+    @cached_property
+    def _factors(self) -> list[Tensor]:
+        return self.weights.factors(self.decay)
+
+    def _adjust(self, weights: Sequence[Tensor], gradients: Sequence[Tensor], active: int) -> None:
+        """Add penalties, clip, and correct, in the order of the plain form."""
+        if any(self.decay.values()):
+            for weight, gradient, factor in zip(weights, gradients, self._factors, strict=True):
+                gradient.addcmul_(weight, factor)
+        for gradient, plane in zip(gradients, self.pull or (), strict=self.pull is not None):
+            gradient.add_(plane[:active])
+        if self.local.clip_norm is not None:
+            norms = [torch.linalg.vector_norm(gradient, dim=1) for gradient in gradients]
+            norm = torch.stack(norms).square_().sum(0).sqrt_()
+            factor = torch.clamp(self.local.clip_norm / (norm + CLIP_EPS), max=1.0).unsqueeze(1)
+            for gradient in gradients:
+                gradient.mul_(factor)
+        for gradient, plane in zip(gradients, self.correction or (), strict=self.correction is not None):
+            gradient.add_(plane[:active])
+
+    def _account(self, outputs: Tensor, blocks: slice, stepping: int) -> None:
+        """Add the loss of every row seen, before its step, to its site's total."""
+        site = self.plan.site[blocks]
+        found = self.head.loss(outputs).double().sum(1).cpu() * self.plan.lengths[blocks]
+        if stepping < self.k:
+            found, site = found[site < stepping], site[site < stepping]
+        self.lost.index_add_(0, site, found)
+
+    def mean_loss(self) -> Tensor:
+        """Return the mean loss over the rows that each site saw, (k,) in the given order."""
+        mean = self.lost / torch.tensor(self.plan.seen, dtype=torch.float64).clamp_min(1)
+        return torch.empty_like(mean).index_copy_(0, torch.tensor(self.plan.order), mean)
