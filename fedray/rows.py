@@ -165,6 +165,11 @@ def _expand(value: Any, k: int) -> Any:
     return tree.rebuild(value, [_expand(child, k) for _, child in tree.children(value)])
 
 
+def beside(numbers: Tensor, wide: Tensor) -> Tensor:
+    """Return one number per row, shaped and typed so that it meets the rows of `wide`."""
+    return numbers.to(wide).view(-1, *(1,) * (wide.dim() - 1))
+
+
 def rows_of(fn: Callable[..., Any]) -> Callable[[Twin], Twin]:
     """Make the decorated function the twin of `fn`: `@rows_of(clip)` above `def clip_rows(group, x): ...`."""
 

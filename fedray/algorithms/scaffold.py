@@ -13,9 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 import fedray as fr
 from fedray import tree
 from fedray.learn.optimizer import sgd
+from fedray.rows import beside, expand, row
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,18 @@ class NextControl:
         if num_steps * eta == 0:
             return own
         return tree.sub(tree.sub(own, shared), tree.scale(delta, 1.0 / (num_steps * eta)))
+
+    def rows(self, group: Any, own: Any, shared: Any, delta: Any, num_steps: Any, rng: Any) -> Any:
+        """Return the next control variates of a group."""
+        eta = self.lr(row(rng, 0).round) if callable(self.lr) else self.lr
+        moves = expand(num_steps, group.k).numbers * eta
+        is_moved, share = moves != 0, 1.0 / torch.where(moves == 0, 1.0, moves)
+
+        def next_one(mine: Any, theirs: Any, moved: Any) -> Any:
+            found = mine - theirs - moved * beside(share, moved)
+            return found if bool(is_moved.all()) else torch.where(beside(is_moved, found).bool(), found, mine)
+
+        return tree.map(next_one, *(expand(value, group.k) for value in (own, shared, delta)))
 
 
 def scaffold(local: Any, num_sites: int, server_lr: float = 1.0, option: str = "II") -> fr.Algorithm:

@@ -52,6 +52,16 @@ def _title(node: Node) -> str:
     return f"{node.op} {node.name}".strip()
 
 
+def _form(node: Node) -> str:
+    """Say how a mapped function runs over the sites of a group: what it says of itself, or whether it has a
+    twin.
+    """
+    if node.op is not Op.CALL or node.placement is not SITES or node.params["lift"] != "site":
+        return ""
+    told = getattr(node.fn, "how", None)
+    return f"   [{told or ('stacked' if getattr(node.fn, 'rows', None) else 'site by site')}]"
+
+
 def function_name(fn: Any) -> str:
     """Return a short name for a function or a callable record."""
     name = getattr(fn, "__qualname__", type(fn).__name__)
@@ -67,7 +77,7 @@ def _text(plan: Any) -> str:
             if plan.stage[index] != stage or node.op is Op.CONST:
                 continue
             args = ", ".join(_argument(plan, arg) for arg in plan.args[index])
-            lines.append(f"  %{index:<3} {_title(node)}({args})   {node.where}".rstrip())
+            lines.append(f"  %{index:<3} {_title(node)}({args})   {node.where}{_form(node)}".rstrip())
     outputs = ", ".join(f"{placement} {slot} = %{index}" for (placement, slot), index in plan.outputs.items())
     lines.append(f"outputs: {outputs}")
     return "\n".join(lines)

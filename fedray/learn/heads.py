@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedray.learn.losses import PosWeight
+from fedray.learn.losses import PosWeight, hazard_masks
 
 
 @dataclass
@@ -98,24 +98,14 @@ class Hazards:
 
     def gradient(self, output: Tensor, here: slice) -> Tensor:
         """Return the gradient at the outputs of some blocks."""
-        event, at_risk = hazard_masks(self.target[here], output)
+        event, at_risk = hazard_masks(output, self.target[here])
         return ((torch.sigmoid(output) - event) * at_risk).mul_(self.weights[here].unsqueeze(2))
 
     def loss(self, outputs: Tensor) -> Tensor:
         """Return the weighted loss of each row of the chunk, (blocks, rows)."""
-        event, at_risk = hazard_masks(self.target, outputs)
+        event, at_risk = hazard_masks(outputs, self.target)
         found = F.binary_cross_entropy_with_logits(outputs, event, reduction="none") * at_risk
         return found.sum(2) * self.weights
-
-
-def hazard_masks(target: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-    """Return 1 at the interval of an event, and 1 at every interval that was lived through or begun."""
-    interval = torch.arange(output.shape[-1], device=output.device)
-    last, happened = target[..., :1], target[..., 1:]
-    return (
-        ((interval == last) & (happened > 0)).to(output.dtype),
-        (interval <= last).to(output.dtype),
-    )
 
 
 Head = Binary | Number | Classes | Hazards
@@ -130,6 +120,3 @@ def head_of(task: str, outputs: int, pos_weight: PosWeight) -> Head | None:
     if task == "hazards":
         return Hazards()
     return Classes(None if pos_weight is None else tuple(pos_weight))  # type: ignore[arg-type]
-
-
-__all__ = ["Binary", "Classes", "Hazards", "Head", "Number", "hazard_masks", "head_of"]

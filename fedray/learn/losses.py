@@ -1,4 +1,6 @@
-"""Losses and predictions by task: binary (one logit), classes (a logit each), number (squared error)."""
+"""Losses by task: binary (one logit), classes (a logit each), number (squared error), hazards (a logit an
+interval of time).
+"""
 
 from collections.abc import Sequence
 
@@ -6,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TASKS = ("binary", "classes", "number")
+TASKS = ("binary", "classes", "number", "hazards")
 PosWeight = float | Sequence[float] | None
 
 
@@ -28,6 +30,8 @@ def mean_loss(task: str, output: Tensor, target: Tensor, pos_weight: PosWeight =
     `pos_weight` multiplies the rows of the positive class (binary), or is one weight a class (classes; the
     mean is then over the weights, as in torch). Raises ValueError where shapes differ or it fits no class.
     """
+    if task == "hazards":
+        return hazards_loss(output, target)
     if task == "classes":
         return F.cross_entropy(output, target.long(), weight=_weight(pos_weight, output))
     target = target.to(output.dtype)
@@ -39,6 +43,26 @@ def mean_loss(task: str, output: Tensor, target: Tensor, pos_weight: PosWeight =
     if task == "number":
         return F.mse_loss(output, target)
     return F.binary_cross_entropy_with_logits(output, target, pos_weight=_weight(pos_weight, output))
+
+
+def hazard_masks(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return 1 at the interval of an event, and 1 at every interval that was lived through or begun."""
+    interval = torch.arange(output.shape[-1], device=output.device)
+    last, happened = target[..., :1], target[..., 1:]
+    return ((interval == last) & (happened > 0)).to(output.dtype), (interval <= last).to(output.dtype)
+
+
+def hazards_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Return the mean negative log-likelihood of discrete hazards, sigmoid(output) in each interval.
+
+    `target` (rows, 2) is the number of the last interval begun and whether the event fell into it (else the
+    row
+    is censored at its end). Source: Gensheimer and Narasimhan, A scalable discrete-time survival model for
+    neural networks, PeerJ 2019, equation 1; censoring at the end of an interval, not at its middle.
+    """
+    event, at_risk = hazard_masks(output, target)
+    rows = F.binary_cross_entropy_with_logits(output, event, reduction="none") * at_risk
+    return rows.sum(-1).mean()
 
 
 def _weight(pos_weight: PosWeight, output: Tensor) -> Tensor | None:
