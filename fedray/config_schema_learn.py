@@ -115,6 +115,10 @@ class Sgd:
     """Leaves without the l2 penalty: those whose own name starts with one of these words."""
     amp: bool = False
     """Mixed precision, where the device has it."""
+    record_clip: float | None = None
+    """Largest norm of the gradient of one row."""
+    form: str = "auto"
+    """How the sites of a group are trained: auto, stacked, vmap or loop."""
 
 
 @dataclass
@@ -150,6 +154,10 @@ class Adamw:
     """Leaves without the l2 penalty: those whose own name starts with one of these words."""
     amp: bool = False
     """Mixed precision, where the device has it."""
+    record_clip: float | None = None
+    """Largest norm of the gradient of one row."""
+    form: str = "auto"
+    """How the sites of a group are trained: auto, stacked, vmap or loop."""
 
 
 

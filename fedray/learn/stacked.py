@@ -79,7 +79,8 @@ class Training:
 
     def _decays(self, fixed: float) -> dict[str, float]:
         """Return for every leaf the factor of its own value in the gradient: `fixed`, and l2 if it
-        applies."""
+        applies.
+        """
         l2, spared = self.local.l2, self.local.unpenalised
         return {
             leaf.name: fixed + (0.0 if leaf.name.rpartition(".")[2].startswith(spared) else l2)

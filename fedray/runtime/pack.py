@@ -172,7 +172,8 @@ class Pack:
 
     def _groups_of(self, call: StageCall, plan: Plan, size: int) -> list[Group]:
         """Return the groups of a round: sites of like size together, so that they end their steps
-        together."""
+        together.
+        """
         key = (call.plan, call.round, call.attempt)
         if call.stage == plan.site_stages[0]:
             chosen = sorted(call.cohort, key=lambda site: (-self._rows.get(site, 0), site))

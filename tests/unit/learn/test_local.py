@@ -306,10 +306,24 @@ def test_training_works_where_gradients_are_switched_off() -> None:
     assert float(update.delta["x"]) == pytest.approx(-0.2)
 
 
-def test_amp_changes_nothing_on_a_cpu() -> None:
+@pytest.mark.skipif(torch.cpu._is_avx512_bf16_supported(), reason="this processor has bfloat16")
+def test_amp_changes_nothing_on_a_processor_without_bfloat16() -> None:
     model, data = MODELS["mlp"], site(dtype=torch.float32)
     plain, amp = (learn.sgd(model, lr=0.1, amp=amp)(model.init(0), data, KEY).delta for amp in (False, True))
     assert tree.equal(plain, amp)
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this processor has no bfloat16")
+def test_amp_computes_the_loss_in_bfloat16_and_keeps_float32_weights() -> None:
+    model, data = learn.cnn((1, 8, 8), (4,)), image_site()
+    plain, amp = (learn.sgd(model, lr=0.1, amp=amp)(model.init(0), data, KEY).delta for amp in (False, True))
+    assert amp.buffer.dtype == torch.float32 and not tree.equal(plain, amp)
+    assert torch.allclose(plain.buffer, amp.buffer, atol=5e-3)
+
+
+def image_site() -> SiteData:
+    images = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return SiteData({"x": images, "y": (images.mean((1, 2, 3)) > 0.5).float()})
 
 
 def test_doubled_site_gives_the_same_full_batch_update() -> None:

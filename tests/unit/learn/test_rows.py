@@ -205,8 +205,7 @@ def test_words_of_many_keys_are_those_of_each():
     [
         (lambda: learn.cnn((1, 8, 8), (4,)), "Sequential has a layer without a stacked form"),
         (lambda: learn.from_module(nn.Linear(3, 1), loss=nn.functional.mse_loss), "a loss of its own"),
-        (lambda: sequence(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), "a layer without a stacked
-        form"),
+        (lambda: sequence(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), "layer without a stacked"),
         (lambda: sequence(nn.Linear(3, 2)), "2 outputs for a binary outcome"),
         (lambda: learn.from_module(nn.Linear(3, 1), inputs=("x", "z")), "several inputs"),
     ],
