@@ -16,7 +16,7 @@ from fedray.learn.chain import Chain, chain_of
 from fedray.learn.heads import Head, head_of
 from fedray.learn.layout import WIDE, Layout, is_wide, layout
 from fedray.learn.models import Model
-from fedray.learn.stacked import Extras, Training
+from fedray.learn.stacked import Extras, OneStep, Training
 from fedray.learn.update import Update
 from fedray.rows import Column, Group, Ragged, Rows, Same, Tagged, column
 from fedray.tree import Flat
@@ -112,13 +112,54 @@ def train_rows(
         # group
         torch.tensor(rates, dtype=torch.float64).view(-1, 1) if isinstance(lr, Rows) else rates[0],
     )
-    plan = _layout(group, sizes, taken, local, rows[0], schema.dtype)
-    training = Training(local, how, plan, group, start, extras, schema, keys)
-    training.run(rows)
-    delta = training.weights.difference(start, None if plan.is_sorted else plan.order)
-    return Update(
-        Flat(delta, schema), column(sizes), column(taken), {"loss": Column(training.mean_loss(), False)}
-    )  # type: ignore[arg-type, dict-item]
+    lone = [i for i in range(k) if taken[i] <= 1] if OneStep.fits(local, extras, start[0].nbytes) else []
+    parts = [[i] for i in lone] + ([rest] if (rest := [i for i in range(k) if i not in set(lone)]) else [])
+    deltas, losses = [], []
+    for part in parts:
+        plan = _layout(
+            group, [sizes[i] for i in part], [taken[i] for i in part], local, rows[0], schema.dtype
+        )
+        kind = OneStep if lone and part[0] in lone else Training
+        training = kind(
+            local,
+            how,
+            plan,
+            group.cache,
+            _of(part, k, start),
+            _extras_of(part, k, extras),
+            schema,
+            [keys[i] for i in part],
+        )
+        training.run([rows[i] for i in part])
+        deltas.append(training.delta())
+        losses.append(training.mean_loss())
+    at = [i for part in parts for i in part]
+    delta, loss = _joined(deltas, at), _joined(losses, at)
+    return Update(Flat(delta, schema), column(sizes), column(taken), {"loss": Column(loss, False)})  # type: ignore[arg-type, dict-item]
+
+
+def _of(part: Sequence[int], k: int, rows: Tensor) -> Tensor:
+    """Return some rows of a buffer that has one row for all or k."""
+    return rows if rows.shape[0] == 1 or len(part) == k else rows[list(part)]
+
+
+def _extras_of(part: Sequence[int], k: int, extras: Extras) -> Extras:
+    if len(part) == k:
+        return extras
+    fix, rate = extras.correction, extras.rate
+    return Extras(
+        None if fix is None else _of(part, k, fix),
+        _of(part, k, extras.anchor),
+        extras.prox,
+        rate[list(part)] if isinstance(rate, Tensor) else rate,
+    )
+
+
+def _joined(parts: Sequence[Tensor], at: Sequence[int]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    whole = torch.cat(list(parts))
+    return torch.empty_like(whole).index_copy_(0, torch.tensor(list(at), device=whole.device), whole)
 
 
 def _one(tagged: Tagged | None, otherwise: float) -> float | None:

@@ -22,15 +22,15 @@ from fedray.learn.batches import Batch
 from fedray.learn.dropout import words_of
 from fedray.learn.layers import Frame
 from fedray.learn.layout import Layout, Move, draw, table_of
-from fedray.learn.planes import Planes, Space
+from fedray.learn.planes import Leaves, Planes, Space, blank
 from fedray.learn.rules import SgdRule
 from fedray.rng import Key
-from fedray.rows import Group
 
 if TYPE_CHECKING:
     from fedray.learn.local import LocalTraining
     from fedray.learn.rows import Stackable
 
+LARGE_BYTES = 2**20  # a model from here on fills a group alone or nearly so
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6; kept so that both clip alike
 
 
@@ -44,35 +44,48 @@ class Extras:
     rate: float | Tensor  # one for all, or (k, 1) in the given order
 
 
+def is_plain_step(local: "LocalTraining") -> bool:
+    """Tell whether a step is a multiple of the gradient and of the weights, and nothing else."""
+    return isinstance(local.rule, SgdRule) and not local.rule.momentum and local.clip_norm is None
+
+
 class Training:
     """One local training of a group, from its planes to the moved planes."""
 
     def __init__(
-        self, local: "LocalTraining", how: "Stackable", plan: Layout, group: Group, start: Tensor, extras:
-        Extras,
-        schema: tree.Schema, keys: Sequence[Key],
+        self, local: "LocalTraining", how: "Stackable", plan: Layout, cache: dict[Any, Any], start: Tensor,
+        extras: Extras, schema: tree.Schema, keys: Sequence[Key],
     ) -> None:  # fmt: skip
         self.local, self.chain, self.head, self.plan, self.keys = local, how.chain, how.head, plan, keys
-        self.space: Space = group.cache.setdefault("space", Space())
-        self.generator: torch.Generator = group.cache.setdefault("generator", torch.Generator())
-        self.schema, self.k, self.device = schema, group.k, start.device
+        self.space: Space = cache.setdefault("space", Space())
+        self.generator: torch.Generator = cache.setdefault("generator", torch.Generator())
+        self.schema, self.k, self.device = schema, len(plan.order), start.device
         self.order = None if plan.is_sorted else plan.order
-        self.weights = self._planes("weights").load(start.expand(group.k, -1), self.order)
-        self.rate = extras.rate
+        self.start, self.rate = start, extras.rate
         if isinstance(self.rate, Tensor):
             self.rate = self.rate.to(start)[list(plan.order)]
-        is_plain = isinstance(local.rule, SgdRule) and not local.rule.momentum and local.clip_norm is None
+        is_plain = is_plain_step(local)
         self.decay = self._decays(extras.prox + (local.rule.weight_decay if is_plain else 0.0))
-        per_site_decay = isinstance(self.rate, Tensor) and any(self.decay.values())
-        self.is_fused = is_plain and not plan.is_wide and not per_site_decay
+        has_decay = any(self.decay.values())
+        self.is_fused = is_plain and not plan.is_wide and not (has_decay and isinstance(self.rate, Tensor))
+        self.is_folded = self.is_fused and not has_decay
         if not self.is_fused:
             self.decay = self._decays(extras.prox)
+        self.layers = self.chain.layers()
+        self.lost = torch.zeros(self.k, dtype=torch.float64)
+        self._allocate(extras)
+
+    def _allocate(self, extras: Extras) -> None:
+        """Copy what arrives into planes."""
+        self.weights = self._planes("weights").load(self.start.expand(self.k, -1), self.order)
         self.pull = self._pulled("pull", None if not extras.prox else extras.anchor * -extras.prox)
         self.correction = self._pulled("correction", extras.correction)
         self.frame = self._frame()
-        self.layers = self.chain.layers()
-        self.moments = {name: self._planes(name).zero().tensors for name in local.rule.slots}
-        self.lost = torch.zeros(group.k, dtype=torch.float64)
+        self.moments = {name: self._planes(name).zero().tensors for name in self.local.rule.slots}
+
+    def delta(self) -> Tensor:
+        """Return local - global as a flat buffer, (k, stride) in the given order."""
+        return self.weights.difference(self.start, self.order)
 
     def _planes(self, name: str) -> Planes:
         return Planes(self.schema, self.chain.matrices, self.k, self.space, name, self.device)
@@ -95,26 +108,19 @@ class Training:
 
     def _frame(self) -> Frame:
         gradients = None if self.is_fused else self._planes("gradients").zero()
-        vectors = gradients or self._planes("vectors").zero()
-        frame = Frame(
-            self.weights,
-            vectors,
-            gradients,
-            self.space,
-            self.schema.dtype,
-            self.device,
-            self.k,
-            self.plan.width,
-        )
+        frame = self._framed(self.weights, gradients, gradients or self._planes("vectors").zero())
         if self.is_fused:
-            per_site = isinstance(self.rate, Tensor)
-            frame.move = -1.0 if per_site else -float(self.rate)
-            frame.keep = {} if per_site else {name: 1 + frame.move * d for name, d in self.decay.items()}
+            frame.move = -1.0 if self.is_folded else -float(self.rate)
+            frame.keep = {name: 1 - float(self.rate) * d for name, d in self.decay.items() if d}
+        return frame
+
+    def _framed(self, weights: Any, gradients: Any, vectors: Any) -> Frame:
+        rows, width = self.k, self.plan.width
+        frame = Frame(weights, vectors, gradients, self.space, self.schema.dtype, self.device, rows, width)
         if self.chain.num_dropouts:
             values = [self.keys[i].value for i in self.plan.order]
-            frame.words = words_of(values, self.chain.num_dropouts, max(self.plan.steps, default=0)).to(
-                self.device
-            )
+            words = words_of(values, self.chain.num_dropouts, max(self.plan.steps, default=0))
+            frame.words = words.to(self.device)
         return frame
 
     def run(self, rows: Sequence[Batch]) -> None:
@@ -144,7 +150,8 @@ class Training:
             x = x.flatten(2)
         if self.local.model.task != "classes":
             y = y.to(self.schema.dtype)
-        self.head.start(y, self.plan.weights[blocks].to(self.device))
+        weights = self.plan.weights[blocks].to(self.device)
+        self.head.start(y, weights, self._moves(weights, blocks))
         shape = (x.shape[0], self.plan.width, self.chain.outputs)
         outputs = self.space.take("outputs", shape, self.schema.dtype, self.device)
         bound = -1
@@ -155,7 +162,7 @@ class Training:
                     layer.bind(self.frame, bound)
             here = slice(move.offset, move.offset + move.active)
             self.frame.step, self.frame.block = move.step, move.block
-            self._block(x[here], here, outputs[here], move.active)
+            self._block(x[here], here, outputs[here])
             if move.is_last:
                 self._step(move)
                 if self.plan.is_static:
@@ -163,34 +170,39 @@ class Training:
         if not self.plan.is_static:
             self._account(outputs, blocks, self.k)
 
-    def _block(self, x: Tensor, here: slice, kept: Tensor, active: int) -> None:
+    def _moves(self, weights: Tensor, blocks: slice) -> Tensor:
+        """Return how far a row moves its site, where the rate can be brought into the rows' weights at once.
+
+        One rate for all is brought in as one for each site is, so that both give equal bits.
+        """
+        if not self.is_folded:
+            return weights
+        if isinstance(self.rate, Tensor):
+            return weights * self.rate[self.plan.site[blocks].to(self.device)]
+        return weights * self.rate
+
+    def _block(self, x: Tensor, here: slice, kept: Tensor) -> None:
         """Go forward and back through the chain for one block of each active site."""
         layers, clip = self.layers, self.local.record_clip
         for layer in layers:
             x = layer.forward(x)
         kept.copy_(x)
         g: Any = self.head.gradient(x, here)
-        if self.is_fused and isinstance(self.rate, Tensor) and clip is None:
-            g.mul_(self.rate[:active].unsqueeze(2))
         for number in range(len(layers) - 1, -1, -1):
             g = layers[number].backward(g, number > 0)
             if clip is None:
                 layers[number].learn()
         if clip is not None:
-            self._clip_records(clip, here, active)
+            self._clip_records(clip, here)
 
-    def _clip_records(self, bound: float, here: slice, active: int) -> None:
+    def _clip_records(self, bound: float, here: slice) -> None:
         """Scale each row's own gradient to a norm of at most `bound`, then learn."""
         norms = [(layer, norm) for layer in self.layers if (norm := layer.norms()) is not None]
-        share = self.head.weights[here]  # a row's gradient carries its share of the mean
+        share = self.head.moves[here].abs()  # what a row's gradient was multiplied by
         total = torch.stack([norm for _, norm in norms]).sum(0).sqrt_()
-        factor = (
-            torch.clamp(bound * share / (total + CLIP_EPS * share), max=1.0).nan_to_num_(0.0).unsqueeze(2)
-        )
-        if self.is_fused and isinstance(self.rate, Tensor):
-            factor = factor * self.rate[:active].unsqueeze(2)
+        factor = torch.clamp(bound * share / (total + CLIP_EPS * share), max=1.0).nan_to_num_(0.0)
         for layer, _ in norms:
-            layer.g = layer.g * factor
+            layer.g = layer.g * factor.unsqueeze(2)
             layer.learn()
 
     def _step(self, move: Move) -> None:
@@ -217,7 +229,7 @@ class Training:
                 if isinstance(self.rate, Tensor):
                     weight.sub_(plane[:active] * self.rate[:active])
                 else:
-                    weight.add_(plane[:active], alpha=self.frame.move)
+                    weight.add_(plane[:active], alpha=-self.rate)
 
     @cached_property
     def _factors(self) -> list[Tensor]:
@@ -251,3 +263,28 @@ class Training:
         """Return the mean loss over the rows that each site saw, (k,) in the given order."""
         mean = self.lost / torch.tensor(self.plan.seen, dtype=torch.float64).clamp_min(1)
         return torch.empty_like(mean).index_copy_(0, torch.tensor(self.plan.order), mean)
+
+
+class OneStep(Training):
+    """One step of one site on a large model: the gradient times -lr is the update, and nothing is copied."""
+
+    @staticmethod
+    def fits(local: "LocalTraining", extras: Extras, stride_bytes: int) -> bool:
+        """Tell whether a site that takes one step is trained this way; it depends on the settings alone."""
+        decays = (extras.prox, local.l2, getattr(local.rule, "weight_decay", 0.0))
+        return stride_bytes >= LARGE_BYTES and is_plain_step(local) and not any(decays)
+
+    def _allocate(self, extras: Extras) -> None:
+        self.is_fused, self.is_folded, self.rate = False, True, -self.rate
+        self.fixed = extras.correction
+        self.found = blank(1, self.schema, self.device)
+        target = Leaves(self.found, self.schema)
+        self.frame = self._framed(Leaves(self.start, self.schema), target, target)
+
+    def _step(self, move: Move) -> None:
+        if self.fixed is not None:
+            self.found.add_(self.fixed * self.rate)
+
+    def delta(self) -> Tensor:
+        """Return local - global, (1, stride); zero where the site has no row."""
+        return self.found if self.plan.chunks else self.found.zero_()
