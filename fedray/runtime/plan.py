@@ -36,6 +36,7 @@ class Plan:
     digest: str
     outputs: Mapping[Key, int]
     sizes: Mapping[str, Size] = field(default_factory=dict)
+    fold: str = "exact"  # or "fast": see runtime/fold.py
 
     @property
     def name(self) -> str:
