@@ -26,7 +26,6 @@ from fedray.errors import FoldError, QuorumError
 from fedray.runtime import lanes
 from fedray.runtime.values import Column
 
-KINDS = ("exact", "fast")
 MAX_WEIGHT = 2**26  # 53 bits of float64 less the bits of a lane, less one
 START_EXPONENT = 4  # the first round's range of a float32 leaf is below 16
 START_EXPONENT_WIDE = 30  # and of what has three lanes (numbers, counts, float64): 2^30, in steps of 2^-48
