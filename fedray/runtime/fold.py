@@ -120,8 +120,9 @@ class ExactSum:
         self.value, self.dtypes = value, tuple(dtypes)
 
     def divided_by(self, weight: float) -> Any:
-        """Return sum / weight in the leaves' own dtypes. Raises QuorumError where the weights add up to
-        zero.
+        """Return sum / weight in the leaves' own dtypes, once: the sum may be used up.
+
+        Raises QuorumError where the weights add up to zero.
         """
         if weight == 0:
             raise QuorumError(

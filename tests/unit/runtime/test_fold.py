@@ -211,7 +211,8 @@ def test_the_mean_has_the_bits_of_a_division_in_float64_rounded_once():
         numbers = (
             torch.randn(1, 70_001, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 1e5
         )
-        assert torch.equal(lanes.divided(numbers, 7, dtype), (numbers / 7).to(dtype))
+        expected = (numbers / 7).to(dtype)
+        assert torch.equal(lanes.divided(numbers, 7, dtype), expected)
 
 
 def frozen(part):
