@@ -178,9 +178,10 @@ def weights_of(tagged: Tagged | None, group: Group) -> torch.Tensor:
     return torch.where(alive > 0, numbers.reshape(group.k).to(torch.float64), alive)
 
 
-def is_whole_weight(weight: float) -> bool:
-    """Tell whether a weight can enter an exact sum."""
-    return weight >= 0 and weight == round(weight)
+def broken_weights(weights: torch.Tensor) -> list[int]:
+    """Return the rows whose weight cannot enter an exact sum: below zero, or not whole."""
+    is_whole = (weights >= 0) & (weights == weights.round())
+    return [] if bool(is_whole.all()) else torch.nonzero(~is_whole).flatten().tolist()
 
 
 def own(value: Any) -> Any:

@@ -4,7 +4,6 @@ Traffic is one record per pack, not per site. Site state written in a round stay
 that counts the site; a call that is asked twice is answered with the same bytes.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,15 +13,15 @@ import torch
 from fedray import rows, tree
 from fedray.core.graph import Placement
 from fedray.core.verify import verify
-from fedray.errors import DataError, HostError, SiteError
+from fedray.errors import DataError, HostError
 from fedray.rng import Key
 from fedray.rows import Group
-from fedray.runtime import checkpoint, fold
+from fedray.runtime import checkpoint
+from fedray.runtime.folded import Folded
 from fedray.runtime.host import Commit, Contribution, Load, StageCall
-from fedray.runtime.interpret import Interpreter, is_whole_weight, own, weights_of
+from fedray.runtime.interpret import Interpreter, own
 from fedray.runtime.plan import Plan, lane_names
 
-KEPT_BYTES = 256 * 2**20  # operands kept for a second fold; beyond it the stage is run again, with equal bits
 GROUP_BYTES = 4 * 2**20  # of parameters in a group: half of a last-level cache's share of one core, measured
 RoundKey = tuple[str, int, int]  # plan, round, attempt
 
@@ -58,7 +57,7 @@ class Pack:
         self._state: dict[tuple[str, str], Any] = {}  # (slot, site) -> current value
         self._pending: dict[RoundKey, list[tuple[str, Group, rows.Tagged]]] = {}
         self._groups: dict[RoundKey, list[Group]] = {}
-        self._last: tuple[Any, _Folded] | None = None
+        self._last: tuple[Any, Folded] | None = None
 
     def hello(self) -> dict[str, int]:
         """Open every site's data and return its number of training rows.
@@ -137,16 +136,17 @@ class Pack:
             raise HostError(f"pack {self.name} was asked to run a plan that it was never given")
         identity = (call.run, call.plan, call.round, call.attempt, call.stage, call.cohort)
         if self._last is None or self._last[0] != identity or not self._last[1].can_answer(call):
+            self._last = None  # before the stage runs: an answer can be as large as four models
             with one_thread():
                 self._last = (identity, self._compute(call, downlink))
         with one_thread():
             return self._last[1].answer(call)
 
-    def _compute(self, call: StageCall, downlink: Mapping[int, Any]) -> "_Folded":
+    def _compute(self, call: StageCall, downlink: Mapping[int, Any]) -> Folded:
         plan = self._plans[call.plan].plan
         groups = self._groups_of(call, plan, self._group_size(downlink))
         interpreter = Interpreter(plan, call, downlink, lambda slot, site: self._input(call, slot, site))
-        folded = _Folded(plan, call)
+        folded = Folded(plan, call)
         outputs = [
             (slot, index)
             for (placement, slot), index in plan.outputs.items()
@@ -211,91 +211,6 @@ class Pack:
         if (slot, site) in self._state:
             return self._state[slot, site]
         return self._plans[call.plan].initial.get(slot)
-
-
-class _Folded:
-    """The reductions of one stage over a pack's groups: operands, and their sums on a grid."""
-
-    def __init__(self, plan: Plan, call: StageCall) -> None:
-        self.plan, self.call = plan, call
-        self.operands: dict[str, list[tuple[fold.Operand, Group]]] = {}
-        self.gathered: dict[str, dict[str, Any]] = {}
-        self.delivered: list[str] = []
-        self.failures: tuple[SiteError, ...] = ()
-        self.answers: dict[Any, Contribution] = {}
-        self.is_dropped = False
-
-    def take(self, group: Group, interpreter: Interpreter) -> None:
-        """Take what a group has to reduce; all reductions of a stage see the same sites."""
-        reduced = self.plan.reduced(self.call.stage)
-        for index in reduced:
-            for _, _, weight, _ in self.plan.nodes[index].params.get("lanes", ()):
-                if weight is not None and group.alive:
-                    numbers = weights_of(group.values[self.plan.args[index][weight]], group)
-                    for row in group.alive:
-                        if not is_whole_weight(float(numbers[row])):
-                            interpreter.lose(group, row, "weight is not a whole number (give weight_cap)")
-        if not group.alive:
-            return
-        self.delivered += [group.ids[row] for row in group.alive]
-        for index in reduced:
-            self._reduce(index, group)
-
-    def _reduce(self, index: int, group: Group) -> None:
-        node, args = self.plan.nodes[index], self.plan.args[index]
-        if node.params["kind"] == "gather":
-            into = self.gathered.setdefault(node.name, {})
-            into.update({group.ids[row]: own(rows.row(group.values[args[0]], row)) for row in group.alive})
-            return
-        for name, value, weight, _ in node.params["lanes"]:
-            weights = weights_of(None if weight is None else group.values[args[weight]], group)
-            operand = fold.operand(rows.expand(group.values[args[value]], group.k), weights)
-            self.operands.setdefault(name, []).append((operand, group))
-
-    def can_answer(self, call: StageCall) -> bool:
-        """Tell whether the operands, or the answer itself, are still here."""
-        return not self.is_dropped or tuple(sorted(call.exponents.items())) in self.answers
-
-    def answer(self, call: StageCall) -> Contribution:
-        """Return the contribution on the grid that the call asks for; the same bytes each time."""
-        key = tuple(sorted(call.exponents.items()))
-        if key not in self.answers:
-            self.answers[key] = self._fold(call)
-            kept = sum(operand.nbytes for items in self.operands.values() for operand, _ in items)
-            if kept > KEPT_BYTES:
-                self.operands, self.is_dropped = {}, True
-        return self.answers[key]
-
-    def _fold(self, call: StageCall) -> Contribution:
-        needs, grids = {}, {}
-        for name, items in self.operands.items():
-            starts = tuple(leaf.start for leaf in fold.specs(items[0][0].spec))
-            floor = [] if name in call.exponents else [starts]
-            needs[name] = tuple(map(max, zip(*floor, *(operand.needs for operand, _ in items), strict=True)))
-            grids[name] = call.exponents.get(name, starts)
-        is_wide = all(n <= g for name in needs for n, g in zip(needs[name], grids[name], strict=True))
-        sums = (
-            {name: self._sum(name, items, grids[name]) for name, items in self.operands.items()}
-            if is_wide
-            else {}
-        )
-        return Contribution(
-            delivered=tuple(sorted(self.delivered)),
-            failures=self.failures,
-            sums=sums,
-            gathered=self.gathered,
-            needs=needs,
-            is_folded=is_wide,
-            processes=(os.getpid(),),
-        )
-
-    def _sum(
-        self, name: str, items: Sequence[tuple[fold.Operand, Group]], exponents: tuple[int, ...]
-    ) -> fold.LaneSum:
-        if len(self.delivered) == 1:
-            operand, group = next((operand, group) for operand, group in items if group.alive)
-            return fold.single(operand, group.alive[0])
-        return fold.merge(name, [fold.fold(operand, exponents) for operand, _ in items], exponents)
 
 
 def expected_bytes(plan: Plan, stage: int, num_delivered: int) -> dict[str, int]:

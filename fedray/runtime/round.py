@@ -136,6 +136,7 @@ class Aggregator:
             hashes=attempt.hashes,
             grids=attempt.grids,
             status="counted" if is_counted else "skipped",
+            fold=training.plan.fold,
         )
 
     def _attempt(self, training: Training, round: int, number: int) -> Attempt:
