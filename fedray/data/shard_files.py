@@ -17,7 +17,7 @@ import json
 import mmap
 import platform
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -128,10 +128,21 @@ class OpenShard:
     folder: str
     version: str
     number: int
+    is_mapped = True  # opened again it is the same rows: nothing is gained by keeping it
 
     def __call__(self) -> ShardSite:
         """Return the site: slices, no copy."""
         return _table(self.folder, self.version).site(self.number)
+
+
+class _Values(ValuesView[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return map(self._mapping.value, self._mapping.numbers())
+
+
+class _Items(ItemsView[str, Any]):
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return zip(self._mapping, self._mapping.values(), strict=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +184,18 @@ class _Sites(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.table.names if self.chosen is None else self.chosen)
+
+    def values(self) -> ValuesView[Any]:
+        """Return what the mapping tells of each site, without a look-up by name."""
+        return _Values(self)
+
+    def items(self) -> ItemsView[str, Any]:
+        """Return the pairs, without a look-up by name."""
+        return _Items(self)
+
+    def numbers(self) -> Iterable[int]:
+        """Return the numbers of the sites, in order."""
+        return range(len(self)) if self.chosen is None else self.chosen.tolist()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "version": self.version, "chosen": self.chosen}

@@ -108,6 +108,13 @@ def test_a_pickled_site_is_a_reference_to_its_rows(data: ShardDataset) -> None:
         assert torch.equal(pickle.loads(told)["x"], site["x"])
 
 
+def test_pairs_and_values_are_those_of_the_names(data: ShardDataset) -> None:
+    for sites in (data, data.select(["s0000007", "s0000002"])):
+        assert list(sites.sites.items()) == [(name, sites[name]) for name in sites]
+        assert list(sites.sizes.values()) == [sites.sizes[name] for name in sites] == [10] * len(sites)
+    assert data["s0000002"] in data.sites.values()
+
+
 def test_selected_sites_keep_their_order_and_hide_the_others(data: ShardDataset) -> None:
     chosen = data.select(["s0000007", "s0000002"])
     assert list(chosen) == ["s0000007", "s0000002"] and len(chosen) == 2

@@ -31,7 +31,7 @@ class Kept:
 
 
 def flat(number: float) -> tree.Flat:
-    return tree.flatten({"w": torch.full((3, 2), float(number)), "b": torch.tensor([number, -number]).float()})
+    return tree.flatten({"w": torch.full((3, 2), float(number)), "b": torch.tensor([-1.0, 1.0]) * number})
 
 
 def kept(number: int) -> Kept:
