@@ -129,8 +129,25 @@ def slowest(hosts: float, spread: float) -> float:
     """
     if hosts <= 1 or spread <= 0:
         return 1.0
-    z = NormalDist().inv_cdf((hosts - 0.375) / (hosts + 0.25))
-    return math.exp(spread * z - spread**2 / 2)
+    return math.exp(spread * _largest_normal(hosts) - spread**2 / 2)
+
+
+def _largest_normal(count: float) -> float:
+    """Return the expected largest of `count` normal numbers (Blom's formula)."""
+    return NormalDist().inv_cdf((count - 0.375) / (count + 0.25)) if count > 1 else 0.0
+
+
+def fullest(cohort: float, hosts: int, sites_per_host: float = 1.0) -> float:
+    """Return the expected number of asked sites on the host with most of them.
+
+    mean + z * deviation of the sites of a host in the cohort (hypergeometric: c of n = hosts * s sites, s on
+    the host), z the expected largest of `hosts` normal numbers; at least 1 and at most all sites of a host.
+    """
+    sites, share = hosts * sites_per_host, 1 / hosts
+    mean = cohort * share
+    left = (sites - cohort) / max(1.0, sites - 1)
+    deviation = math.sqrt(max(0.0, mean * (1 - share) * left))
+    return min(sites_per_host, max(1.0, mean + _largest_normal(hosts) * deviation))
 
 
 def asked_hosts(cohort: float, hosts: int, sites_per_host: float = 1.0) -> float:
@@ -152,12 +169,13 @@ def asked_hosts(cohort: float, hosts: int, sites_per_host: float = 1.0) -> float
 def work_s(workload: Workload, costs: Costs, cluster: Cluster) -> float:
     """Return the seconds until the slowest host has done its part.
 
-    sites * (site_s + site_byte_s * down + steps * step_s) / cores * slowest, sites = cohort / asked hosts.
-    Where hosts share a machine they take at least (all sites' work) / shared cores.
+    sites * (site_s + site_byte_s * down + steps * step_s) / cores * slowest, sites being those of the fullest
+    host. Where hosts share a machine they take at least (all sites' work) / shared cores.
     """
     hosts = asked_hosts(workload.cohort, cluster.hosts, cluster.sites_per_host)
     one = costs.site_s + costs.site_byte_s * workload.down_bytes + workload.steps * costs.step_s
-    alone = workload.cohort / hosts * one / cluster.cores_per_host * slowest(hosts, workload.spread)
+    sites = fullest(workload.cohort, cluster.hosts, cluster.sites_per_host)
+    alone = sites * one / cluster.cores_per_host * slowest(hosts, workload.spread)
     return max(alone, workload.cohort * one / cluster.shared_cores)
 
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from fedray.runtime.cluster_model import (
     Region,
     Workload,
     asked_hosts,
+    fullest,
     predict,
     slowest,
     transfer_s,
@@ -60,6 +62,18 @@ def test_the_hosts_that_are_asked_are_what_draws_give(cohort: int, hosts: int, e
     assert asked_hosts(cohort, hosts, each) == pytest.approx(sum(found) / len(found), rel=0.02)
 
 
+@pytest.mark.parametrize(("cohort", "hosts", "each"), [(32, 4, 50), (100, 2, 500), (40, 10, 20)])
+def test_the_fullest_host_is_what_draws_give(cohort: int, hosts: int, each: int) -> None:
+    draws = random.Random(1)
+    sites = [site % hosts for site in range(hosts * each)]
+    found = [max(Counter(draws.sample(sites, cohort)).values()) for _ in range(2000)]
+    assert fullest(cohort, hosts, each) == pytest.approx(sum(found) / len(found), rel=0.05)
+
+
+def test_the_fullest_of_hosts_with_one_site_has_one_and_of_one_host_all() -> None:
+    assert fullest(10_000, 10**6) == 1 and fullest(7, 1, 50) == 7 and fullest(200, 4, 50) == 50
+
+
 def test_where_each_host_is_one_site_the_cohort_is_asked() -> None:
     assert asked_hosts(10_000, 10**6) == pytest.approx(10_000, rel=1e-6)
     assert asked_hosts(1000, 1000) == 1000
@@ -73,7 +87,8 @@ def test_work_is_steps_over_cores_or_over_the_machine_that_hosts_share() -> None
     assert work_s(WORK, costs, cluster(cores_per_host=2)) == pytest.approx(1.25)
     packs = Cluster(regions=(Region(hosts=4, wide=NEAR, local=NEAR),), sites_per_host=50, shared_cores=2)
     assert work_s(WORK, costs, packs) == pytest.approx(125)
-    assert work_s(WORK, costs, replace(packs, shared_cores=8)) == pytest.approx(62.5)
+    alone = work_s(WORK, costs, replace(packs, shared_cores=8))
+    assert alone == pytest.approx(2.5 * fullest(100, 4, 50)) and alone > 62.5
 
 
 def test_a_round_by_hand() -> None:
