@@ -1,12 +1,13 @@
 """Real rounds on this machine, through the public API, and the costs of operations that fit them.
 
 `echo` is a round without training: every site returns what it received, so that what is left is the engine.
-A run is one federation and a few rounds; its figure is the fastest quarter of the rounds, for the machine may
+A run is a few rounds; its figure is the fastest quarter of the rounds, for the machine may
 be shared. In process it is CPU (one thread); on Ray it is wall, as the packs work side by side.
 """
 
 import os
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,7 +91,23 @@ class Clock:
         """Nothing to close."""
 
 
-def run(case: Case, sites: Any, rounds: int) -> float:
+def run_all(cases: Sequence[Case], sites: Any, rounds: int) -> dict[Case, float]:
+    """Return the seconds of a round of each case; cases on equal hosts share a federation."""
+    found = {}
+    for runtime, packs, regions in dict.fromkeys((case.runtime, case.packs, case.regions) for case in cases):
+        names = list(sites)
+        half = len(names) // 2
+        layout = {"a": names[:half], "b": names[half:]} if regions else None
+        each = packs // max(1, regions)
+        with fr.simulate(sites, runtime=runtime, packs=each, regions=layout) as federation:
+            for case in cases:
+                if (case.runtime, case.packs, case.regions) == (runtime, packs, regions):
+                    found[case] = run(case, federation, rounds)
+                    print(f"  {case}: {1000 * found[case]:8.1f} ms", file=sys.stderr, flush=True)
+    return found
+
+
+def run(case: Case, federation: fr.Federation, rounds: int) -> float:
     """Return the seconds of a round of a case."""
     clock = Clock()
     if case.epochs:
@@ -99,19 +116,14 @@ def run(case: Case, sites: Any, rounds: int) -> float:
         init = model.init(0)
     else:
         algorithm, init = echo(case.stages), {"w": torch.linspace(0.1, 1, case.elements)}
-    names = list(sites)
-    half = len(names) // 2
-    regions = {"a": names[:half], "b": names[half:]} if case.regions else None
-    packs = case.packs // max(1, case.regions)
-    with fr.simulate(sites, runtime=case.runtime, packs=packs, regions=regions) as federation:
-        fr.fit(algorithm, federation, init=init, rounds=rounds, tracker=clock,
-               schedule=fr.synchronous(cohort=case.cohort))
+    fr.fit(algorithm, federation, init=init, rounds=rounds, tracker=clock,
+           schedule=fr.synchronous(cohort=case.cohort))
     times = clock.cpu if case.runtime == "in_process" else clock.wall
     found = sorted(np.diff(times[WARM_UP:]).tolist())
     return statistics.mean(found[: max(1, len(found) // 4)])
 
 
-NAMES = ("round", "ray_round", "fold", "fold_byte", "site", "site_byte", "step", "put", "byte", "call")
+NAMES = ("round", "fold", "fold_byte", "site", "site_byte", "step", "put", "byte", "call")
 
 
 def features(case: Case) -> dict[str, float]:
@@ -128,9 +140,8 @@ def features(case: Case) -> dict[str, float]:
     # the exact sum of a float32 model is two float64 lanes; one site alone sends its row
     up = case.num_bytes * (4 if case.cohort > case.packs else 1)
     return {
-        "round": 0.0 if is_ray else 1.0,
-        "ray_round": float(is_ray),
-        "fold": answers,
+        "round": 1.0,
+        "fold": answers * (not is_ray),  # on Ray it cannot be told from the call that brought the answer
         "fold_byte": answers * up,
         "site": work * case.stages,
         "site_byte": work * case.num_bytes * case.stages,
@@ -144,7 +155,8 @@ def features(case: Case) -> dict[str, float]:
 def fit(cases: Sequence[Case], seconds: Sequence[float]) -> dict[str, float]:
     """Return non-negative costs with the smallest sum of squared relative errors.
 
-    All subsets of operations are tried, ten being few: the best of those whose costs are all positive.
+    The cases are of one runtime: memory is managed otherwise in Ray's workers, and bytes cost less there. All
+    subsets of operations are tried, nine being few: the best of those whose costs are all positive.
     """
     rows = np.array([[features(case)[name] for name in NAMES] for case in cases])
     scaled = rows / np.array(seconds)[:, None]
@@ -169,7 +181,4 @@ def predicted(case: Case, costs: dict[str, float]) -> float:
 
 def as_costs(found: dict[str, float]) -> Costs:
     """Return the costs of a cluster of Ray actors in the terms of the cluster model."""
-    return Costs(
-        round_s=found["ray_round"],
-        **{f"{name}_s": found[name] for name in NAMES if name not in ("round", "ray_round")},
-    )
+    return Costs(**{f"{name}_s": found[name] for name in NAMES})

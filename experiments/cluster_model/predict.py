@@ -15,7 +15,7 @@ import statistics
 from dataclasses import replace
 
 import torch
-from measure import CORES, FEATURES, NAMES, NUM_SITES, ROWS, Case, as_costs, fit, predicted, run
+from measure import CORES, FEATURES, NAMES, NUM_SITES, ROWS, Case, as_costs, fit, predicted, run_all
 
 import fedray as fr
 from fedray.data.shard_writer import made_up_sites
@@ -26,26 +26,29 @@ from fedray.runtime.schedule import LognormalLatency
 LOCAL, RAY = "in_process", "ray"
 FITTED = (
     *(Case(runtime=LOCAL, packs=p, cohort=c, elements=n)
-      for p, c, n in ((1, 8, 1000), (1, 64, 1000), (8, 64, 1000), (1, 8, 1_000_000), (8, 16, 1_000_000))),
+      for p, c, n in ((1, 8, 1000), (1, 64, 1000), (8, 64, 1000), (1, 8, 250_000), (8, 16, 250_000))),
     Case(runtime=LOCAL, packs=1, cohort=16, elements=1000, stages=2),
     Case(runtime=LOCAL, packs=1, cohort=32, epochs=1),
     Case(runtime=LOCAL, packs=1, cohort=32, epochs=8),
     *(Case(runtime=RAY, packs=p, cohort=c, elements=n)
-      for p, c, n in ((1, 8, 1000), (4, 8, 1000), (2, 64, 1000), (1, 8, 1_000_000), (4, 8, 1_000_000))),
+      for p, c, n in ((1, 8, 1000), (4, 8, 1000), (2, 64, 1000), (1, 8, 250_000), (4, 8, 250_000))),
     Case(runtime=RAY, packs=2, cohort=8, elements=1000, stages=2),
+    Case(runtime=RAY, packs=2, cohort=48, elements=250_000),
+    Case(runtime=RAY, packs=4, cohort=64, elements=1000),
+    Case(runtime=RAY, packs=1, cohort=16, epochs=4),
     Case(runtime=RAY, packs=2, cohort=32, epochs=1),
     Case(runtime=RAY, packs=4, cohort=32, epochs=8),
 )
 CHECKED = (
-    Case(runtime=LOCAL, packs=4, cohort=32, elements=200_000),
+    Case(runtime=LOCAL, packs=4, cohort=32, elements=80_000),
     Case(runtime=LOCAL, packs=2, cohort=48, epochs=3),
-    Case(runtime=RAY, packs=2, cohort=16, elements=300_000),
+    Case(runtime=RAY, packs=2, cohort=16, elements=100_000),
     Case(runtime=RAY, packs=4, cohort=40, elements=1000),
-    Case(runtime=RAY, packs=1, cohort=20, elements=2_000_000),
+    Case(runtime=RAY, packs=1, cohort=20, elements=600_000),
     Case(runtime=RAY, packs=2, cohort=48, epochs=4),
     Case(runtime=RAY, packs=4, cohort=24, epochs=2),
     Case(runtime=RAY, packs=1, cohort=24, epochs=4),
-    Case(runtime=RAY, packs=4, cohort=16, elements=300_000, regions=2),
+    Case(runtime=RAY, packs=4, cohort=16, elements=100_000, regions=2),
     Case(runtime=RAY, packs=2, cohort=32, epochs=2, regions=2),
 )
 # an earlier measurement on this code's Ray over a link of 83 ms and 8.8 MB/s; not repeated here
@@ -56,15 +59,18 @@ EARLIER = ((1e6, 1.4), (1e7, 2.0), (5e7, 5.25))
 def check_costs(rounds: int) -> tuple[Costs, list[dict[str, object]]]:
     """Measure, fit, and print the error of every run."""
     sites = {name: Held(site) for name, site in made_up_sites(NUM_SITES, ROWS, FEATURES, seed=3)}
-    measured = {case: run(case, sites, rounds) for case in (*FITTED, *CHECKED)}
-    found = fit(FITTED, [measured[case] for case in FITTED])
-    print("costs:", ", ".join(f"{name} {found[name]:.3g} s" for name in NAMES))
+    measured = run_all((*FITTED, *CHECKED), sites, rounds)
+    found = {}
+    for runtime in (LOCAL, RAY):
+        cases = [case for case in FITTED if case.runtime == runtime]
+        found[runtime] = fit(cases, [measured[case] for case in cases])
+        print(f"costs {runtime}:", ", ".join(f"{name} {found[runtime][name]:.3g} s" for name in NAMES))
     rows: list[dict[str, object]] = []
     for title, cases in (("used in the fit", FITTED), ("not used in the fit", CHECKED)):
         errors = []
         print(f"{title}:")
         for case in cases:
-            real, model = measured[case], predicted(case, found)
+            real, model = measured[case], predicted(case, found[case.runtime])
             errors.append(model / real - 1)
             print(f"  {case}: {1000 * real:8.1f} ms measured, {1000 * model:8.1f} predicted, "
                   f"{errors[-1]:+.0%}")
@@ -72,7 +78,7 @@ def check_costs(rounds: int) -> tuple[Costs, list[dict[str, object]]]:
                          "is_fitted": cases is FITTED})
         sizes = sorted(map(abs, errors))
         print(f"  absolute error: median {statistics.median(sizes):.0%}, largest {sizes[-1]:.0%}")
-    return as_costs(found), rows
+    return as_costs(found[RAY]), rows
 
 
 class Held:
