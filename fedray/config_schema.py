@@ -222,7 +222,8 @@ class Page:
 
 SCHEMAS: dict[str, dict[str, type]] = {
     "data": {"synthetic_icu": data.SyntheticIcu, "eicu_mortality": data.EicuMortality,
-             "heart_disease": data.HeartDisease, "csv": data.Csv, "digits": data.Digits},
+             "heart_disease": data.HeartDisease, "csv": data.Csv, "digits": data.Digits,
+             "shards": data.Shards},
     "model": {"logistic": learn.Logistic, "linear": learn.Linear, "mlp": learn.Mlp, "cnn": learn.Cnn,
               "gru": learn.Gru, "bag_of_embeddings": learn.BagOfEmbeddings},
     "local": {"sgd": learn.Sgd, "adamw": learn.Adamw},
