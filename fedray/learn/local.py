@@ -269,8 +269,9 @@ class LocalTraining:
         pull = self._pull(params, correction, anchor, prox)
         rate = self.rate(rng.round) if lr is None else lr
         rows = training_rows(data)
-        most = self.steps if steps is None else int(steps)
-        num_steps = count_steps(num_rows(rows), self.batch_size, self.epochs, most)
+        num_steps = count_steps(
+            num_rows(rows), self.batch_size, self.epochs, self.steps if steps is None else steps
+        )
         descent = _Descent(self, params, rng)
         kept = tree.clone(self.init_state(params) if state is None else dict(state))
         vectors = {name: kept[name].buffer[0, : params.schema.trainable] for name in self.rule.slots}

@@ -105,8 +105,7 @@ class Attempt:
             deadline=time.time() + limit if limit and not self.setting.latency else None,
         )
         box = root.transport.put(downlink)
-        asked = [child for child in root.children.values() if not set(child.sites).isdisjoint(on_time)]
-        self.bytes_down += nbytes(downlink) * len(asked)
+        self.bytes_down += nbytes(downlink) * len(root.by_child(on_time))
         answer = root.run(call, box)
         while not answer.is_folded:  # ends: exponents only grow, up to what the values need
             wider = {

@@ -19,8 +19,9 @@ from fedray.rows import Group
 from fedray.runtime import checkpoint
 from fedray.runtime.folded import Folded
 from fedray.runtime.host import Commit, Contribution, Load, StageCall
-from fedray.runtime.interpret import Interpreter, own
+from fedray.runtime.interpret import Interpreter
 from fedray.runtime.plan import Plan, lane_names
+from fedray.runtime.site_table import SiteTable
 
 GROUP_BYTES = 4 * 2**20  # of parameters in a group: half of a last-level cache's share of one core, measured
 RoundKey = tuple[str, int, int]  # plan, round, attempt
@@ -47,14 +48,14 @@ class Pack:
         group_size: int = 50,
         allow_empty: bool = False,
     ) -> None:
-        self.name, self.sites, self.group_size, self.allow_empty = name, dict(sites), group_size, allow_empty
+        self.name, self.sites, self.group_size, self.allow_empty = name, sites, group_size, allow_empty
         self.first_error: BaseException | None = None  # of the last stage; it never leaves this process
         self._data: dict[str, Any] = {}
-        self._rows: dict[str, int] = {}  # training rows of each site, which sort the sites into groups
+        self._rows: Mapping[str, int] = {}  # training rows of each site, which sort the sites into groups
         self._cache: dict[Any, Any] = {}  # of the twins: buffers that outlive groups and rounds
         self._transforms: list[Any] = []
         self._plans: dict[str, Load] = {}
-        self._state: dict[tuple[str, str], Any] = {}  # (slot, site) -> current value
+        self._state: dict[str, SiteTable] = {}  # slot -> current values
         self._pending: dict[RoundKey, list[tuple[str, Group, rows.Tagged]]] = {}
         self._groups: dict[RoundKey, list[Group]] = {}
         self._last: tuple[Any, Folded] | None = None
@@ -64,10 +65,7 @@ class Pack:
 
         Raises DataError for a site without training rows unless `allow_empty`.
         """
-        sizes = {}
-        for site in self.sites:
-            data = self._open(site)
-            sizes[site] = data.train.num_rows if hasattr(data, "splits") else len(data)
+        sizes = self._training_rows()
         self._rows = sizes
         self._lay_together()
         empty = sorted(site for site, size in sizes.items() if size == 0)
@@ -78,6 +76,14 @@ class Pack:
                 "data.allow_empty=true (their weight is then 0)"
             )
         return sizes
+
+    def _training_rows(self) -> dict[str, int]:
+        """Open every site, but where the data set knows the rows and nothing is to be changed."""
+        known = getattr(self.sites, "train_rows", None)
+        if known is not None and not self._transforms:
+            return dict(known())
+        opened = [(site, self._open(site)) for site in self.sites]
+        return {site: data.train.num_rows if hasattr(data, "splits") else len(data) for site, data in opened}
 
     def blank(self) -> Any:
         """Return a made-up site: the columns of one site with zeros in a few rows. None where data cannot
@@ -103,7 +109,10 @@ class Pack:
         verify(load.plan.graph)
         if load.is_start:
             kinds = checkpoint.record_kinds(*load.initial.values())
-            self._state = checkpoint.read_sites(*load.restore, set(self.sites), kinds) if load.restore else {}
+            found = checkpoint.read_sites(*load.restore, set(self.sites), kinds) if load.restore else {}
+            self._state = {slot: SiteTable(value) for slot, value in load.initial.items()}
+            for (slot, site), value in found.items():
+                self._state[slot].load([(site, value)])
             self._plans, self._pending, self._groups, self._last, self._cache = {}, {}, {}, None, {}
         self._plans[load.plan.digest] = load
 
@@ -113,19 +122,20 @@ class Pack:
         """
         for commit in commits:
             for slot, group, tagged in self._pending.get((commit.plan, commit.round, commit.attempt), ()):
-                for row in group.alive:
-                    if group.ids[row] in commit.counted:
-                        self._state[slot, group.ids[row]] = own(rows.row(tagged, row))
+                kept = [row for row in group.alive if group.ids[row] in commit.counted]
+                self._table(slot, commit.plan).store(group.ids, rows.expand(tagged, group.k), kept)
             for key in [key for key in self._pending if key[0] == commit.plan]:
                 del self._pending[key]
 
     def save(self, directory: str, round: int) -> None:
         """Write the current state of all sites."""
-        checkpoint.write_sites(directory, round, self.name, self._state)
+        state = {(slot, site): value for slot, table in self._state.items() for site, value in table.items()}
+        checkpoint.write_sites(directory, round, self.name, state)
 
     def state_of(self, site: str, slot: str = "state") -> Any:
         """Return a site's current state (simulation and tests)."""
-        return self._state.get((slot, site))
+        table = self._state.get(slot)
+        return table.row(site) if table is not None and site in table else None
 
     def run(self, call: StageCall, downlink: Mapping[int, Any]) -> Contribution:
         """Run a stage for the cohort and return what leaves, folded. Raises HostError where the plan is
@@ -145,7 +155,13 @@ class Pack:
     def _compute(self, call: StageCall, downlink: Mapping[int, Any]) -> Folded:
         plan = self._plans[call.plan].plan
         groups = self._groups_of(call, plan, self._group_size(downlink))
-        interpreter = Interpreter(plan, call, downlink, lambda slot, site: self._input(call, slot, site))
+        interpreter = Interpreter(
+            plan,
+            call,
+            downlink,
+            lambda slot, site: self._input(call, slot, site),
+            lambda slot, sites: self._table(slot, call.plan).rows(sites),
+        )
         folded = Folded(plan, call)
         outputs = [
             (slot, index)
@@ -195,9 +211,12 @@ class Pack:
 
     def _open(self, site: str) -> Any:
         if site not in self._data:
-            data = self.sites[site]()
+            opener = self.sites[site]
+            data = opener()
             for transform in self._transforms:
                 data = transform(data)
+            if getattr(opener, "is_mapped", False):
+                return data  # its rows are in files: who keeps it would keep every site that was ever asked
             self._data[site] = data
         return self._data[site]
 
@@ -206,11 +225,13 @@ class Pack:
             return self._open(site)
         if slot == "id":
             return site
-        if slot == "rng" or slot.startswith("rng:"):
-            return Key(call.seed, call.round, site, slot[4:])
-        if (slot, site) in self._state:
-            return self._state[slot, site]
-        return self._plans[call.plan].initial.get(slot)
+        return Key(call.seed, call.round, site, slot[4:])
+
+    def _table(self, slot: str, plan: str) -> SiteTable:
+        """Return the table of a slot; a program that is no training run starts it itself."""
+        if slot not in self._state:
+            self._state[slot] = SiteTable(self._plans[plan].initial.get(slot))
+        return self._state[slot]
 
 
 def expected_bytes(plan: Plan, stage: int, num_delivered: int) -> dict[str, int]:

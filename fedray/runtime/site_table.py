@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedray import rows as stacked
 from fedray import tree
 from fedray.errors import MemoryForecastError
-from fedray.runtime import values
-from fedray.runtime.values import Column, Ragged, Rows
+from fedray.rows import Column, Ragged, Rows
 
 LIMIT_BYTES = 2**30
 FIRST_ROWS = 64
@@ -103,10 +103,10 @@ class SiteTable:
         self._capacity = 0
         self._has_initial = False
         self._is_on_disk = False
-        self._begin(values.stack([initial]).value)
+        self._begin(stacked.stack([initial]).value)
 
     def rows(self, sites: Sequence[str]) -> Any:
-        """Return the stacked value of these sites, as `values.Rows` holds it; a copy, never a view.
+        """Return the stacked value of these sites, as `stacked.Rows` holds it; a copy, never a view.
 
         A `Flat` has a row for each site, a tensor a new first dimension, numbers are a `Column`. Where the
         sites' values differ in structure the leaf is a `Ragged`.
@@ -115,7 +115,7 @@ class SiteTable:
             self._has_initial or all(site in self._slots for site in sites)
         )
         if self._signature is None or not is_even:
-            return values.stack([self.row(site) for site in sites]).value
+            return stacked.stack([self.row(site) for site in sites]).value
         return _join(self._like, self._columns(sites))
 
     def _columns(self, sites: Sequence[str]) -> list[Tensor]:
@@ -131,7 +131,7 @@ class SiteTable:
             return tree.clone(self._objects[site])
         if site not in self._slots:
             return self.initial
-        return values.row(Rows(self.rows([site])), 0)
+        return stacked.row(Rows(self.rows([site])), 0)
 
     def store(self, sites: Sequence[str], value: Any, which_rows: Sequence[int] | None = None) -> None:
         """Keep the rows `which_rows` (all where none is named) of a stacked value for their sites.
@@ -144,7 +144,7 @@ class SiteTable:
         columns = self._fit(value, len(sites))
         if columns is None:
             for row in chosen:
-                self._store_alone(sites[row], values.row(Rows(value), row))
+                self._store_alone(sites[row], stacked.row(Rows(value), row))
             return
         if len(chosen) < len(sites):
             picked = torch.tensor(list(chosen), dtype=torch.int64)
@@ -162,7 +162,7 @@ class SiteTable:
             columns = self._columns(sites)
             for row, site in enumerate(sites):
                 alone = _join(self._like, [column[row : row + 1] for column in columns])
-                yield site, values.row(Rows(alone), 0)
+                yield site, stacked.row(Rows(alone), 0)
         yield from self._objects.items()
 
     def stacked_items(self) -> Iterator[tuple[list[str], Any]]:
@@ -221,7 +221,7 @@ class SiteTable:
         self._stored, self._capacity, self._is_on_disk = [_Stored(column) for column in columns], 0, False
         starts: list[Tensor] = []
         try:
-            self._has_initial = _describe(values.stack([self.initial]).value, 1, starts)[0] == signature
+            self._has_initial = _describe(stacked.stack([self.initial]).value, 1, starts)[0] == signature
         except _Uneven:
             self._has_initial = False
         self._resize(1)
@@ -240,7 +240,7 @@ class SiteTable:
         return columns if signature == self._signature else None
 
     def _store_alone(self, site: str, value: Any) -> None:
-        columns = self._fit(values.stack([value]).value, 1)
+        columns = self._fit(stacked.stack([value]).value, 1)
         if columns is None:
             self._objects[site] = tree.clone(value)
         else:

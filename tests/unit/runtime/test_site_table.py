@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedray import rows as stacks
 from fedray import tree
 from fedray.errors import MemoryForecastError
-from fedray.runtime import site_table, values
+from fedray.rows import Column, Ragged, Rows
+from fedray.runtime import site_table
 from fedray.runtime.site_table import SiteTable
-from fedray.runtime.values import Column, Ragged, Rows
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def table(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SiteTable]
 
 
 def value_of(stacked: Any, row: int) -> Any:
-    return values.row(Rows(stacked), row)
+    return stacks.row(Rows(stacked), row)
 
 
 def same_kinds(a: Any, b: Any) -> bool:
@@ -69,7 +70,7 @@ def test_many_rounds_leave_what_a_plain_dict_holds(table: SiteTable) -> None:
             assert tree.equal(value_of(found, row), plain.get(site, kept(0)))
         new = [kept(1000 * round + row + 1) for row in range(25)]
         counted = sorted(draws.sample(range(25), 20))
-        table.store(cohort, values.stack(new).value, counted)
+        table.store(cohort, stacks.stack(new).value, counted)
         plain |= {cohort[row]: new[row] for row in counted}
     assert dict.fromkeys(site for site, _ in table.items()).keys() == plain.keys()
     for site, value in table.items():
@@ -80,8 +81,8 @@ def test_many_rounds_leave_what_a_plain_dict_holds(table: SiteTable) -> None:
 
 
 def test_rows_equal_what_stacking_the_single_values_gives(table: SiteTable) -> None:
-    table.store(["a", "b"], values.stack([kept(1), kept(2)]).value)
-    found, expected = table.rows(["b", "new", "a"]), values.stack([kept(2), kept(0), kept(1)]).value
+    table.store(["a", "b"], stacks.stack([kept(1), kept(2)]).value)
+    found, expected = table.rows(["b", "new", "a"]), stacks.stack([kept(2), kept(0), kept(1)]).value
     assert found.weights == expected.weights and found.weights.buffer.shape[0] == 3
     assert torch.equal(found.parts[0], expected.parts[0]) and found.parts[0].shape == (3, 2, 3)
     assert torch.equal(found.count.numbers, expected.count.numbers) and found.count.is_whole
@@ -89,7 +90,7 @@ def test_rows_equal_what_stacking_the_single_values_gives(table: SiteTable) -> N
 
 
 def test_what_is_read_and_what_was_given_share_no_memory(table: SiteTable) -> None:
-    given = values.stack([kept(1), kept(2)]).value
+    given = stacks.stack([kept(1), kept(2)]).value
     table.store(["a", "b"], given)
     given.weights.buffer.zero_()
     table.rows(["a", "b"]).weights.buffer.fill_(9)
@@ -100,9 +101,9 @@ def test_what_is_read_and_what_was_given_share_no_memory(table: SiteTable) -> No
 @pytest.mark.parametrize("number", [3, 0, -7, 2**53, 2.5, -0.0, float("inf"), float("nan"), 5e-324])
 def test_a_number_keeps_its_kind_and_its_bits(number: float) -> None:
     table = SiteTable(0)
-    table.store(["a"], values.stack([number]).value)
-    table.store(["b"], values.stack([1]).value)
-    table.store(["c"], values.stack([0.5]).value)
+    table.store(["a"], stacks.stack([number]).value)
+    table.store(["b"], stacks.stack([1]).value)
+    table.store(["c"], stacks.stack([0.5]).value)
     found = table.row("a")
     assert type(found) is type(number)
     assert float(found).hex() == float(number).hex()
@@ -113,13 +114,13 @@ def test_a_number_keeps_its_kind_and_its_bits(number: float) -> None:
 def test_bits_of_tensors_survive(table: SiteTable) -> None:
     odd = torch.tensor([float("nan"), -0.0, 1e-45, float("-inf")])
     odd.view(torch.int32)[0] = 0x7FC12345  # a NaN with a payload
-    table.store(["a"], values.stack([odd]).value)
+    table.store(["a"], stacks.stack([odd]).value)
     assert table.row("a").view(torch.int32).tolist() == odd.view(torch.int32).tolist()
 
 
 def test_the_first_commit_sets_the_structure_where_it_differs_from_the_start() -> None:
     table = SiteTable(None)
-    table.store(["a", "b"], values.stack([flat(1), flat(2)]).value)
+    table.store(["a", "b"], stacks.stack([flat(1), flat(2)]).value)
     assert isinstance(table.rows(["b", "a"]), tree.Flat)
     mixed = table.rows(["a", "new"])
     assert isinstance(mixed, Ragged) and mixed.items[1] is None and mixed.items[0] == flat(1)
@@ -139,22 +140,22 @@ ODD = {
 @pytest.mark.parametrize("odd", ODD)
 def test_a_value_of_another_structure_is_kept_as_it_is(odd: str) -> None:
     table = SiteTable(flat(0))
-    table.store(["a", "b"], values.stack([flat(1), flat(2)]).value)
-    table.store(["c", "a"], values.stack([ODD[odd], flat(4)]).value)
+    table.store(["a", "b"], stacks.stack([flat(1), flat(2)]).value)
+    table.store(["c", "a"], stacks.stack([ODD[odd], flat(4)]).value)
     assert tree.equal(table.row("c"), ODD[odd]) and table.row("a") == flat(4)
     found = table.rows(["b", "c"])
     assert isinstance(found, Ragged) and tree.equal(found.items[1], ODD[odd])
     assert sorted(site for site, _ in table.items()) == ["a", "b", "c"] and len(table) == 3
-    table.store(["c", "a"], values.stack([flat(7), flat(8)]).value)
-    assert table.rows(["c", "a"]) == values.stack([flat(7), flat(8)]).value
+    table.store(["c", "a"], stacks.stack([flat(7), flat(8)]).value)
+    assert table.rows(["c", "a"]) == stacks.stack([flat(7), flat(8)]).value
 
 
 def test_only_counted_rows_are_kept() -> None:
     table = SiteTable(flat(0))
-    table.store(["a", "b", "c"], values.stack([flat(1), flat(2), flat(3)]).value, [2, 0])
-    table.store(["a", "b", "c"], values.stack([flat(5), flat(6), flat(7)]).value, [])
+    table.store(["a", "b", "c"], stacks.stack([flat(1), flat(2), flat(3)]).value, [2, 0])
+    table.store(["a", "b", "c"], stacks.stack([flat(5), flat(6), flat(7)]).value, [])
     assert [site for site, _ in table.items()] == ["c", "a"] and "b" not in table
-    assert table.rows(["a", "b", "c"]) == values.stack([flat(1), flat(0), flat(3)]).value
+    assert table.rows(["a", "b", "c"]) == stacks.stack([flat(1), flat(0), flat(3)]).value
 
 
 def test_a_plain_leaf_among_rows_stands_for_each_of_them() -> None:
@@ -164,8 +165,8 @@ def test_a_plain_leaf_among_rows_stands_for_each_of_them() -> None:
 
 
 def test_items_can_be_loaded_into_another_table(table: SiteTable) -> None:
-    table.store([str(i) for i in range(30)], values.stack([kept(i) for i in range(30)]).value)
-    table.store(["odd"], values.stack([torch.ones(2)]).value)
+    table.store([str(i) for i in range(30)], stacks.stack([kept(i) for i in range(30)]).value)
+    table.store(["odd"], stacks.stack([torch.ones(2)]).value)
     again = SiteTable(kept(0))
     again.load(table.items())
     assert len(again) == 31 and tree.equal(again.row("odd"), torch.ones(2))
@@ -203,7 +204,7 @@ def test_a_round_costs_the_same_whatever_the_number_of_sites(limit: int, tmp_pat
     for num_sites in (200, 20_000):
         table = SiteTable(flat(0), limit_bytes=limit, directory=tmp_path)
         names = [str(i) for i in range(num_sites)]
-        table.store(names, values.stack([flat(1)] * num_sites).value)
+        table.store(names, stacks.stack([flat(1)] * num_sites).value)
         cohort = names[50:150]
         with Work() as counted:
             table.store(cohort, table.rows(cohort), range(0, 100, 2))
@@ -218,7 +219,7 @@ def test_the_number_of_operations_does_not_follow_the_cohort() -> None:
     for size in (10, 1000):
         table = SiteTable(flat(0))
         names = [str(i) for i in range(size)]
-        table.store(names, values.stack([flat(1)] * size).value)
+        table.store(names, stacks.stack([flat(1)] * size).value)
         with Work() as counted:
             table.store(names, table.rows(names))
         found.append(counted.operations)
@@ -248,7 +249,7 @@ def test_growth_moves_nothing_and_is_rare(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(SiteTable, "_resize", lambda self, rows: (sizes.append(rows), plain(self, rows))[1])
     table = SiteTable(flat(0), limit_bytes=0, directory=tmp_path)
     for i in range(1000):
-        table.store([str(i)], values.stack([flat(i)]).value)
+        table.store([str(i)], stacks.stack([flat(i)]).value)
     assert sizes == [1, 64, 128, 256, 512, 1024]
     assert all(table.row(str(i)) == flat(i) for i in range(0, 1000, 37))
 
