@@ -4,7 +4,7 @@ Every system that lets the user write the local loop runs `train_plain`; `train_
 without `torch.optim`. Neither uses a DataLoader: slices of tensors are the peers' best case.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -52,23 +52,27 @@ def batch_order(round: int, site: int, num_rows: int) -> Tensor:
     return torch.randperm(num_rows, generator=generator)
 
 
+def batches(x: Tensor, y: Tensor, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return the batches of an epoch: one gather, then slices."""
+    return zip(x[order].split(BATCH_SIZE), y[order].split(BATCH_SIZE), strict=True)
+
+
 def train_plain(module: nn.Module, x: Tensor, y: Tensor, order: Tensor, loss: Loss) -> None:
     """Train a module in place for one epoch with `torch.optim.SGD`."""
     optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE)
-    for rows in order.split(BATCH_SIZE):
+    for x_batch, y_batch in batches(x, y, order):
         optimizer.zero_grad()
-        loss(module(x[rows]), y[rows]).backward()
+        loss(module(x_batch), y_batch).backward()
         optimizer.step()
 
 
 def train_lean(module: nn.Module, x: Tensor, y: Tensor, order: Tensor, loss: Loss) -> None:
     """Train a module in place for one epoch by `autograd.grad` and steps in place."""
     weights = list(module.parameters())
-    for rows in order.split(BATCH_SIZE):
-        gradients = torch.autograd.grad(loss(module(x[rows]), y[rows]), weights)
-        with torch.no_grad():
-            for weight, gradient in zip(weights, gradients, strict=True):
-                weight.sub_(gradient, alpha=LEARNING_RATE)
+    values = [weight.detach() for weight in weights]
+    for x_batch, y_batch in batches(x, y, order):
+        gradients = torch.autograd.grad(loss(module(x_batch), y_batch), weights)
+        torch._foreach_add_(values, gradients, alpha=-LEARNING_RATE)
 
 
 def auroc(score: np.ndarray, label: np.ndarray) -> float:
