@@ -5,10 +5,10 @@ Linux only: reads /proc. CPU seconds have the kernel's nanosecond clock of each 
 waited for are known in ticks.
 """
 
-import ctypes
 import os
 import signal
 import statistics
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -18,18 +18,12 @@ import psutil
 
 TICKS = os.sysconf("SC_CLK_TCK")
 SAMPLE_S = 0.5  # reading smaps of ten processes costs some 10 ms, outside the measured tree
-PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 ALREADY_GONE = (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError)
 
 
-def adopt_orphans() -> None:
-    """Make this process the parent of what its descendants leave behind, so that no daemon escapes the count.
-
-    Raises OSError where the kernel refuses.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+def end_orderly() -> None:
+    """Make being asked to end an exit like any other, so that what was started is ended too."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def process_cpu_s(pid: int) -> float:
@@ -83,10 +77,10 @@ def memory_of(pid: int) -> Memory:
 
 @dataclass
 class ProcessTree:
-    """All descendants of a process, by default of this one; the process itself only where asked."""
+    """A process and all its descendants."""
 
-    root: int = field(default_factory=os.getpid)
-    with_root: bool = False
+    root: int
+    seen: dict[int, psutil.Process] = field(default_factory=dict)
     _last: dict[int, tuple[int, float, bool]] = field(default_factory=dict)
     _lost_s: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -94,7 +88,9 @@ class ProcessTree:
     def processes(self) -> list[psutil.Process]:
         """Return the processes, with those that have ended and were not waited for."""
         root = psutil.Process(self.root)
-        return [*([root] if self.with_root else []), *root.children(recursive=True)]
+        found = [root, *root.children(recursive=True)]
+        self.seen.update({process.pid: process for process in found})
+        return found
 
     def cpu_s(self) -> float:
         """Return the CPU seconds that the tree has used so far, ended processes included.
@@ -152,9 +148,9 @@ class PeakMemory(threading.Thread):
         self.join()
 
 
-def end_descendants(tree: ProcessTree) -> int:
+def end_what_is_left(tree: ProcessTree) -> int:
     """End what a finished program has left behind, by process id, and return how many processes that were."""
-    left = tree.processes()
+    left = [process for pid, process in tree.seen.items() if pid != tree.root and process.is_running()]
     for process in left:
         try:
             process.kill()

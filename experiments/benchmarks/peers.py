@@ -34,7 +34,7 @@ OURS = (*(System(name=kind, module="loop", words=(kind,)) for kind in ("plain", 
         *(System(name=f"fedray_{mode}", module="fedray_fit", words=(mode,))
           for mode in ("in_process", "ray", "bare")))
 FIGURES = ("cpu_per_round", "wall_per_round", "peak_mb", "peak_uss_mb", "first_round_wall_s",
-           "first_round_cpu_s", "rest_cpu_s")
+           "first_round_cpu_s", "closing_cpu_s")
 FLOPS = ("rows of a round x sum over layers of 2 x weights x output positions x (2 in the first layer, "
          "else 3): forward, gradient of the weight, gradient of the input")
 
@@ -115,7 +115,7 @@ def main() -> int:
     """Measure, print and write; the exit code is 1 if a system failed or none of fedray's ran."""
     given = arguments()
     systems = selected(given)
-    measuring.adopt_orphans()
+    measuring.end_orderly()
     facts = {"machine": machine(), "workload": given.workload, "pairs": given.pairs, "rounds": given.rounds,
              "seeds": "data, weights, batch order and cohorts as in workloads.py; fedray seed 0",
              "flops": FLOPS}

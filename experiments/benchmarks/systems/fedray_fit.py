@@ -62,7 +62,8 @@ class RoundLines:
         """Nothing is evaluated while rounds are measured."""
 
     def finish(self, result: Any) -> None:
-        """The last round was told already."""
+        """Tell that `fit` is over, its last checkpoint written."""
+        self.report.ask(finished=True)
 
 
 def dataset(path: str, data: workloads.Data) -> Dataset:

@@ -1,4 +1,4 @@
-"""fluke in its one process on the CPU: its FedAVG class, FastDataLoader over tensors in memory, no evaluation.
+"""fluke in its one process on the CPU: FedAVG, FastDataLoader over tensors in memory, nothing evaluated.
 
 fluke shuffles with its own seed and samples cohorts itself, so its learning check compares the metric. The
 loss is a function of our own: its configurations by name know only losses over two logits. Clients forget
@@ -38,8 +38,8 @@ def stand_in_for_torchvision() -> None:
 def settings(data: workloads.Data) -> dict[str, Any]:
     """Return fluke's hyper-parameters."""
     loss = learning.loss_of(data.workload)
-    client = {"batch_size": workloads.BATCH_SIZE, "local_epochs": 1, "loss": lambda: loss, "persistency": False,
-              "optimizer": {"name": "SGD", "lr": workloads.LEARNING_RATE},
+    client = {"batch_size": workloads.BATCH_SIZE, "local_epochs": 1, "loss": lambda: loss,
+              "persistency": False, "optimizer": {"name": "SGD", "lr": workloads.LEARNING_RATE},
               "scheduler": {"name": "StepLR", "step_size": 1, "gamma": 1}}
     return {"client": client, "server": {"weighted": True, "lr": 1.0}, "model": learning.started(data)}
 

@@ -1,7 +1,8 @@
-"""pfl in one process: FederatedAveraging over tensors in memory, weighted by rows, evaluated (rows counted) in round 0 only.
+"""pfl in one process: FederatedAveraging over tensors in memory, weighted by rows.
 
 pfl's users hold their batches ready sliced; order and cohorts are set here to those of the plain loop, by a
 user data set that iterates in the round's order. With one process pfl trains one model for all users.
+It cannot do without an evaluation in its first round; there the rows are counted.
 """
 
 from collections.abc import Iterator

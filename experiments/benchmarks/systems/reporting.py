@@ -42,19 +42,25 @@ class Report:
             sys.stdin.readline()
         self.begin()
 
+    def ask(self, **facts: Any) -> None:
+        """Write a line and wait: the parent looks at this program's processes meanwhile."""
+        self.say(ask=True, **facts)
+        sys.stdin.readline()
 
-def start(*packages: str) -> tuple[str, Report, str]:
+
+def start(*packages: str, loads_torch: bool = True) -> tuple[str, Report, str]:
     """Return the data file, the report, and where the final weights go; put torch on one thread.
 
     Anything else that the program or its libraries print goes to standard error.
     """
-    import torch
+    if loads_torch:
+        import torch
 
-    torch.set_num_threads(1)
+        torch.set_num_threads(1)
     data, rounds, out = sys.argv[1:4]
     report = Report(int(rounds), os.fdopen(os.dup(1), "w"))
     os.dup2(2, 1)
-    versions = {name: metadata.version(name) for name in ("torch", "numpy", *packages)}
+    versions = {name: metadata.version(name) for name in ("torch", "numpy", *packages)}  # imports nothing
     report.say(python=sys.version.split()[0], versions=versions)
     return data, report, out
 
