@@ -1,6 +1,6 @@
 """What does the engine itself cost: 200 sites, a 10 MB model, no training, two packs on Ray?
 
-    python experiments/benchmarks/engine_cost.py [--rounds 10] [--runs 5]
+    python experiments/benchmarks/engine_cost.py [--rounds 10] [--runs 5] [--sites 200]
 
 CPU of the whole process tree per steady round, and how much the private memory (USS) of the driver and of
 the aggregator grows over what they hold when everything is imported and every site has answered, before the
@@ -20,7 +20,6 @@ import running
 import tables
 from peers import machine
 
-SYSTEM = running.System(name="fedray_ray", module="engine_run")
 MOST_CPU_S, MOST_GROWTH_MB = 0.5, 60.0  # per round; driver and aggregator together
 SAMPLE_S = 0.05
 
@@ -73,10 +72,11 @@ class Watching:
             self.watch.start()
 
 
-def measure(rounds: int) -> dict[str, Any]:
+def measure(rounds: int, sites: int) -> dict[str, Any]:
     """Run once."""
     watching = Watching()
-    run = running.run(SYSTEM, "none", rounds, watching)
+    system = running.System(name="fedray_ray", module="engine_run", words=(str(sites),))
+    run = running.run(system, "none", rounds, watching)
     if watching.watch is None:
         raise running.SystemFailed("the program did not say when it was idle")
     growth = watching.watch.growth_mb()
@@ -91,13 +91,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--sites", type=int, default=200, help="the bounds are meant for 200")
     given = parser.parse_args()
     measuring.end_orderly()
-    facts = {"machine": machine(), "sites": 200, "model_mb": 10.4, "packs": 2, "rounds": given.rounds,
+    facts = {"machine": machine(), "sites": given.sites, "model_mb": 10.4, "packs": 2, "rounds": given.rounds,
              "runs": given.runs}
     runs = []
     for number in range(given.runs):
-        runs.append(measure(given.rounds))
+        runs.append(measure(given.rounds, given.sites))
         print(f"run {number + 1}/{given.runs}", json.dumps(runs[-1]), flush=True)
     has_torch = any(run["torch_in_driver"] for run in runs)
     names = [name for name in runs[0] if name != "torch_in_driver"]

@@ -33,6 +33,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 OURS = (*(System(name=kind, module="loop", words=(kind,)) for kind in ("plain", "lean")),
         *(System(name=f"fedray_{mode}", module="fedray_fit", words=(mode,))
           for mode in ("in_process", "ray", "bare")))
+BESIDE = ("lean", "fedray_bare")  # left out of a run without peers where a round takes seconds: one minute
+SLOW = ("w3", "w4")
 FIGURES = ("cpu_per_round", "wall_per_round", "peak_mb", "peak_uss_mb", "first_round_wall_s",
            "first_round_cpu_s", "closing_cpu_s")
 FLOPS = ("rows of a round x sum over layers of 2 x weights x output positions x (2 in the first layer, "
@@ -52,6 +54,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     given.peers = [] if given.peers == "none" else given.peers.split(",")
     if unknown := [name for name in given.peers if name not in PEERS]:
         parser.error(f"no such peer: {', '.join(unknown)}; choose from {', '.join(PEERS)}")
+    if given.systems and (unknown := set(given.systems.split(",")) - {system.name for system in OURS}):
+        parser.error(f"no such system: {', '.join(sorted(unknown))}")
     workload = workloads.WORKLOADS[given.workload]
     given.pairs = given.pairs or (5 if given.peers else 1)
     given.rounds = given.rounds or (workload.rounds if given.peers else workload.quick_rounds)
@@ -62,7 +66,10 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 def selected(given: argparse.Namespace) -> list[System]:
     """Return the systems to run, peers first made where they are missing."""
-    ours = [system for system in OURS if given.systems is None or system.name in given.systems.split(",")]
+    is_short = not given.peers and given.workload in SLOW
+    names = [system.name for system in OURS if not (is_short and system.name in BESIDE)]
+    names = given.systems.split(",") if given.systems else names
+    ours = [system for system in OURS if system.name in names]
     return [*ours, *(System(name=name, module=PEERS[name].module, python=python_of(name))
                      for name in given.peers)]
 

@@ -1,6 +1,7 @@
-"""A federation that trains nothing: 200 sites return the parameters that they received, 10 MB, on two packs.
+"""A federation that trains nothing: sites return the parameters that they received, 10 MB, on two packs.
 
-The driver loads neither torch nor a model by itself: what of torch is in its process, fedray has loaded.
+The further word is the number of sites. The driver loads neither torch nor a model by itself: if torch is in
+its process, fedray has loaded it; the first parameters are then tensors, else numpy arrays.
 """
 
 import os
@@ -14,7 +15,7 @@ from systems import reporting
 
 import fedray as fr
 
-SITES, PACKS, LEAVES, LEAF = 200, 2, 10, 260_000  # 2.6 M float32
+PACKS, LEAVES, LEAF = 2, 10, 260_000  # 2.6 M float32
 SETTLE_S = 2.0  # for processes that still import when all have answered
 
 
@@ -92,7 +93,7 @@ def main() -> None:
     """Run, and tell which processes to look at before the first round and whether torch is in the driver."""
     _, report, out = reporting.start("ray", loads_torch=False)
     algorithm = fr.Algorithm(State, round, name="echo")
-    sites = {f"site{index:03d}": Rows() for index in range(SITES)}
+    sites = {f"site{index:03d}": Rows() for index in range(int(sys.argv[4]))}
     with fr.simulate(sites, runtime="ray", packs=PACKS) as federation:
         federation.hello()
         time.sleep(SETTLE_S)
