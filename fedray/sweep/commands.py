@@ -27,7 +27,7 @@ from fedray.sweep.trials import FAILED, INTERRUPTED, Book, Line, Trial, run_all
 EPILOG = """\
   fedray sweep local.lr=0.1,0.3 'seed=range(5)'                    every combination
   fedray sweep --random 20 'local.lr=tag(log, interval(0.01,1))'   twenty draws
-  fedray sweep --tune 40 'local.lr=tag(log, interval(0.01,1))'     Optuna and ASHA (pip install 'fedray[tune]')
+  fedray sweep --tune 40 'local.lr=tag(log, interval(0.01,1))'     Optuna and ASHA: the extra `tune`
   fedray sweep sweep=lr_mu                                         the grid conf/sweep/lr_mu.yaml"""
 
 
@@ -72,10 +72,13 @@ def _parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
                                      formatter_class=argparse.RawDescriptionHelpFormatter,
                                      description="Train once per configuration, in one session.")
     parser.add_argument("--list", metavar="FILE", help="one line of overrides per trial")
-    parser.add_argument("--random", type=int, metavar="N", help="draw N configurations out of intervals and choices")
+    parser.add_argument("--random", type=int, metavar="N",
+                        help="draw N configurations out of intervals and choices")
     parser.add_argument("--random-seed", type=int, default=0, metavar="S", help="of --random and --tune; 0")
-    parser.add_argument("--tune", type=int, metavar="N", help="let Optuna propose N trials and ASHA stop poor ones")
-    parser.add_argument("--metric", help="on validation rows, what the best trial is chosen by; evaluate.metric")
+    parser.add_argument("--tune", type=int, metavar="N",
+                        help="let Optuna propose N trials and ASHA stop poor ones")
+    parser.add_argument("--metric",
+                        help="on validation rows, what the best trial is chosen by; evaluate.metric")
     parser.add_argument("--mode", choices=("min", "max"), help="whether the metric is to be small or large")
     parser.add_argument("--resume", metavar="DIR", help="go on with the sweep in this directory")
     parser.add_argument("--retry-failed", action="store_true", help="with --resume: run failed trials again")
@@ -101,7 +104,8 @@ def _refuse(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
                         "launchers are not used. Fix: fedray sweep --jobs N")
     chosen = [name for name in ("list", "random", "tune") if getattr(flags, name) is not None]
     if len(chosen) > 1:
-        problems.append(f"--{chosen[0]} and --{chosen[1]} both say which trials there are. Fix: keep one of them")
+        problems.append(f"--{chosen[0]} and --{chosen[1]} both say which trials there are. "
+                        "Fix: keep one of them")
     if flags.resume is not None and (chosen or overrides):
         problems.append("--resume goes on with the trials that sweep.json names, and takes no others. "
                         f"Fix: fedray sweep --resume {flags.resume}")
@@ -133,8 +137,8 @@ def _plan(flags: argparse.Namespace, overrides: Sequence[str]) -> Plan:
         tuned = {"words": _expanded(overrides), "count": flags.tune, "seed": flags.random_seed}
     folder = Path(first.runs_dir) / f"{time.strftime('%Y%m%d-%H%M%S')}-sweep-{first.name}"
     folder.mkdir(parents=True)
-    plan = Plan(folder=folder, trials=trials, metric=metric, mode=mode, config_dir=flags.config_dir, tune=tuned,
-                composed={trial.id: each for trial, each in zip(trials, composed, strict=False)})
+    plan = Plan(folder=folder, trials=trials, metric=metric, mode=mode, config_dir=flags.config_dir,
+                tune=tuned, composed={trial.id: each for trial, each in zip(trials, composed, strict=False)})
     plan.write()
     return plan
 
@@ -150,8 +154,8 @@ def _resumed(flags: argparse.Namespace) -> Plan:
     missing = Book(folder / "trials.jsonl").missing(trials, flags.retry_failed)
     composed = _check(missing, flags)
     metric = flags.metric or saved.get("metric") or "auroc"
-    return Plan(folder=folder, trials=trials, metric=metric, config_dir=flags.config_dir, tune=saved.get("tune"),
-                mode=flags.mode or saved.get("mode") or summary.default_mode(metric),
+    return Plan(folder=folder, trials=trials, metric=metric, config_dir=flags.config_dir,
+                tune=saved.get("tune"), mode=flags.mode or saved.get("mode") or summary.default_mode(metric),
                 composed={trial.id: each for trial, each in zip(missing, composed, strict=True)})
 
 
@@ -212,7 +216,8 @@ def _lines(plan: Plan, book: Book, flags: argparse.Namespace, say: Any) -> Itera
         run_tuned(plan, book, flags, lambda line: say(_shown(line), flush=True))
         return
     missing = book.missing(plan.trials, flags.retry_failed)
-    say(f"{plan.folder}: {len(plan.trials)} trials, {len(plan.trials) - len(missing)} of them finished already")
+    finished = len(plan.trials) - len(missing)
+    say(f"{plan.folder}: {len(plan.trials)} trials, {finished} of them finished already")
     jobs = Jobs(plan.folder, plan.composed)
     missing = jobs.in_order_of_data(missing)
     if flags.jobs > 1:

@@ -1,8 +1,8 @@
 """What the words of a sweep mean: axes in Hydra's grammar, and the trials of a grid, a list or a random draw.
 
-    local.lr=0.1,0.3   choice(a,b)   range(5)       values one by one
-    interval(0.01,1)   int(interval(1,64))          numbers between two bounds (random and tuned sweeps)
-    tag(log, interval(1e-4,1))                      the same, evenly over the orders of magnitude
+Values one by one are `a=1,2`, `a=choice(1,2)` and `a=range(5)`. Random and tuned sweeps also take numbers
+between two bounds, `interval(0.01,1)` or whole ones, `int(interval(1,64))`, and with `tag(log, ...)` around
+them evenly over the orders of magnitude.
 """
 
 import itertools
@@ -95,8 +95,8 @@ def _axis(override: Override) -> Axis:
         raise ConfigError(f"a sweep cannot read it. Fix: {key}=0.1,0.2,0.5")
     low, high, is_log = value.start, value.end, "log" in value.tags
     if not low < high or (is_log and low <= 0):
-        raise ConfigError("an interval goes from a smaller to a larger number, with tag(log, ...) both above 0. "
-                          f"Fix: {key}=interval(0.1,0.5)")
+        raise ConfigError("an interval goes from a smaller to a larger number, with tag(log, ...) both "
+                          f"above 0. Fix: {key}=interval(0.1,0.5)")
     return Axis(key, low=low, high=high, is_log=is_log, is_whole=isinstance(low, int))
 
 
@@ -110,10 +110,15 @@ def grid(words: Sequence[str]) -> list[Trial]:
     if between:
         raise ConfigError([f"{axis.key}: a grid needs values one by one, an interval a draw. "
                            f"Fix: {axis.key}=0.1,0.2,0.5, or --random 20" for axis in between])
-    choices = [[part] if isinstance(part, str) else [part.word(value) for value in part.values] for part in parts]
+    return _product(parts, parts)
+
+
+def _product(choice: Sequence[Axis | str], parts: Sequence[Axis | str]) -> list[Trial]:
+    """Return every combination of the axes left in `choice`; the axes of `parts` are what varies."""
+    options = [[part] if isinstance(part, str) else [part.word(value) for value in part.values]
+               for part in choice]
     swept = [not isinstance(part, str) for part in parts]
-    return [Trial(combination, tuple(itertools.compress(combination, swept)))
-            for combination in itertools.product(*choices)]
+    return [Trial(words, tuple(itertools.compress(words, swept))) for words in itertools.product(*options)]
 
 
 def drawn(words: Sequence[str], count: int, seed: int) -> list[Trial]:
@@ -125,25 +130,19 @@ def drawn(words: Sequence[str], count: int, seed: int) -> list[Trial]:
     parts = read(words)
     axes = [part for part in parts if isinstance(part, Axis)]
     if not [axis for axis in axes if axis.key != SEED]:
-        raise ConfigError("--random needs a setting to draw. Fix: fedray sweep --random 20 'local.lr=interval(0.01,1)'")
+        raise ConfigError("--random needs a setting to draw. "
+                          "Fix: fedray sweep --random 20 'local.lr=interval(0.01,1)'")
     seeds = next((axis for axis in axes if axis.key == SEED), None)
     if seeds is not None and seeds.is_interval:
         raise ConfigError("seed is an axis of its own and needs values one by one. Fix: 'seed=range(5)'")
-    found: dict[tuple[str, ...], None] = {}
+    found: dict[tuple[Axis | str, ...], None] = {}
     for number in range(MAX_DRAWS * count):
         rng = random.Random(f"{seed}/{number}")  # text as seed: the same draw on every machine and version
-        found[tuple(part if isinstance(part, str) or part is seeds else part.draw(rng) for part in parts)] = None  # type: ignore[misc]
+        choice = tuple(part if isinstance(part, str) or part is seeds else part.draw(rng) for part in parts)
+        found[choice] = None
         if len(found) == count:
             break
-    return [trial for choice in found for trial in _under_seeds(choice, parts)]
-
-
-def _under_seeds(choice: Sequence[str | Axis], parts: Sequence[Axis | str]) -> list[Trial]:
-    """Return the trials of one drawn configuration, one for each seed."""
-    options = [[part.word(value) for value in part.values] if isinstance(part, Axis) else [part]
-               for part in choice]
-    swept = [not isinstance(part, str) for part in parts]
-    return [Trial(words, tuple(itertools.compress(words, swept))) for words in itertools.product(*options)]
+    return [trial for choice in found for trial in _product(choice, parts)]
 
 
 def listed(lines: Iterable[str]) -> list[Trial]:

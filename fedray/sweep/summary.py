@@ -69,9 +69,10 @@ def _row(group: Sequence[Line]) -> Row:
     count = {status: sum(line.status == status for line in group) for status in (FAILED, STOPPED)}
     seeds = [word.partition("=")[2] for line in group for word in line.overrides if _is_seed(word)]
     shown = group[0].varying or group[0].overrides
-    return Row(overrides=tuple(word for word in shown if not _is_seed(word)), seeds=tuple(dict.fromkeys(seeds)),
-               done=len(done), failed=count[FAILED], stopped=count[STOPPED],
-               metrics=_spreads([line.metrics for line in done]), valid=_spreads([line.valid for line in done]))
+    return Row(overrides=tuple(word for word in shown if not _is_seed(word)),
+               seeds=tuple(dict.fromkeys(seeds)), done=len(done), failed=count[FAILED],
+               stopped=count[STOPPED], metrics=_spreads([line.metrics for line in done]),
+               valid=_spreads([line.valid for line in done]))
 
 
 def _is_seed(word: str) -> bool:
@@ -132,9 +133,9 @@ def table(found: Sequence[Row], metric: str, mode: str) -> list[str]:
     lines = []
     for row in found:
         figures = "  ".join(f"{name} {row.metrics[name]}" for name in SHOWN if name in row.metrics)
-        counts = f"{row.done} done" + "".join(f", {number} {word}" for number, word in
-                                              ((row.failed, "failed"), (row.stopped, "stopped early")) if number)
-        lines.append(f"{row.name:<{width}}  {figures or 'no figure'}  ({counts})")
+        counts = {"done": row.done, "failed": row.failed, "stopped early": row.stopped}
+        told = ", ".join(f"{number} {word}" for word, number in counts.items() if number)
+        lines.append(f"{row.name:<{width}}  {figures or 'no figure'}  ({told})")
     chosen = best(found, metric, mode)
     if chosen is not None and len(found) > 1:
         lines.append(f"best on validation rows: {chosen.name} ({metric} {chosen.valid[metric]})")

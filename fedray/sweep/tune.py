@@ -98,7 +98,8 @@ class Reporter:
         if self.metric not in found:
             raise ConfigError(f"--metric {self.metric}: validation rows give {', '.join(sorted(found))}. "
                               f"Fix: --metric {min(found, default='loss')}")
-        self.last = {self.metric: found[self.metric], ROUND: record.round + 1, "valid": found, "run": self.run}
+        self.last = {self.metric: found[self.metric], ROUND: record.round + 1, VALID: found,
+                     RUN: self.run}
         tune.report(self.last)
 
     def finish(self, result: Any) -> None:
@@ -127,7 +128,8 @@ class Note(tune.Callback):
         """Note a trial that failed, or whose process is gone."""
         error = trial.get_pickled_error()
         cause = getattr(error, "cause", None) or error
-        reason = str(cause) if isinstance(cause, Failed) else f"the trial's process ended ({type(cause).__name__})"
+        lost = f"the process of the trial ended before it did ({type(cause).__name__})"
+        reason = str(cause) if isinstance(cause, Failed) else lost
         self._write(trial, {"status": FAILED, "error": reason, RUN: trial.last_result.get(RUN, "")})
 
     def _write(self, trial: Any, outcome: dict[str, Any]) -> None:
@@ -147,8 +149,8 @@ def run_tuned(plan: Any, book: Book, flags: argparse.Namespace, tell: Callable[[
         return
     start_ray("local")
     with _data(plan, flags) as (given, rounds), _quiet():
-        study = Study(space, plan.folder.resolve(), os.getcwd(), plan.metric, plan.config_dir, tuple(flags.allow),
-                      given)
+        study = Study(space, plan.folder.resolve(), os.getcwd(), plan.metric, plan.config_dir,
+                      tuple(flags.allow), given)
         able = tune.with_resources(tune.with_parameters(train, study=study), {"cpu": 0.001})
         settings = tune.TuneConfig(search_alg=_search(space, plan, lines), scheduler=_asha(plan, rounds),
                                    num_samples=left, reuse_actors=True, max_concurrent_trials=flags.jobs)
@@ -166,13 +168,13 @@ def _search(space: Space, plan: Any, lines: list[Line]) -> OptunaSearch:
     known = [(space.point(Trial(line.overrides)), line.valid[plan.metric]) for line in lines
              if plan.metric in line.valid]
     return OptunaSearch(space.distributions(), metric=plan.metric, mode=plan.mode,
-                        seed=plan.tune["seed"] + len(lines),  # going on must not propose the first trials again
+                        seed=plan.tune["seed"] + len(lines),  # going on must not propose the first ones again
                         points_to_evaluate=[point for point, _ in known] or None,
                         evaluated_rewards=[value for _, value in known] or None)
 
 
 def _asha(plan: Any, rounds: int) -> ASHAScheduler:
-    """Return the rule that ends trials; its last rung lies below the last round, so the best ones are tested."""
+    """Return the rule that ends trials; its last rung lies below the last round: the best are tested."""
     return ASHAScheduler(time_attr=ROUND, metric=plan.metric, mode=plan.mode, max_t=rounds + 1,
                          grace_period=max(1, rounds // REDUCTION ** 2), reduction_factor=REDUCTION)
 

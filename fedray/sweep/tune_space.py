@@ -1,4 +1,4 @@
-"""The settings of a tuned sweep: between our words and Optuna's points; nothing here needs the extra `tune`."""
+"""The settings of a tuned sweep, between our words and Optuna's points; it needs no extra."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,8 @@ class Space:
         """Return where a trial lies."""
         found: dict[str, Any] = {}
         for name, axis in self.axes.items():
-            value = next(word for word in trial.overrides if word.startswith(f"{axis.key}=")).partition("=")[2]
+            word = next(word for word in trial.overrides if word.startswith(f"{axis.key}="))
+            value = word.partition("=")[2]
             number = float(value) if axis.is_interval else value
             found[name] = int(float(value)) if axis.is_whole else number
         return found
