@@ -1,4 +1,4 @@
-"""`fedray sweep`: compose and check every trial first, then run them; start reading at `run`.
+"""`fedray sweep`: plan the trials, run what is missing of them, and sum up; start reading at `run`.
 
 A sweep's directory holds `sweep.json` (what is to be done), `trials.jsonl` (what is done), `summary.json` and
 `summary.csv`, and one run directory per trial.
@@ -8,21 +8,15 @@ import argparse
 import contextlib
 import json
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
-import yaml
-
-from fedray import config
-from fedray.config import Composed
 from fedray.errors import ConfigError
 from fedray.sweep import summary
-from fedray.sweep.job import IN_PROCESS, Jobs
-from fedray.sweep.space import drawn, grid, listed
-from fedray.sweep.trials import FAILED, INTERRUPTED, Book, Line, Trial, run_all
+from fedray.sweep.job import Jobs
+from fedray.sweep.planning import Plan, plan
+from fedray.sweep.trials import FAILED, INTERRUPTED, Book, Line, run_all
 
 EPILOG = """\
   fedray sweep local.lr=0.1,0.3 'seed=range(5)'                    every combination
@@ -33,41 +27,22 @@ EPILOG = """\
 
 def run(words: Sequence[str]) -> int:
     """Run a sweep and return its exit code: 0 all done, 1 some failed, 130 interrupted."""
-    flags, overrides = _parse(words)
-    plan = _plan(flags, overrides)
-    book = Book(plan.folder / "trials.jsonl")
-    say = print if not flags.json else lambda *_, **__: None
+    flags, overrides = parse(words)
+    todo = plan(flags, overrides)
+    book = Book(todo.folder / "trials.jsonl")
+    say = print if not flags.json else nothing
     with book.claim():
         is_stopped = False
         try:
-            for line in _lines(plan, book, flags, say):
-                say(_shown(line), flush=True)
+            for line in _lines(todo, book, flags, say):
+                say(shown(line), flush=True)
         except KeyboardInterrupt:
             is_stopped = True
-        return _end(book, plan, flags.json, is_stopped)
+        return end(book, todo, flags.json, is_stopped)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a sweep is to do, as `sweep.json` keeps it."""
-
-    folder: Path
-    trials: list[Trial]
-    metric: str
-    mode: str
-    config_dir: str | None = None
-    tune: dict[str, Any] | None = None  # of a tuned sweep, whose trials are found while it runs
-    composed: dict[str, Composed] = field(default_factory=dict)
-
-    def write(self) -> None:
-        """Write `sweep.json`."""
-        entries = [{"overrides": trial.overrides, "varying": trial.varying} for trial in self.trials]
-        told = {"trials": entries, "metric": self.metric, "mode": self.mode, "config_dir": self.config_dir,
-                "tune": self.tune}
-        (self.folder / "sweep.json").write_text(json.dumps(told, indent=1))
-
-
-def _parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return the flags and the overrides. Raises ConfigError with all that does not go together."""
     parser = argparse.ArgumentParser(prog="fedray sweep", allow_abbrev=False, epilog=EPILOG,
                                      formatter_class=argparse.RawDescriptionHelpFormatter,
                                      description="Train once per configuration, in one session.")
@@ -117,108 +92,16 @@ def _refuse(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise ConfigError(problems)
 
 
-def _plan(flags: argparse.Namespace, overrides: Sequence[str]) -> Plan:
-    """Return the sweep, its directory made only once every trial is composed and checked."""
-    if flags.resume is not None:
-        return _resumed(flags)
-    if flags.tune is not None:
-        from fedray.sweep.tune_space import corners
-        trials, checked = [], corners(_expanded(overrides))
-    else:
-        trials = checked = _trials(flags, overrides)
-    composed = _check(checked, flags)
-    first = composed[0].config
-    metric = flags.metric or str(first.evaluate.get("metric", "auroc"))
-    mode = flags.mode or summary.default_mode(metric)
-    tuned = None
-    if flags.tune is not None:
-        from fedray.sweep.tune_space import refuse
-        refuse(composed, metric)
-        tuned = {"words": _expanded(overrides), "count": flags.tune, "seed": flags.random_seed}
-    folder = Path(first.runs_dir) / f"{time.strftime('%Y%m%d-%H%M%S')}-sweep-{first.name}"
-    folder.mkdir(parents=True)
-    plan = Plan(folder=folder, trials=trials, metric=metric, mode=mode, config_dir=flags.config_dir,
-                tune=tuned, composed={trial.id: each for trial, each in zip(trials, composed, strict=False)})
-    plan.write()
-    return plan
-
-
-def _resumed(flags: argparse.Namespace) -> Plan:
-    folder = Path(flags.resume)
-    if not (folder / "sweep.json").is_file():
-        raise ConfigError(f"--resume {folder}: there is no sweep. "
-                          "Fix: name a directory that holds sweep.json")
-    saved = json.loads((folder / "sweep.json").read_text())
-    flags.config_dir = flags.config_dir or saved.get("config_dir")
-    trials = [Trial(tuple(entry["overrides"]), tuple(entry["varying"])) for entry in saved["trials"]]
-    missing = Book(folder / "trials.jsonl").missing(trials, flags.retry_failed)
-    composed = _check(missing, flags)
-    metric = flags.metric or saved.get("metric") or "auroc"
-    return Plan(folder=folder, trials=trials, metric=metric, config_dir=flags.config_dir,
-                tune=saved.get("tune"), mode=flags.mode or saved.get("mode") or summary.default_mode(metric),
-                composed={trial.id: each for trial, each in zip(missing, composed, strict=True)})
-
-
-def _trials(flags: argparse.Namespace, overrides: Sequence[str]) -> list[Trial]:
-    words = _expanded(overrides)
-    if flags.random is not None:
-        return drawn(words, flags.random, flags.random_seed)
-    if flags.tune is not None:
-        from fedray.sweep.tune_space import corners
-        return corners(words)
-    if flags.list is None:
-        return grid(words)
-    if not Path(flags.list).is_file():
-        raise ConfigError(f"--list {flags.list}: there is no such file. "
-                          "Fix: name a file with one line per trial")
-    lines = Path(flags.list).read_text().splitlines()
-    return [Trial((*words, *trial.overrides), trial.overrides) for trial in listed(lines)]
-
-
-def _expanded(overrides: Sequence[str]) -> list[str]:
-    """Return the words with `sweep=NAME` replaced by what conf/sweep/NAME.yaml holds."""
-    words: list[str] = []
-    for word in overrides:
-        words += _named_grid(word.removeprefix("sweep=")) if word.startswith("sweep=") else [word]
-    return words
-
-
-def _named_grid(name: str) -> list[str]:
-    folder = config.conf_folder() / "sweep"
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-        raise ConfigError(f"sweep={name}: there is no such grid, only {known}. "
-                          f"Fix: sweep={known.split(', ')[0]}")
-    return [str(word) for word in yaml.safe_load(path.read_text())["overrides"]]
-
-
-def _check(trials: Sequence[Trial], flags: argparse.Namespace) -> list[Composed]:
-    """Compose and check every trial. Raises ConfigError with the problems of all."""
-    problems: dict[str, None] = {}
-    composed = []
-    more = [IN_PROCESS] if flags.jobs > 1 or flags.tune is not None else []
-    for trial in trials:
-        try:
-            composed.append(config.compose_run([*trial.overrides, *more], flags.config_dir, flags.allow))
-            config.check(composed[-1].config)
-        except ConfigError as error:
-            problems |= dict.fromkeys(error.problems)
-    if problems:
-        raise ConfigError(list(problems))
-    return composed
-
-
-def _lines(plan: Plan, book: Book, flags: argparse.Namespace, say: Any) -> Iterator[Line]:
+def _lines(todo: Plan, book: Book, flags: argparse.Namespace, say: Any) -> Iterator[Line]:
     """Run what is missing and yield the lines as trials end."""
-    if plan.tune is not None:
+    if todo.tune is not None:
         from fedray.sweep.tune import run_tuned
-        run_tuned(plan, book, flags, lambda line: say(_shown(line), flush=True))
+        run_tuned(todo, book, flags, lambda line: say(shown(line), flush=True))
         return
-    missing = book.missing(plan.trials, flags.retry_failed)
-    finished = len(plan.trials) - len(missing)
-    say(f"{plan.folder}: {len(plan.trials)} trials, {finished} of them finished already")
-    jobs = Jobs(plan.folder, plan.composed)
+    missing = book.missing(todo.trials, flags.retry_failed)
+    finished = len(todo.trials) - len(missing)
+    say(f"{todo.folder}: {len(todo.trials)} trials, {finished} of them finished already")
+    jobs = Jobs(todo.folder, todo.composed)
     missing = jobs.in_order_of_data(missing)
     if flags.jobs > 1:
         from fedray.sweep.parallel import run_parallel
@@ -229,29 +112,34 @@ def _lines(plan: Plan, book: Book, flags: argparse.Namespace, say: Any) -> Itera
             yield from run_all(missing, book, lambda trial: jobs.order(trial).run(kept), flags.fail_fast)
 
 
-def _shown(line: Line) -> str:
+def shown(line: Line) -> str:
+    """Return what a person reads of a line."""
     figures = "  ".join(f"{name} {line.metrics[name]:.4f}" for name in summary.SHOWN if name in line.metrics)
     return f"{line.status:<12}{line.seconds:8.1f} s  {line.name}  {figures or line.error.split(chr(10))[0]}"
 
 
-def _end(book: Book, plan: Plan, as_json: bool, is_stopped: bool) -> int:
+def end(book: Book, todo: Plan, as_json: bool, is_stopped: bool) -> int:
     """Sum up what the book holds, say how to go on, and return the exit code."""
     written = book.lines()
-    wanted = list(written) if plan.tune is not None else [trial.id for trial in plan.trials]
+    wanted = list(written) if todo.tune is not None else [trial.id for trial in todo.trials]
     lines = [written[trial_id] for trial_id in wanted if trial_id in written]
     found = summary.rows(lines)
-    summary.write(plan.folder, found, plan.metric, plan.mode)
+    summary.write(todo.folder, found, todo.metric, todo.mode)
     if as_json:
         print(json.dumps([asdict(line) for line in lines]))
     elif lines:
-        print("\n".join(["", *summary.table(found, plan.metric, plan.mode), f"in {plan.folder}"]))
-    count = plan.tune["count"] if plan.tune is not None else len(plan.trials)
+        print("\n".join(["", *summary.table(found, todo.metric, todo.mode), f"in {todo.folder}"]))
+    count = todo.tune["count"] if todo.tune is not None else len(todo.trials)
     is_stopped = is_stopped or any(line.status == INTERRUPTED for line in lines)
     if is_stopped or len(lines) < count:
-        print(f"stopped; go on with: fedray sweep --resume {plan.folder}", file=sys.stderr)
+        print(f"stopped; go on with: fedray sweep --resume {todo.folder}", file=sys.stderr)
         return 130 if is_stopped else 1
     failed = sum(line.status == FAILED for line in lines)
     if failed:
-        print(f"{failed} trials failed; again with: fedray sweep --resume {plan.folder} --retry-failed",
+        print(f"{failed} trials failed; again with: fedray sweep --resume {todo.folder} --retry-failed",
               file=sys.stderr)
     return 1 if failed else 0
+
+
+def nothing(*_: Any, **__: Any) -> None:
+    """Say nothing, where JSON alone is asked for."""
