@@ -129,9 +129,9 @@ def end(book: Book, todo: Plan, as_json: bool, is_stopped: bool) -> int:
         print(json.dumps([asdict(line) for line in lines]))
     elif lines:
         print("\n".join(["", *summary.table(found, todo.metric, todo.mode), f"in {todo.folder}"]))
-    count = todo.tune["count"] if todo.tune is not None else len(todo.trials)
+    is_short = len(book.all()) < todo.tune["count"] if todo.tune is not None else len(lines) < len(todo.trials)
     is_stopped = is_stopped or any(line.status == INTERRUPTED for line in lines)
-    if is_stopped or len(lines) < count:
+    if is_stopped or is_short:
         print(f"stopped; go on with: fedray sweep --resume {todo.folder}", file=sys.stderr)
         return 130 if is_stopped else 1
     failed = sum(line.status == FAILED for line in lines)

@@ -63,8 +63,8 @@ def shown(number: float) -> str:
     return f"{number:.{DIGITS}g}"
 
 
-def read(words: Sequence[str]) -> list[Axis | str]:
-    """Return each word as it is, or as the axis that it spans.
+def read(words: Sequence[str], is_grid: bool = False) -> list[Axis | str]:
+    """Return each word as it is, or as the axis that it spans; in a grid that has values one by one.
 
     Raises ConfigError with every word that cannot be read.
     """
@@ -74,7 +74,11 @@ def read(words: Sequence[str]) -> list[Axis | str]:
     for word in words:
         try:
             override = parser.parse_override(word)
-            found.append(_axis(override) if override.is_sweep_override() else word)
+            part = _axis(override) if override.is_sweep_override() else word
+            if is_grid and isinstance(part, Axis) and part.is_interval:
+                raise ConfigError("a grid needs values one by one; an interval is for a draw. "
+                                  f"Fix: {part.key}=0.1,0.2,0.5, or --random 20")
+            found.append(part)
         except HydraException as error:
             problems.append(unreadable(word, str(error)))
         except ConfigError as error:
@@ -105,11 +109,7 @@ def grid(words: Sequence[str]) -> list[Trial]:
 
     Raises ConfigError with every word that cannot be read.
     """
-    parts = read(words)
-    between = [part for part in parts if isinstance(part, Axis) and part.is_interval]
-    if between:
-        raise ConfigError([f"{axis.key}: a grid needs values one by one, an interval a draw. "
-                           f"Fix: {axis.key}=0.1,0.2,0.5, or --random 20" for axis in between])
+    parts = read(words, is_grid=True)
     return _product(parts, parts)
 
 

@@ -77,17 +77,18 @@ class Book:
                                   "Fix: wait for it, or end it first") from None
             yield
 
-    def lines(self) -> dict[str, Line]:
-        """Return the last line of each trial; a line that a kill cut off is left out."""
+    def all(self) -> list[Line]:
+        """Return every line in order; one that a kill cut off is left out."""
         if not self.path.exists():
-            return {}
+            return []
         whole = self.path.read_text().split("\n")[:-1]
         read = [json.loads(text) for text in whole if text.strip()]
-        found = {}
-        for entry in read:
-            tuples = {name: tuple(entry.get(name, ())) for name in ("overrides", "varying")}
-            found[entry["trial"]] = Line(**{**entry, **tuples})
-        return found
+        tuples = [{name: tuple(entry.get(name, ())) for name in ("overrides", "varying")} for entry in read]
+        return [Line(**{**entry, **more}) for entry, more in zip(read, tuples, strict=True)]
+
+    def lines(self) -> dict[str, Line]:
+        """Return the last line of each trial."""
+        return {line.trial: line for line in self.all()}
 
     def add(self, line: Line) -> None:
         """Append one line, in the place of one that a kill cut off."""

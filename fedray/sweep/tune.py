@@ -8,6 +8,7 @@ on hands its finished trials to Optuna and asks for the rest. Needs the extra `t
 import argparse
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from fedray.sweep.tune_space import Space
 
 REDUCTION = 3  # of three trials that reach a rung, one goes on: Li et al., ASHA, MLSys 2020, use 3 or 4
 ROUND, OUTCOME, RUN, VALID = "round", "outcome", "run", "valid"
+LOST = "the process of the trial ended before it did"
 QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
 
 
@@ -71,7 +73,9 @@ class Study:
         order = Order(trial, Composed(composed.config, run_dir, composed.overrides))
         reporter = Reporter(self.metric, run_dir.name)
         outcome = guarded(lambda given: given.run(self.data, reporter), order)
+        outcome.setdefault(RUN, run_dir.name)
         if outcome["status"] == FAILED:
+            tune.report({self.metric: math.nan, OUTCOME: outcome})  # without a round: no rule looks at it
             raise Failed(outcome["error"])
         tune.report({**reporter.last, OUTCOME: outcome})
 
@@ -126,11 +130,8 @@ class Note(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Note a trial that failed, or whose process is gone."""
-        error = trial.get_pickled_error()
-        cause = getattr(error, "cause", None) or error
-        lost = f"the process of the trial ended before it did ({type(cause).__name__})"
-        reason = str(cause) if isinstance(cause, Failed) else lost
-        self._write(trial, {"status": FAILED, "error": reason, RUN: trial.last_result.get(RUN, "")})
+        lost = {"status": FAILED, RUN: trial.last_result.get(RUN, ""), "error": LOST}
+        self._write(trial, trial.last_result.get(OUTCOME) or lost)
 
     def _write(self, trial: Any, outcome: dict[str, Any]) -> None:
         seconds = float(trial.last_result.get("time_total_s", 0.0))
@@ -143,7 +144,7 @@ def run_tuned(plan: Any, book: Book, flags: argparse.Namespace, tell: Callable[[
     """Run what is missing of a tuned sweep; write each trial down, and tell it, when it ends."""
     space = Space(read(plan.tune["words"]))
     closed = {DONE, STOPPED} if flags.retry_failed else {DONE, STOPPED, FAILED}
-    lines = [line for line in book.lines().values() if line.status in closed]
+    lines = [line for line in book.all() if line.status in closed]  # Optuna may propose a point again
     left = plan.tune["count"] - len(lines)
     if left < 1:
         return
@@ -201,7 +202,7 @@ def _quiet() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     os.environ.update(QUIET)
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)  # Tune prints a traceback where a trial fails
     try:
         yield
     finally:
