@@ -104,8 +104,9 @@ def _lines(todo: Plan, book: Book, flags: argparse.Namespace, say: Any) -> Itera
     jobs = Jobs(todo.folder, todo.composed)
     missing = jobs.in_order_of_data(missing)
     if flags.jobs > 1:
-        from fedray.sweep.parallel import run_parallel
-        yield from run_parallel(missing, book, jobs, flags.jobs, flags.fail_fast)
+        from fedray.sweep.parallel import Crew, run_parallel
+        with contextlib.closing(Crew()) as crew:
+            yield from run_parallel(missing, book, jobs, crew, flags.jobs, flags.fail_fast)
     elif missing:
         from fedray.sweep.kept import Kept
         with contextlib.closing(Kept()) as kept:
@@ -121,17 +122,17 @@ def shown(line: Line) -> str:
 def end(book: Book, todo: Plan, as_json: bool, is_stopped: bool) -> int:
     """Sum up what the book holds, say how to go on, and return the exit code."""
     written = book.lines()
-    wanted = list(written) if todo.tune is not None else [trial.id for trial in todo.trials]
-    lines = [written[trial_id] for trial_id in wanted if trial_id in written]
+    named = list(written) if todo.tune is not None else [trial.id for trial in todo.trials]
+    lines = [written[trial_id] for trial_id in named if trial_id in written]
     found = summary.rows(lines)
     summary.write(todo.folder, found, todo.metric, todo.mode)
     if as_json:
         print(json.dumps([asdict(line) for line in lines]))
     elif lines:
         print("\n".join(["", *summary.table(found, todo.metric, todo.mode), f"in {todo.folder}"]))
-    is_short = len(book.all()) < todo.tune["count"] if todo.tune is not None else len(lines) < len(todo.trials)
+    count, wanted = (len(book.all()), todo.tune["count"]) if todo.tune else (len(lines), len(todo.trials))
     is_stopped = is_stopped or any(line.status == INTERRUPTED for line in lines)
-    if is_stopped or is_short:
+    if is_stopped or count < wanted:
         print(f"stopped; go on with: fedray sweep --resume {todo.folder}", file=sys.stderr)
         return 130 if is_stopped else 1
     failed = sum(line.status == FAILED for line in lines)

@@ -15,7 +15,7 @@ from ray import exceptions as ray_errors
 
 from fedray.config_build import OF_THE_RUN
 from fedray.data.site import Dataset, Open, SiteData
-from fedray.runtime.ray_transport import GONE, start_ray
+from fedray.runtime.ray_transport import start_ray
 
 MAX_KEEPERS = 4  # processes that open sites side by side; each costs the import of torch once a sweep
 
@@ -101,10 +101,10 @@ class StoredSite:
         """Return the site's data."""
         try:
             data: SiteData = ray.get(self.keeper.open.remote(self.site))
-        except GONE:
-            return self.opener()
         except ray_errors.RayTaskError as error:
             raise error.cause from None  # a DataError, as if it had been opened here
+        except ray_errors.RayError:
+            return self.opener()
         return data
 
     def __getattr__(self, name: str) -> Any:

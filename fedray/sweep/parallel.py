@@ -36,9 +36,10 @@ class Worker:
 
 
 class Crew:
-    """The workers of a sweep: who is free, and what each had open last."""
+    """The workers of a sweep: who is free, and what each had open last. Close it to end them."""
 
     def __init__(self) -> None:
+        start_ray("local")
         self._free: list[Any] = []
         self._all: list[Any] = []
         self._data: dict[Any, str] = {}
@@ -63,34 +64,30 @@ class Crew:
         """Take a worker as free again."""
         self._free.append(worker)
 
-    def end(self) -> None:
+    def close(self) -> None:
         """End all of them."""
         for worker in self._all:
             ray.kill(worker)
 
 
-def run_parallel(trials: Sequence[Trial], book: Book, jobs: Jobs, count: int,
+def run_parallel(trials: Sequence[Trial], book: Book, jobs: Jobs, crew: Crew, count: int,
                  fail_fast: bool = False) -> Iterator[Line]:
     """Run at most `count` trials at a time, write each down when it ends, and yield its line."""
-    start_ray("local")
-    crew, waiting = Crew(), list(trials)
+    waiting = list(trials)
     running: dict[Any, tuple[Order, float, Any]] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < count:
-                worker = crew.take()
-                order = jobs.order(crew.pick(worker, waiting, jobs))
-                running[worker.run.remote(order)] = (order, time.monotonic(), worker)
-            (ready,), _ = ray.wait(list(running), num_returns=1)
-            order, started, worker = running.pop(ready)
-            outcome = _outcome(ready, order, crew, worker)
-            line = line_of(order.trial, time.monotonic() - started, outcome)
-            book.add(line)
-            yield line
-            if fail_fast and line.status == FAILED:
-                waiting = []
-    finally:
-        crew.end()
+    while waiting or running:
+        while waiting and len(running) < count:
+            worker = crew.take()
+            order = jobs.order(crew.pick(worker, waiting, jobs))
+            running[worker.run.remote(order)] = (order, time.monotonic(), worker)
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        order, started, worker = running.pop(ready)
+        outcome = _outcome(ready, order, crew, worker)
+        line = line_of(order.trial, time.monotonic() - started, outcome)
+        book.add(line)
+        yield line
+        if fail_fast and line.status == FAILED:
+            waiting = []
 
 
 def _outcome(ready: Any, order: Order, crew: Crew, worker: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Sweeps on Ray: workers keep data, a killed worker costs one trial, results equal those of single runs."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import ray
 
 from fedray import cli, experiment
 from fedray.config import compose_run
+from fedray.sweep.kept import end_keepers, from_keepers, start_keepers
 from fedray.sweep.trials import Book
+from tests.cluster import sweep_data
 from tests.conftest import actors_alive
 
 OWN = ("--allow", "tests")
@@ -79,3 +82,16 @@ def test_multirun_on_ray_actors_uses_one_ray_and_opens_each_site_once(tmp_path):
     assert set(openings(log).values()) == {1} and len(openings(log)) == 4
     assert not actors_alive(20.0)
     assert {"local.lr=0.1", "local.lr=0.3", "multirun.yaml"} <= {path.name for path in Path("mine").iterdir()}
+
+
+def test_site_whose_keeper_is_gone_is_opened_where_it_is_needed(tmp_path):
+    data = sweep_data.hospitals(str(tmp_path / "opened"))
+    keepers = start_keepers(data)
+    kept = from_keepers(data, keepers)
+    site = next(iter(kept))
+    kept[site]()
+    end_keepers(keepers)
+    rows = kept[site]().num_rows
+    assert rows == data[site]().num_rows
+    pids = [line.split()[0] for line in openings(tmp_path / "opened").elements()]
+    assert pids.count(str(os.getpid())) == 2 and len(pids) == 3

@@ -43,8 +43,8 @@ def test_tuning_that_cannot_be_is_refused_at_once(words, told, extra, tmp_path, 
 
 def test_corners_try_each_bound_and_each_value(extra):
     tried = {word for trial in corners(WORDS) for word in trial.overrides}
-    assert tried == {"rounds=9", "local.lr=0.001", "local.lr=1", "model=logistic", "model=mlp", "local.steps=1",
-                     "local.steps=8"}
+    assert tried == {"rounds=9", "local.lr=0.001", "local.lr=1", "model=logistic", "model=mlp",
+                     "local.steps=1", "local.steps=8"}
 
 
 def test_point_becomes_a_trial_and_the_trial_that_point():
