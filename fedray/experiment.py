@@ -49,18 +49,19 @@ class Outcome:
                 if isinstance(value, (int, float))}
 
 
-def start(composed: Composed, live: bool = True) -> Outcome:
+def start(composed: Composed, live: bool = True, *, keep: Any = None, tracker: Any = None) -> Outcome:
     """Run a checked configuration in a new directory.
 
+    A sweep hands over `keep`, which answers with data that is open already, and a tracker of its own.
     Raises ConfigError or DataError before the directory is made where a part or a site cannot be used.
     """
-    experiment = config.build(composed.config)
+    experiment = config.build(composed.config, keep)
     with experiment.federate() as federation:
         ready = prepare(experiment, federation)
         given = composed.config
         run = RunDirectory.create(given.runs_dir, given.name, config.to_yaml(given), composed.overrides,
                                   given.seed, path=composed.run_dir, config_hash=config.config_hash(given))
-        return _train(ready, federation, run, live=live, resume=False)
+        return _train(ready, federation, run, live=live, resume=False, also_tell=tracker)
 
 
 def resume(path: str | Path, overrides: Sequence[str] = (), allow: Sequence[str] = (),
@@ -150,12 +151,13 @@ class _Count:
         return {"rows": torch.bincount(labels, minlength=self.num_classes).to(torch.float64)}
 
 
-def _train(ready: Ready, federation: Any, run: RunDirectory, *, live: bool, resume: bool) -> Outcome:
+def _train(ready: Ready, federation: Any, run: RunDirectory, *, live: bool, resume: bool,
+           also_tell: Any = None) -> Outcome:
     experiment = ready.experiment
     training, tree = experiment.training, experiment.tree
     also = [fr.compile(program) for program in (*ready.programs, *training.evaluate.values())]
     view = live_view(_title(experiment), experiment.rounds, directory=str(run.path)) if live else None
-    tracker = track.combine(run.plan_tracker(also), _tracker(experiment, run), view)
+    tracker = track.combine(run.plan_tracker(also), _tracker(experiment, run), view, also_tell)
     every, keep = tree["checkpoint"]["every_s"], tree["checkpoint"]["keep"]
     with _noted(run), run.log():
         result = fr.fit(training.algorithm, federation, init=training.init, rounds=experiment.rounds,
