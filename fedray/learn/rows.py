@@ -18,6 +18,7 @@ from fedray.learn.layout import WIDE, Layout, is_wide, layout
 from fedray.learn.models import Model
 from fedray.learn.stacked import Extras, OneStep, Training
 from fedray.learn.update import Update
+from fedray.rng import Key
 from fedray.rows import Column, Group, Ragged, Rows, Same, Tagged, column
 from fedray.tree import Flat
 
@@ -94,48 +95,48 @@ def train_rows(
     local: "LocalTraining", how: Stackable, group: Group, params: Tagged, data: Tagged, rng: Tagged,
     given: Mapping[str, Tagged],
 ) -> Update:  # fmt: skip
-    """Train every site of a group and return their updates as rows; `given` are a `LocalUpdate`'s extras."""
+    """Train the sites of a group and return their updates as rows; `given` are a `LocalUpdate`'s extras."""
     k, keys = group.k, _items(rng, group.k)
     rows = [training_rows(item) for item in _items(data, k)]
-    sizes, taken = steps_of(
-        rows, local.batch_size, local.epochs, _numbers(given.get("steps"), k, local.steps)
-    )
+    most = _numbers(given.get("steps"), k, local.steps)
+    sizes, taken = steps_of(rows, local.batch_size, local.epochs, most)
     schema = params.value.schema if isinstance(params.value, Flat) else how.schema
     start = buffer_of(params, schema)
+    extras = _extras(local, schema, start, keys, given)
+    lone = {i for i in range(k) if taken[i] <= 1} if OneStep.fits(local, extras, start[0].nbytes) else set()
+    parts = [[i] for i in sorted(lone)] + ([rest] if (rest := [i for i in range(k) if i not in lone]) else [])
+    found = []
+    for part in parts:
+        plan = _layout(group, [sizes[i] for i in part], [taken[i] for i in part], local, rows[0], schema.dtype)
+        kind = OneStep if part[0] in lone else Training
+        training = kind(
+            local, how, plan, group.cache, _of(part, k, start), _extras_of(part, k, extras), schema,
+            [keys[i] for i in part],
+        )  # fmt: skip
+        training.run([rows[i] for i in part])
+        found.append((training.delta(), training.mean_loss()))
+    at = [i for part in parts for i in part]
+    delta, loss = (_joined(parts_of, at) for parts_of in zip(*found, strict=True))
+    numbers: Any = (column(sizes), column(taken), {"loss": Column(loss, False)})
+    return Update(Flat(delta, schema), *numbers)
+
+
+def _extras(
+    local: "LocalTraining",
+    schema: tree.Schema,
+    start: Tensor,
+    keys: Sequence[Key],
+    given: Mapping[str, Tagged],
+) -> Extras:
     lr = given.get("lr")
-    rates = [float(rate) for rate in _numbers(lr, k, local.rate(keys[0].round))]
-    extras = Extras(
+    rates = [float(rate) for rate in _numbers(lr, len(keys), local.rate(keys[0].round))]
+    return Extras(
         None if (fix := given.get("correction")) is None else buffer_of(fix, schema),
         start if (anchor := given.get("anchor")) is None else buffer_of(anchor, schema),
         local.pull_of("anchor" in given, _one(given.get("prox"), local.prox)),
-        # one rate a row is another program than one for all: which it is may not depend on who is in the
-        # group
+        # one rate a row is another program than one for all: which it is depends on what was given alone
         torch.tensor(rates, dtype=torch.float64).view(-1, 1) if isinstance(lr, Rows) else rates[0],
     )
-    lone = [i for i in range(k) if taken[i] <= 1] if OneStep.fits(local, extras, start[0].nbytes) else []
-    parts = [[i] for i in lone] + ([rest] if (rest := [i for i in range(k) if i not in set(lone)]) else [])
-    deltas, losses = [], []
-    for part in parts:
-        plan = _layout(
-            group, [sizes[i] for i in part], [taken[i] for i in part], local, rows[0], schema.dtype
-        )
-        kind = OneStep if lone and part[0] in lone else Training
-        training = kind(
-            local,
-            how,
-            plan,
-            group.cache,
-            _of(part, k, start),
-            _extras_of(part, k, extras),
-            schema,
-            [keys[i] for i in part],
-        )
-        training.run([rows[i] for i in part])
-        deltas.append(training.delta())
-        losses.append(training.mean_loss())
-    at = [i for part in parts for i in part]
-    delta, loss = _joined(deltas, at), _joined(losses, at)
-    return Update(Flat(delta, schema), column(sizes), column(taken), {"loss": Column(loss, False)})  # type: ignore[arg-type, dict-item]
 
 
 def _of(part: Sequence[int], k: int, rows: Tensor) -> Tensor:
