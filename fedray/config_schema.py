@@ -132,7 +132,7 @@ class Runtime:
     """Processes that hold the sites; null takes one per processor."""
     sites_per_actor: int | None = None
     """Sites per process instead of packs; 1 gives every site a Ray actor of its own."""
-    group_size: int = 50
+    group_size: int = 256
     """Sites computed together inside a process; changes cost only."""
 
 @dataclass

@@ -107,7 +107,8 @@ def train_rows(
     parts = [[i] for i in sorted(lone)] + ([rest] if (rest := [i for i in range(k) if i not in lone]) else [])
     found = []
     for part in parts:
-        plan = _layout(group, [sizes[i] for i in part], [taken[i] for i in part], local, rows[0], schema.dtype)
+        shape = [sizes[i] for i in part], [taken[i] for i in part]
+        plan = _layout(group, *shape, local, rows[0], schema.dtype)
         kind = OneStep if part[0] in lone else Training
         training = kind(
             local, how, plan, group.cache, _of(part, k, start), _extras_of(part, k, extras), schema,

@@ -30,7 +30,7 @@ class HostSpec:
     name: str
     sites: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
     children: tuple["HostSpec", ...] = ()
-    group_size: int = 50
+    group_size: int = 256
     allow_empty: bool = False
 
     @property
@@ -148,7 +148,7 @@ class Topology:
 
     packs: int | None = None
     sites_per_actor: int | None = None
-    group_size: int = 50
+    group_size: int = 256
     allow_empty: bool = False
 
     def __post_init__(self) -> None:
@@ -242,7 +242,7 @@ def simulate(
     packs: int | None = None,
     sites_per_actor: int | None = None,
     regions: Tree | None = None,
-    group_size: int = 50,
+    group_size: int = 256,
     latency: Latency | None = None,
     allow_empty: bool = False,
     num_cpus: int | None = None,
@@ -279,7 +279,7 @@ def connect(
     packs: int | None = None,
     sites_per_actor: int | None = None,
     regions: Tree | None = None,
-    group_size: int = 50,
+    group_size: int = 256,
     allow_empty: bool = False,
 ) -> Federation:
     """Run every site on a Ray cluster that runs already at `address` ("10.0.0.1:6379"); all sites are

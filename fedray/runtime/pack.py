@@ -20,10 +20,10 @@ from fedray.runtime import checkpoint
 from fedray.runtime.folded import Folded
 from fedray.runtime.host import Commit, Contribution, Load, StageCall
 from fedray.runtime.interpret import Interpreter
+from fedray.runtime.memory import sites_together
 from fedray.runtime.plan import Plan, lane_names
 from fedray.runtime.site_table import SiteTable
 
-GROUP_BYTES = 4 * 2**20  # of parameters in a group: half of a last-level cache's share of one core, measured
 RoundKey = tuple[str, int, int]  # plan, round, attempt
 
 
@@ -45,7 +45,7 @@ class Pack:
         self,
         name: str,
         sites: Mapping[str, Callable[[], Any]],
-        group_size: int = 50,
+        group_size: int = 256,
         allow_empty: bool = False,
     ) -> None:
         self.name, self.sites, self.group_size, self.allow_empty = name, sites, group_size, allow_empty
@@ -184,7 +184,7 @@ class Pack:
         """Return how many sites are interpreted together: as many rows as stay in the processor's cache."""
         leaves = [leaf for value in downlink.values() for _, leaf in tree.leaves(value)]
         row = max((tree.nbytes(leaf) for leaf in leaves if isinstance(leaf, tree.Flat)), default=1)
-        return max(1, min(self.group_size, GROUP_BYTES // row))
+        return sites_together(self.group_size, row)
 
     def _groups_of(self, call: StageCall, plan: Plan, size: int) -> list[Group]:
         """Return the groups of a round: sites of like size together, so that they end their steps
