@@ -132,7 +132,18 @@ class ExactSum:
             _over(leaf, weight, dtype)
             for (_, leaf), dtype in zip(tree.leaves(self.value), self.dtypes, strict=True)
         ]
-        return tree.replace_leaves(self.value, leaves)
+        return _filled(self.value, leaves)
+
+
+def _filled(like: Any, leaves: list[Any]) -> Any:
+    """Return the structure of `like` with other leaves, and empty their list.
+
+    `replace_leaves` is a reference cycle that holds the list until the collector runs, a large model for each
+    round.
+    """
+    value = tree.replace_leaves(like, leaves)
+    leaves.clear()
+    return value
 
 
 def _over(leaf: Any, weight: float, dtype: torch.dtype | None) -> Any:
@@ -343,15 +354,10 @@ def result(part: LaneSum, exponents: Sequence[int], is_exact: bool) -> Any:
         else:
             numbers = lanes.total(array, exponent, in_place=is_exact and is_ours)
         leaves.append(_as_value(torch.from_numpy(numbers), leaf))
-    value = tree.replace_leaves(part.spec, leaves)
     dtypes = [leaf.dtype for leaf in specs(part.spec)]
-    return (
-        ExactSum(value, dtypes)
-        if is_exact
-        else tree.replace_leaves(
-            value, [_cast(leaf, dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)]
-        )
-    )
+    if is_exact:
+        return ExactSum(_filled(part.spec, leaves), dtypes)
+    return _filled(part.spec, [_cast(leaf, dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)])
 
 
 def _as_value(numbers: Tensor, leaf: LeafSpec) -> Any:

@@ -1,6 +1,8 @@
 """The exact sum: any split, order or nesting gives equal bits, and the mean is as exact as it says."""
 
+import gc
 import math
+import weakref
 from fractions import Fraction
 
 import numpy as np
@@ -262,6 +264,18 @@ def test_an_exact_sum_lies_in_its_own_part_and_a_frozen_part_stays_as_it_is():
     b = fold.result(kept, (4,), is_exact=True).value["w"]
     assert torch.equal(a, b) and a.numpy().base is not None
     assert np.shares_memory(a.numpy(), free.arrays[0]) and np.array_equal(kept.arrays[0], before)
+
+
+def test_a_sum_and_its_mean_are_gone_when_nobody_holds_them_without_the_garbage_collector():
+    gc.disable()
+    try:
+        total = fold.result(partial(1), (4,), is_exact=True)
+        mean = total.divided_by(3)
+        held = [weakref.ref(total.value["w"]), weakref.ref(mean["w"])]
+        del total, mean
+        assert [reference() for reference in held] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_the_next_grid_is_that_of_the_largest_mean():
