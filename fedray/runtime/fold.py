@@ -132,18 +132,7 @@ class ExactSum:
             _over(leaf, weight, dtype)
             for (_, leaf), dtype in zip(tree.leaves(self.value), self.dtypes, strict=True)
         ]
-        return _filled(self.value, leaves)
-
-
-def _filled(like: Any, leaves: list[Any]) -> Any:
-    """Return the structure of `like` with other leaves, and empty their list.
-
-    `replace_leaves` is a reference cycle that holds the list until the collector runs, a large model for each
-    round.
-    """
-    value = tree.replace_leaves(like, leaves)
-    leaves.clear()
-    return value
+        return tree.replace_leaves(self.value, leaves)
 
 
 def _over(leaf: Any, weight: float, dtype: torch.dtype | None) -> Any:
@@ -356,8 +345,8 @@ def result(part: LaneSum, exponents: Sequence[int], is_exact: bool) -> Any:
         leaves.append(_as_value(torch.from_numpy(numbers), leaf))
     dtypes = [leaf.dtype for leaf in specs(part.spec)]
     if is_exact:
-        return ExactSum(_filled(part.spec, leaves), dtypes)
-    return _filled(part.spec, [_cast(leaf, dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)])
+        return ExactSum(tree.replace_leaves(part.spec, leaves), dtypes)
+    return tree.replace_leaves(part.spec, [_cast(leaf, dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)])
 
 
 def _as_value(numbers: Tensor, leaf: LeafSpec) -> Any:
