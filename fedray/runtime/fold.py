@@ -75,12 +75,14 @@ class LeafSpec:
         return self.size * (4 if self.is_fast else self.num_lanes * 8)
 
     def zeros(self) -> Tensor:
-        """Return an empty sum: (num_lanes, size) of float64, or (1, size) of float32 for a fast one."""
-        return (
-            torch.zeros(1, self.size)
-            if self.is_fast
-            else torch.zeros(self.num_lanes, self.size, dtype=torch.float64)
-        )
+        """Return an empty sum."""
+        return self.buffer().zero_()
+
+    def buffer(self) -> Tensor:
+        """Return memory for a sum: (num_lanes, size) of float64, or (1, size) of float32 for a fast one."""
+        if self.is_fast:
+            return torch.empty(1, self.size)
+        return torch.empty(self.num_lanes, self.size, dtype=torch.float64)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LeafSpec) and (self.shape, self.dtype, self.schema, self.is_fast) == (
@@ -234,15 +236,24 @@ def empty(spec: Any) -> list[Tensor]:
     return [leaf.zeros() for leaf in specs(spec)]
 
 
-def add(buffers: Sequence[Tensor], items: Sequence[Operand], exponents: Sequence[int]) -> None:
+def add(
+    buffers: Sequence[Tensor], items: Sequence[Operand], exponents: Sequence[int], is_new: bool = False
+) -> None:
     """Add operands of one structure to the buffers of a sum, in place, on a grid that is wide enough."""
     leaves = specs(items[0].spec)
     for index, (buffer, exponent, leaf) in enumerate(zip(buffers, exponents, leaves, strict=True)):
         rows = [(item.matrices[index], item.weights) for item in items]
         if leaf.is_fast:
-            lanes.accumulate_fast(buffer[0], rows)
+            lanes.accumulate_fast(buffer[0].zero_() if is_new else buffer[0], rows)
         else:
-            lanes.accumulate(buffer, rows, exponent)
+            lanes.accumulate(buffer, rows, exponent, is_new)
+
+
+def summed(items: Sequence[Operand], exponents: Sequence[int]) -> list[Tensor]:
+    """Return the buffers of the sum of some operands; new memory is written once, not zeroed first."""
+    buffers = [leaf.buffer() for leaf in specs(items[0].spec)]
+    add(buffers, items, exponents, is_new=True)
+    return buffers
 
 
 def closed(spec: Any, exponents: Sequence[int], buffers: Sequence[Tensor], weight: int) -> LaneSum:
@@ -252,9 +263,7 @@ def closed(spec: Any, exponents: Sequence[int], buffers: Sequence[Tensor], weigh
 
 def fold(item: Operand, exponents: Sequence[int]) -> LaneSum:
     """Sum an operand's rows on the given grid; the caller has checked that the grid is wide enough."""
-    buffers = empty(item.spec)
-    add(buffers, [item], exponents)
-    return closed(item.spec, exponents, buffers, int(item.weights.sum()))
+    return closed(item.spec, exponents, summed([item], exponents), int(item.weights.sum()))
 
 
 def single(item: Operand, index: int) -> LaneSum:
@@ -346,7 +355,8 @@ def result(part: LaneSum, exponents: Sequence[int], is_exact: bool) -> Any:
     dtypes = [leaf.dtype for leaf in specs(part.spec)]
     if is_exact:
         return ExactSum(tree.replace_leaves(part.spec, leaves), dtypes)
-    return tree.replace_leaves(part.spec, [_cast(leaf, dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)])
+    cast = [_cast(leaf, dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)]
+    return tree.replace_leaves(part.spec, cast)
 
 
 def _as_value(numbers: Tensor, leaf: LeafSpec) -> Any:

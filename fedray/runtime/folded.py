@@ -80,8 +80,11 @@ class _Sum:
         if self.is_lost:
             self.buffers = []
         elif self.kept:
-            self.buffers = self.buffers or fold.empty(self.spec)
-            fold.add(self.buffers, [operand for operand, _ in self.kept], grid)
+            operands = [operand for operand, _ in self.kept]
+            if self.buffers:
+                fold.add(self.buffers, operands, grid)
+            else:
+                self.buffers = fold.summed(operands, grid)
         self.kept = []
 
     def total(self, grid: Grid, is_single: bool) -> fold.LaneSum:
@@ -92,8 +95,7 @@ class _Sum:
         if is_single and not self.is_fast:
             operand, group = next((operand, group) for operand, group in self.kept if group.alive)
             return fold.single(operand, group.alive[0])
-        buffers = fold.empty(self.spec)
-        fold.add(buffers, [operand for operand, _ in self.kept], grid)
+        buffers = fold.summed([operand for operand, _ in self.kept], grid)
         return fold.closed(self.spec, grid, buffers, self.weight)
 
 

@@ -58,8 +58,9 @@ def is_repeated(matrix: Tensor | np.ndarray) -> bool:
     return isinstance(matrix, Tensor) and matrix.shape[0] > 1 and matrix.stride(0) == 0
 
 
-def accumulate(lanes: Tensor, rows: Sequence[Rows], exponent: int) -> None:
-    """Add sum_i weights[i] * matrix[i] on the grid to the lanes (num_lanes, columns), in place.
+def accumulate(lanes: Tensor, rows: Sequence[Rows], exponent: int, is_new: bool = False) -> None:
+    """Add sum_i weights[i] * matrix[i] on the grid to the lanes (num_lanes, columns), in place; write it where
+    they are new memory.
 
     Equal rows are added as one row with the total weight, which is as exact. Raises FoldError on a grid that
     float64 cannot hold.
@@ -70,14 +71,14 @@ def accumulate(lanes: Tensor, rows: Sequence[Rows], exponent: int) -> None:
     for matrix, weights in rows:
         one = (matrix[:1], weights.sum().view(1)) if is_repeated(matrix) else (matrix, weights)
         if batch and sum(len(held) for _, held in batch) + len(one[1]) > MOST_ROWS:
-            _accumulate(lanes, batch, exponent)
-            batch = []
+            _accumulate(lanes, batch, exponent, is_new)
+            batch, is_new = [], False
         batch.append(one)
     if batch:
-        _accumulate(lanes, batch, exponent)
+        _accumulate(lanes, batch, exponent, is_new)
 
 
-def _accumulate(lanes: Tensor, rows: Sequence[Rows], exponent: int) -> None:
+def _accumulate(lanes: Tensor, rows: Sequence[Rows], exponent: int, is_new: bool) -> None:
     weights = torch.cat([held for _, held in rows])
     dead = torch.nonzero(weights == 0).flatten()
     shift = LANE_BITS - exponent
@@ -100,7 +101,10 @@ def _accumulate(lanes: Tensor, rows: Sequence[Rows], exponent: int) -> None:
             torch.round(rest, out=whole)
             if is_narrow:
                 wide.copy_(whole)
-            lanes[lane, start:stop].addmv_(wide.t(), weights)
+            if is_new:
+                torch.mv(wide.t(), weights, out=lanes[lane, start:stop])
+            else:
+                lanes[lane, start:stop].addmv_(wide.t(), weights)
             if lane + 1 < num_lanes:
                 rest.sub_(whole).mul_(float(2**LANE_BITS))
 
