@@ -99,7 +99,8 @@ def in_session(mode: str, count: int, rounds: int, folder: Path) -> dict[str, fl
     from fedray.sweep.trials import Book
     def jobs_of(chosen: list[Any], place: Path) -> Any:
         place.mkdir(exist_ok=True)
-        return Jobs(place, {trial.id: config.compose_run(trial.overrides, allow=["sweep"]) for trial in chosen})
+        composed = {trial.id: config.compose_run(trial.overrides, allow=["sweep"]) for trial in chosen}
+        return Jobs(place, composed)
 
     first, chosen = trials(JOBS, 1), trials(count, rounds)
     first_jobs, jobs = jobs_of(first, folder / "first"), jobs_of(chosen, folder)
