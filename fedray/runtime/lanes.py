@@ -59,8 +59,9 @@ def is_repeated(matrix: Tensor | np.ndarray) -> bool:
 
 
 def accumulate(lanes: Tensor, rows: Sequence[Rows], exponent: int, is_new: bool = False) -> None:
-    """Add sum_i weights[i] * matrix[i] on the grid to the lanes (num_lanes, columns), in place; write it where
-    they are new memory.
+    """Add sum_i weights[i] * matrix[i] on the grid to the lanes (num_lanes, columns), in place.
+
+    Lanes that are new memory are written instead.
 
     Equal rows are added as one row with the total weight, which is as exact. Raises FoldError on a grid that
     float64 cannot hold.
