@@ -22,18 +22,15 @@ class Binary:
     def start(self, target: Tensor, weights: Tensor, moves: Tensor) -> None:
         """Take labels (blocks, rows) and weights of a chunk."""
         self.target, self.weights, self.moves = target, weights, moves
-        if self.pos_weight is not None:
-            self.positive = self.pos_weight * target
-            self.scale = 1 + (self.pos_weight - 1) * target
 
-    def gradient(self, output: Tensor, here: slice) -> Tensor:
+    def gradient(self, output: Tensor, target: Tensor, moves: Tensor) -> Tensor:
         """Return the gradient at the outputs of some blocks, shaped as `output` (sites, rows, 1)."""
         z = torch.sigmoid(output.squeeze(2))
         if self.pos_weight is None:
-            z.sub_(self.target[here])
+            z.sub_(target)
         else:
-            z.mul_(self.scale[here]).sub_(self.positive[here])
-        return z.mul_(self.moves[here]).unsqueeze(2)
+            z.mul_(1 + (self.pos_weight - 1) * target).sub_(self.pos_weight * target)
+        return z.mul_(moves).unsqueeze(2)
 
     def loss(self, outputs: Tensor) -> Tensor:
         """Return the weighted loss of each row of the chunk, (blocks, rows)."""
@@ -53,10 +50,10 @@ class Number:
         self.target = target if target.dim() == 3 else target.unsqueeze(2)
         self.weights, self.moves = weights, moves
 
-    def gradient(self, output: Tensor, here: slice) -> Tensor:
+    def gradient(self, output: Tensor, target: Tensor, moves: Tensor) -> Tensor:
         """Return the gradient at the outputs of some blocks."""
-        found = (output - self.target[here]).mul_(2.0 / output.shape[2])
-        return found.mul_(self.moves[here].unsqueeze(2))
+        found = (output - target).mul_(2.0 / output.shape[2])
+        return found.mul_(moves.unsqueeze(2))
 
     def loss(self, outputs: Tensor) -> Tensor:
         """Return the weighted loss of each row of the chunk, (blocks, rows)."""
@@ -78,11 +75,11 @@ class Classes:
             shares = of_class / of_class.sum(1, keepdim=True).clamp_min(tiny)
             self.weights, self.moves = shares, shares * (moves / weights.clamp_min(tiny))
 
-    def gradient(self, output: Tensor, here: slice) -> Tensor:
+    def gradient(self, output: Tensor, target: Tensor, moves: Tensor) -> Tensor:
         """Return the gradient at the outputs of some blocks."""
         found = torch.softmax(output, 2)
-        found.scatter_add_(2, self.target[here].unsqueeze(2), -torch.ones_like(found[:, :, :1]))
-        return found.mul_(self.moves[here].unsqueeze(2))
+        found.scatter_add_(2, target.unsqueeze(2), -torch.ones_like(found[:, :, :1]))
+        return found.mul_(moves.unsqueeze(2))
 
     def loss(self, outputs: Tensor) -> Tensor:
         """Return the weighted loss of each row of the chunk, (blocks, rows)."""
@@ -98,10 +95,10 @@ class Hazards:
         """Take targets (blocks, rows, 2) and weights of a chunk."""
         self.target, self.weights, self.moves = target, weights, moves
 
-    def gradient(self, output: Tensor, here: slice) -> Tensor:
+    def gradient(self, output: Tensor, target: Tensor, moves: Tensor) -> Tensor:
         """Return the gradient at the outputs of some blocks."""
-        event, at_risk = hazard_masks(output, self.target[here])
-        return ((torch.sigmoid(output) - event) * at_risk).mul_(self.moves[here].unsqueeze(2))
+        event, at_risk = hazard_masks(output, target)
+        return ((torch.sigmoid(output) - event) * at_risk).mul_(moves.unsqueeze(2))
 
     def loss(self, outputs: Tensor) -> Tensor:
         """Return the weighted loss of each row of the chunk, (blocks, rows)."""

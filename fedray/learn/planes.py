@@ -59,15 +59,7 @@ def blank(rows: int, schema: Schema, device: torch.device) -> Tensor:
 class Planes:
     """Rows of a flat value, leaf by leaf. `matrices` names the leaves that get a plane of their own."""
 
-    def __init__(
-        self,
-        schema: Schema,
-        matrices: Sequence[str],
-        rows: int,
-        space: Space,
-        name: str,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, schema: Schema, matrices: Sequence[str], rows: int, device: torch.device) -> None:
         self.schema, self.rows = schema, rows
         self.places: dict[str, tuple[int, int, Leaf]] = {}
         widths: list[int] = []
@@ -83,9 +75,7 @@ class Planes:
                 shared += -(-leaf.size // LINE) * LINE
         if shared:
             widths.append(shared)
-        self.tensors = [
-            space.take((name, i), (rows, width), schema.dtype, device) for i, width in enumerate(widths)
-        ]
+        self.tensors = [torch.zeros(rows, width, dtype=schema.dtype, device=device) for width in widths]
 
     def zero(self) -> "Planes":
         """Fill with zeros."""
@@ -97,9 +87,6 @@ class Planes:
         """Copy from a flat buffer of one row or of k; row p comes from `order[p]`."""
         if order is not None and buffer.shape[0] > 1:
             buffer = buffer[torch.tensor(order, device=buffer.device)]
-        padded = {number for number, _, leaf in self.places.values() if leaf.size % LINE}
-        for number in padded:
-            self.tensors[number].zero_()
         for number, offset, leaf in self.places.values():
             self.tensors[number][:, offset : offset + leaf.size] = buffer[
                 :, leaf.offset : leaf.offset + leaf.size

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fedray.learn.local import LocalTraining
 
 KEPT_LAYOUTS = 16
+KEPT_TRAININGS = 8
 
 
 @dataclass(frozen=True)
@@ -110,16 +111,25 @@ def train_rows(
         shape = [sizes[i] for i in part], [taken[i] for i in part]
         plan = _layout(group, *shape, local, rows[0], schema.dtype)
         kind = OneStep if part[0] in lone else Training
-        training = kind(
-            local, how, plan, group.cache, _of(part, k, start), _extras_of(part, k, extras), schema,
-            [keys[i] for i in part],
-        )  # fmt: skip
+        training = _training(group, kind, local, how, schema, start.device, len(part), plan.width)
+        training.begin(plan, _of(part, k, start), _extras_of(part, k, extras), [keys[i] for i in part])
         training.run([rows[i] for i in part])
         found.append((training.delta(), training.mean_loss()))
     at = [i for part in parts for i in part]
     delta, loss = (_joined(parts_of, at) for parts_of in zip(*found, strict=True))
     numbers: Any = (column(sizes), column(taken), {"loss": Column(loss, False)})
     return Update(Flat(delta, schema), *numbers)
+
+
+def _training(group: Group, kind: type[Training], local: "LocalTraining", *shape: Any) -> Training:
+    """Return the training of so many sites, with the buffers that it had the last time."""
+    kept: dict[Any, Training] = group.cache.setdefault("trainings", {})
+    key = (kind, id(local), *shape[1:])
+    if key not in kept:
+        if len(kept) >= KEPT_TRAININGS:
+            kept.pop(next(iter(kept)))
+        kept[key] = kind(local, *shape)  # which keeps `local`, and so its id
+    return kept[key]
 
 
 def _extras(
