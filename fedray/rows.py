@@ -87,6 +87,8 @@ class Group:
     @property
     def alive(self) -> list[int]:
         """Rows that are still in the round."""
+        if all(self.is_alive):
+            return list(range(len(self.ids)))
         return [index for index, is_alive in enumerate(self.is_alive) if is_alive]
 
 

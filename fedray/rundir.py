@@ -11,6 +11,7 @@
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -19,6 +20,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
@@ -181,6 +183,8 @@ class RunDirectory:
         """Append what fedray logs to `log.txt` inside the block."""
         handler = logging.FileHandler(self.path / "log.txt")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+        thread = threading.get_ident()  # trials that train together run each in a thread, and log apart
+        handler.addFilter(lambda record: record.thread == thread)
         logger = logging.getLogger("fedray")
         before = logger.level
         logger.addHandler(handler)
@@ -238,17 +242,23 @@ def _point(link: Path, target: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def environment() -> dict[str, Any]:
-    """Return versions, commit, processor and memory; never a host name, a user or a path."""
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Return the versions that a run records; they are read once, for a sweep asks at every trial."""
     versions = {"fedray": fedray.__version__}
     for package in RECORDED:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, commit, processor and memory; never a host name, a user or a path."""
     commit = _git("rev-parse", "HEAD")
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "versions": versions,
+        "versions": _versions(),
         "git_commit": commit,
         "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
         "cpu": _cpu_name(),

@@ -197,7 +197,15 @@ def flatten(tensors: Mapping[str, Tensor], schema: Schema | None = None, buffers
 
 def is_leaf(value: Any) -> bool:
     """Tell whether this is where a structure ends."""
-    return isinstance(value, Flat) or not (isinstance(value, (Mapping, list, tuple)) or _is_record(value))
+    kind = type(value)
+    found = _IS_LEAF.get(kind)  # which depends on the type alone, and is asked some hundred times a round
+    if found is None:
+        is_container = isinstance(value, (Mapping, list, tuple)) or _is_record(value)
+        found = _IS_LEAF[kind] = isinstance(value, Flat) or not is_container
+    return found
+
+
+_IS_LEAF: dict[type, bool] = {}
 
 
 def is_number(value: Any) -> bool:

@@ -70,8 +70,7 @@ class Open:
 def words(rounds: int) -> list[str]:
     """Return what all trials share."""
     return ["experiment=none", "runtime=in_process", "report=none", "data._target_=sweep.hospitals",
-            "model=logistic", "evaluate.valid=false", f"evaluate.every={rounds}", "local.batch_size=32",
-            f"rounds={rounds}"]
+            "model=logistic", "evaluate=none", "local.batch_size=32", f"rounds={rounds}"]
 
 
 def trials(count: int, rounds: int) -> list[Any]:
@@ -104,8 +103,7 @@ def in_session(mode: str, count: int, rounds: int, folder: Path) -> dict[str, fl
 
     first, chosen = trials(JOBS, 1), trials(count, rounds)
     first_jobs, jobs = jobs_of(first, folder / "first"), jobs_of(chosen, folder)
-    # the mode of trials stacked into one program is a further entry here: see fedray/sweep/stacking.py
-    session = {"one_by_one": one_by_one, "sweep": side_by_side}[mode]
+    session = {"one_by_one": one_by_one, "sweep": side_by_side, "stacked": stacked}[mode]
     with session(Book(folder / "trials.jsonl")) as run:
         run(first, first_jobs)
         before, started = tree_cpu(), time.perf_counter()
@@ -125,6 +123,20 @@ def one_by_one(book: Any) -> Any:
     from fedray.sweep.trials import run_all
     kept = Kept()
     yield lambda chosen, jobs: list(run_all(chosen, book, lambda trial: jobs.order(trial).run(kept)))
+
+
+@contextlib.contextmanager
+def stacked(book: Any) -> Any:
+    """Yield how trials are run as one program."""
+    from fedray.sweep.kept import Kept
+    from fedray.sweep.together import run_together
+    kept = Kept()
+
+    def run(chosen: list[Any], jobs: Any) -> list[Any]:
+        orders = {trial.id: jobs.order(trial) for trial in chosen}
+        prepared = lambda trial: lambda: orders[trial.id].run(kept)  # noqa: E731
+        return list(run_together(chosen, jobs.settings(chosen), book, prepared))
+    yield run
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@
 never on the driver, so a `Dataset` is cheap to pickle and holds no patient row.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from fedray.errors import DataError
 
 SPLITS = ("train", "valid", "test")
+_TOGETHER = threading.Lock()  # trials that train together hold the same sites
 
 
 class SiteData(Mapping[str, Tensor]):
@@ -68,6 +70,11 @@ class SiteData(Mapping[str, Tensor]):
 
         A batch over many sites is then one gather. Sites whose columns differ in kind are left as they are.
         """
+        with _TOGETHER:
+            SiteData._lay_together(sites)
+
+    @staticmethod
+    def _lay_together(sites: Sequence["SiteData"]) -> None:
         views = [site.train for site in sites]
         kinds = [{n: (c.dtype, c.device, c.shape[1:]) for n, c in view.columns.items()} for view in views]
         if len(views) < 2 or any(kind != kinds[0] for kind in kinds):

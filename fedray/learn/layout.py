@@ -9,16 +9,19 @@ batch's first row. A wide batch is several blocks whose gradients add up. Which 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedray.learn.batches import Batch
 from fedray.rng import Key
 
 LINE = 32  # rows of a block are a multiple of it: no vector loop then has a tail that another group has not
 WIDE = 256  # a larger batch is cut into blocks
 BLOCK = 64  # rows of such a block
+KEPT_LAYOUTS = 16
 CHUNK_BYTES = 2 * 2**20  # what is gathered at a time: it stays in the processor's cache until it is used
 
 
@@ -124,6 +127,25 @@ def layout(
     )
 
 
+def layout_of(
+    cache: dict[Any, Any],
+    sizes: Sequence[int],
+    steps: Sequence[int],
+    batch_size: int | None,
+    rows: Batch,
+    dtype: torch.dtype,
+) -> Layout:
+    """Return a layout, out of the cache where the same sizes were laid out lately."""
+    kept: dict[Any, Layout] = cache.setdefault("layouts", {})
+    row_bytes = sum(column[0].numel() * column.element_size() for column in rows.values() if len(column))
+    key = (tuple(sizes), tuple(steps), batch_size, row_bytes, dtype)
+    if key not in kept:
+        if len(kept) >= KEPT_LAYOUTS:
+            kept.pop(next(iter(kept)))
+        kept[key] = layout(sizes, steps, batch_size, max(row_bytes, 1), dtype)
+    return kept[key]
+
+
 def _batches(step: np.ndarray, batch: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return where in a site's order the batch of each block's step begins, and its rows."""
     per_epoch = np.maximum(-(-size // np.maximum(batch, 1)), 1)
@@ -182,7 +204,7 @@ def draw(plan: Layout, keys: Sequence[Key], batch_size: int | None, generator: t
         if min(batch_size or size, size) == size:
             torch.arange(end - begin, out=found[begin:end])
             continue
-        keys[plan.order[place]].generator(generator)
+        generator.manual_seed(keys[plan.order[place]].value)
         for at in range(begin, end, size):
             if end - at >= size:
                 torch.randperm(size, generator=generator, out=found[at : at + size])
@@ -196,25 +218,13 @@ def table_of(columns: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
 
     No copy is made where the columns are ranges of one table already (`SiteData.together`, shards).
     """
-    first = columns[0]
-    storage = first.untyped_storage().data_ptr()
-    row_bytes = first.stride(0) * first.element_size() if first.dim() else 0
-    offsets = [column.data_ptr() - storage for column in columns]
-    is_shared = row_bytes > 0 and all(
-        column.untyped_storage().data_ptr() == storage
-        and column.stride() == first.stride()
-        and column.shape[1:] == first.shape[1:]
-        and column.dtype == first.dtype
-        and (offset - offsets[0]) % row_bytes == 0
-        for column, offset in zip(columns, offsets, strict=True)
-    )
-    if not is_shared or len(columns) == 1:
-        starts = np.cumsum([0, *(column.shape[0] for column in columns[:-1])]).tolist()
-        return (torch.cat(list(columns)) if len(columns) > 1 else first), starts
-    begin = min(offsets)
-    ends = [
-        (offset - begin) // row_bytes + column.shape[0]
-        for offset, column in zip(offsets, columns, strict=True)
-    ]
-    table = first.as_strided((max(ends), *first.shape[1:]), first.stride(), begin // first.element_size())
-    return table, [(offset - begin) // row_bytes for offset in offsets]
+    first, base = columns[0], columns[0]._base
+    shape = first.shape[1:]
+    is_shared = len(columns) > 1 and base is not None and base.is_contiguous() and base.shape[1:] == shape
+    if is_shared and all(column._base is base and column.shape[1:] == shape for column in columns):
+        width = max(1, shape.numel())
+        offsets = [column.storage_offset() - base.storage_offset() for column in columns]
+        if all(offset % width == 0 for offset in offsets):
+            return base.detach(), [offset // width for offset in offsets]
+    starts = np.cumsum([0, *(column.shape[0] for column in columns[:-1])]).tolist()
+    return (torch.cat(list(columns)) if len(columns) > 1 else first), starts

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from fedray import tree
-from fedray.learn.batches import Batch, steps_of, training_rows
+from fedray.learn import together
+from fedray.learn.batches import steps_of, training_rows
 from fedray.learn.chain import Chain, chain_of
 from fedray.learn.heads import Head, head_of
-from fedray.learn.layout import WIDE, Layout, is_wide, layout
+from fedray.learn.layout import WIDE, is_wide, layout_of
 from fedray.learn.models import Model
 from fedray.learn.stacked import Extras, OneStep, Training
 from fedray.learn.update import Update
@@ -25,7 +26,6 @@ from fedray.tree import Flat
 if TYPE_CHECKING:
     from fedray.learn.local import LocalTraining
 
-KEPT_LAYOUTS = 16
 KEPT_TRAININGS = 8
 
 
@@ -97,19 +97,24 @@ def train_rows(
     given: Mapping[str, Tagged],
 ) -> Update:  # fmt: skip
     """Train the sites of a group and return their updates as rows; `given` are a `LocalUpdate`'s extras."""
-    k, keys = group.k, _items(rng, group.k)
-    rows = [training_rows(item) for item in _items(data, k)]
-    most = _numbers(given.get("steps"), k, local.steps)
-    sizes, taken = steps_of(rows, local.batch_size, local.epochs, most)
+    k, keys, items = group.k, _items(rng, group.k), _items(data, group.k)
     schema = params.value.schema if isinstance(params.value, Flat) else how.schema
     start = buffer_of(params, schema)
     extras = _extras(local, schema, start, keys, given)
+    meeting = together.current()
+    if meeting is not None and together.fits(how, given):
+        rates = torch.full((k, 1), local.rate(keys[0].round), dtype=torch.float64)
+        request = together.Request(local, how, schema, start, items, keys, extras, rates, group.cache)
+        return meeting.train(request)
+    rows = [training_rows(item) for item in items]
+    most = _numbers(given.get("steps"), k, local.steps)
+    sizes, taken = steps_of(rows, local.batch_size, local.epochs, most)
     lone = {i for i in range(k) if taken[i] <= 1} if OneStep.fits(local, extras, start[0].nbytes) else set()
     parts = [[i] for i in sorted(lone)] + ([rest] if (rest := [i for i in range(k) if i not in lone]) else [])
     found = []
     for part in parts:
         shape = [sizes[i] for i in part], [taken[i] for i in part]
-        plan = _layout(group, *shape, local, rows[0], schema.dtype)
+        plan = layout_of(group.cache, *shape, local.batch_size, rows[part[0]], schema.dtype)
         kind = OneStep if part[0] in lone else Training
         training = _training(group, kind, local, how, schema, start.device, len(part), plan.width)
         training.begin(plan, _of(part, k, start), _extras_of(part, k, extras), [keys[i] for i in part])
@@ -183,21 +188,3 @@ def _one(tagged: Tagged | None, otherwise: float) -> float | None:
     if len(found) > 1:
         raise ValueError("prox differs between the sites of a group: give one number")
     return float(found.pop())
-
-
-def _layout(
-    group: Group,
-    sizes: Sequence[int],
-    steps: Sequence[int],
-    local: "LocalTraining",
-    rows: Batch,
-    dtype: torch.dtype,
-) -> Layout:
-    kept: dict[Any, Layout] = group.cache.setdefault("layouts", {})
-    row_bytes = sum(column[0].numel() * column.element_size() for column in rows.values() if len(column))
-    key = (tuple(sizes), tuple(steps), local.batch_size, row_bytes, dtype)
-    if key not in kept:
-        if len(kept) >= KEPT_LAYOUTS:
-            kept.pop(next(iter(kept)))
-        kept[key] = layout(sizes, steps, local.batch_size, max(row_bytes, 1), dtype)
-    return kept[key]

@@ -23,6 +23,7 @@ from fedray.learn.layers import Frame
 from fedray.learn.layout import Layout, Move, draw, table_of
 from fedray.learn.planes import Leaves, Planes, Space, blank
 from fedray.learn.rules import SgdRule
+from fedray.learn.shared import Shared
 from fedray.rng import Key
 
 if TYPE_CHECKING:
@@ -63,9 +64,11 @@ class Training:
         device: torch.device,
         sites: int,
         width: int,
+        lanes: int = 1,
     ) -> None:
         self.local, self.chain, self.head = local, how.chain, how.head
-        self.schema, self.device, self.k, self.width = schema, device, sites, width
+        self.schema, self.device, self.width = schema, device, width
+        self.k, self.lanes = sites * lanes, lanes
         self.space, self.generator = Space(), torch.Generator()
         self._bound: dict[tuple[bool, int], list[Any]] = {}  # layers whose views are taken, by active sites
         self._planes: dict[str, Planes] = {}
@@ -74,10 +77,11 @@ class Training:
     def begin(self, plan: Layout, start: Tensor, extras: Extras, keys: Sequence[Key]) -> None:
         """Take a group: its batches, its parameters of one row or k, and a key for each site."""
         self.plan, self.start, self.keys = plan, start, keys
-        self.order = None if plan.is_sorted else plan.order
+        self.places = [site * self.lanes + lane for site in plan.order for lane in range(self.lanes)]
+        self.order = None if plan.is_sorted else self.places
         self.rate = extras.rate
         if isinstance(self.rate, Tensor):
-            self.rate = self.rate.to(start)[list(plan.order)]
+            self.rate = self.rate.to(start)[self.places]
         self.lost = torch.zeros(self.k, dtype=torch.float64)
         self._choose(extras)
         self._load(extras)
@@ -147,7 +151,7 @@ class Training:
 
     def _name_masks(self, frame: Frame) -> None:
         if self.chain.num_dropouts:
-            values = [self.keys[i].value for i in self.plan.order]
+            values = [self.keys[i].value for i in self.plan.order for _ in range(self.lanes)]
             words = words_of(values, self.chain.num_dropouts, max(self.plan.steps, default=0))
             frame.words = words.to(self.device)
 
@@ -178,34 +182,52 @@ class Training:
             x = x.flatten(2)
         if self.local.model.task != "classes":
             y = y.to(self.schema.dtype)
-        weights = self.plan.weights[blocks].to(self.device)
-        self.head.start(y, weights, self._moves(weights, blocks))
-        shape = (x.shape[0], self.width, self.chain.outputs)
+        weights = self._spread(self.plan.weights[blocks].to(self.device))
+        self.head.start(self._spread(y), weights, self._moves(weights, blocks))
+        shape = (x.shape[0] * self.lanes, self.width, self.chain.outputs)
         outputs = self.space.take("outputs", shape, self.schema.dtype, self.device)
         columns = (x, outputs, self.head.target, self.head.moves)
         for move, pieces in zip(moves, self._pieces(moves, columns), strict=True):
-            self.layers = self._bound.get((self.is_fused, move.active)) or self._bind(move.active)
+            active, stepping = move.active * self.lanes, move.stepping * self.lanes
+            self.layers = self._bound.get((self.is_fused, active)) or self._bind(active)
             self.frame.step, self.frame.block = move.step, move.block
             self._block(*pieces)
             if move.is_last:
-                self._step(move)
+                self._step(stepping, move.step)
                 if self.plan.is_static:
-                    self._account(outputs, blocks, move.stepping)
+                    self._account(outputs, blocks, stepping)
         if not self.plan.is_static:
             self._account(outputs, blocks, self.k)
 
+    def _spread(self, column: Tensor) -> Tensor:
+        """Give every lane of a site the site's own labels and weights."""
+        return column if self.lanes == 1 else column.repeat_interleave(self.lanes, 0)
+
+    def _rows(self, blocks: slice) -> Tensor:
+        """Return the row of parameters that each block of a chunk is of."""
+        site = self.plan.site[blocks]
+        if self.lanes == 1:
+            return site
+        return (site.unsqueeze(1) * self.lanes + torch.arange(self.lanes)).flatten()
+
     def _pieces(self, moves: Sequence[Move], columns: Sequence[Tensor]) -> Iterable[tuple[Tensor, ...]]:
         """Return each move's part of the columns; one split costs less than a slice for each move."""
+        inputs, *others = columns
         if self.plan.is_static:
-            return [tuple(column[move.here] for column in columns) for move in moves]
+            wide = [slice(m.here.start * self.lanes, m.here.stop * self.lanes) for m in moves]
+            pairs = zip(moves, wide, strict=True)
+            return [(inputs[m.here], *(column[here] for column in others)) for m, here in pairs]
         counts = [move.active for move in moves]
-        return zip(*(column.split(counts) for column in columns), strict=True)
+        spread = [count * self.lanes for count in counts]
+        return zip(inputs.split(counts), *(column.split(spread) for column in others), strict=True)
 
     def _bind(self, active: int) -> list[Any]:
         """Return layers with views of the first `active` sites; they are kept, for views cost more than a
         step.
         """
         layers = self._bound[self.is_fused, active] = self.chain.layers()
+        if self.lanes > 1:
+            layers[0] = Shared(layers[0], self.lanes)
         for layer in layers:
             layer.bind(self.frame, active)
         return layers
@@ -218,7 +240,7 @@ class Training:
         if not self.is_folded:
             return weights
         if isinstance(self.rate, Tensor):
-            return weights * self.rate[self.plan.site[blocks].to(self.device)]
+            return weights * self.rate[self._rows(blocks).to(self.device)]
         return weights * self.rate
 
     def _block(self, x: Tensor, kept: Tensor, target: Tensor, moves: Tensor) -> None:
@@ -247,18 +269,18 @@ class Training:
             layer.g = layer.g * factor.unsqueeze(2)
             layer.learn()
 
-    def _step(self, move: Move) -> None:
-        """Move what the layers have not moved, in the first `stepping` sites."""
+    def _step(self, stepping: int, step: int) -> None:
+        """Move what the layers have not moved, in the first `stepping` rows."""
         if self.is_fused:
-            self._fused_step(move.stepping)
+            self._fused_step(stepping)
             return
-        weights = self.weights.active(move.stepping)
-        gradients = self.frame.vector_gradients.active(move.stepping)
-        self._adjust(weights, gradients, move.stepping)
-        rate = self.rate[: move.stepping] if isinstance(self.rate, Tensor) else self.rate
+        weights = self.weights.active(stepping)
+        gradients = self.frame.vector_gradients.active(stepping)
+        self._adjust(weights, gradients, stepping)
+        rate = self.rate[:stepping] if isinstance(self.rate, Tensor) else self.rate
         for number, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
-            state = {name: planes[number][: move.stepping] for name, planes in self.moments.items()}
-            self.local.rule.step(weight, gradient, state, rate, move.step + 1)
+            state = {name: planes[number][:stepping] for name, planes in self.moments.items()}
+            self.local.rule.step(weight, gradient, state, rate, step + 1)
 
     def _fused_step(self, active: int) -> None:
         weights = self.weights.active(active)
@@ -291,16 +313,17 @@ class Training:
 
     def _account(self, outputs: Tensor, blocks: slice, stepping: int) -> None:
         """Add the loss of every row seen, before its step, to its site's total."""
-        site = self.plan.site[blocks]
-        found = self.head.loss(outputs).double().sum(1).cpu() * self.plan.lengths[blocks]
+        site, lengths = self._rows(blocks), self._spread(self.plan.lengths[blocks])
+        found = self.head.loss(outputs).double().sum(1).cpu() * lengths
         if stepping < self.k:
             found, site = found[site < stepping], site[site < stepping]
         self.lost.index_add_(0, site, found)
 
     def mean_loss(self) -> Tensor:
         """Return the mean loss over the rows that each site saw, (k,) in the given order."""
-        mean = self.lost / torch.tensor(self.plan.seen, dtype=torch.float64).clamp_min(1)
-        return torch.empty_like(mean).index_copy_(0, torch.tensor(self.plan.order), mean)
+        seen = self._spread(torch.tensor(self.plan.seen, dtype=torch.float64))
+        mean = self.lost / seen.clamp_min(1)
+        return torch.empty_like(mean).index_copy_(0, torch.tensor(self.places), mean)
 
 
 class OneStep(Training):
@@ -323,7 +346,7 @@ class OneStep(Training):
         self.frame = self._framed(Leaves(self.start, self.schema), target, target)
         self._name_masks(self.frame)
 
-    def _step(self, move: Move) -> None:
+    def _step(self, stepping: int, step: int) -> None:
         if self.fixed is not None:
             self.found.add_(self.fixed * self.rate)
 

@@ -188,6 +188,8 @@ def spec_of(value: Any, kind: str = "exact") -> Any:
 
 def specs(spec: Any) -> list[LeafSpec]:
     """Return the leaf specs of a structure in order."""
+    if isinstance(spec, LeafSpec):
+        return [spec]
     return [leaf for _, leaf in tree.leaves(spec)]
 
 

@@ -127,7 +127,7 @@ class Folded:
                     interpreter.lose(group, row, "weight is not a whole number (give weight_cap)")
         if not group.alive:
             return
-        self.delivered += [group.ids[row] for row in group.alive]
+        self.delivered += group.ids if all(group.is_alive) else [group.ids[row] for row in group.alive]
         weights = {index: weights_of(group.values[index], group) for index in given}
         for index in reduced:
             self._reduce(index, group, weights)

@@ -24,7 +24,7 @@ from fedray.runtime.plan import Plan
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _LIBRARIES = (_PACKAGE + os.sep, os.path.dirname(os.path.dirname(torch.__file__)) + os.sep)
-ReadInput = Callable[[str, str], Any]  # (slot, site id) -> value: data, id and keys
+ReadInputs = Callable[[str, Sequence[str]], list[Any]]  # (slot, site ids) -> values: data, ids and keys
 ReadState = Callable[[str, Sequence[str]], Any]  # (slot, site ids) -> stacked value
 
 
@@ -44,11 +44,11 @@ class Interpreter:
         plan: Plan,
         call: StageCall,
         downlink: Mapping[int, Any],
-        read_input: ReadInput,
+        read_inputs: ReadInputs,
         read_state: ReadState,
     ) -> None:
         self.plan, self.call, self.downlink = plan, call, downlink
-        self.read_input, self.read_state = read_input, read_state
+        self.read_inputs, self.read_state = read_inputs, read_state
         self.failures: list[SiteError] = []
         self.first: BaseException | None = None  # stays here: its message may hold a value
 
@@ -78,7 +78,7 @@ class Interpreter:
         if node.op is Op.INPUT:
             slot = node.params["slot"]
             if slot in ("data", "id") or slot.split(":")[0] == "rng":
-                return Rows(Ragged(self._each(group, lambda row: self.read_input(slot, group.ids[row]))))
+                return Rows(Ragged(self._inputs(slot, group)))
             return Rows(self.read_state(slot, group.ids))
         operands = [group.values[arg] for arg in self.plan.args[index]]
         if node.op is Op.GET:
@@ -92,6 +92,15 @@ class Interpreter:
             assert isinstance(node.fn, Record)
             return values.record(node.fn, operands, group.k)
         return self._call(node, operands, group)
+
+    def _inputs(self, slot: str, group: Group) -> list[Any]:
+        """Read what every site has; where one cannot be read, or time presses, site by site."""
+        if self.call.deadline is None and all(group.is_alive):
+            try:
+                return self.read_inputs(slot, group.ids)
+            except Exception as error:  # noqa: BLE001 (found again below, and told by site)
+                self.first = self.first or error
+        return self._each(group, lambda row: self.read_inputs(slot, group.ids[row : row + 1])[0])
 
     def _each(self, group: Group, fn: Callable[[int], Any]) -> list[Any]:
         """Call `fn` for every living row; lost rows hold a filler."""

@@ -159,7 +159,7 @@ class Pack:
             plan,
             call,
             downlink,
-            lambda slot, site: self._input(call, slot, site),
+            lambda slot, sites: self._inputs(call, slot, sites),
             lambda slot, sites: self._table(slot, call.plan).rows(sites),
         )
         folded = Folded(plan, call)
@@ -220,12 +220,12 @@ class Pack:
             self._data[site] = data
         return self._data[site]
 
-    def _input(self, call: StageCall, slot: str, site: str) -> Any:
+    def _inputs(self, call: StageCall, slot: str, sites: Sequence[str]) -> list[Any]:
         if slot == "data":
-            return self._open(site)
+            return [self._data[site] if site in self._data else self._open(site) for site in sites]
         if slot == "id":
-            return site
-        return Key(call.seed, call.round, site, slot[4:])
+            return list(sites)
+        return [Key(call.seed, call.round, site, slot[4:]) for site in sites]
 
     def _table(self, slot: str, plan: str) -> SiteTable:
         """Return the table of a slot; a program that is no training run starts it itself."""

@@ -46,6 +46,9 @@ class Region:
 
     def by_child(self, sites: Iterable[str]) -> dict[str, list[str]]:
         """Deal sites to the hosts that hold them; a host without one is not in it."""
+        if len(self.children) == 1:
+            mine = [site for site in sites if site in self.home]
+            return dict.fromkeys(self.children, mine) if mine else {}
         found: dict[str, list[str]] = {}
         for site in sites:
             if site in self.home:

@@ -8,7 +8,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +16,7 @@ from fedray.errors import ConfigError
 from fedray.sweep import summary
 from fedray.sweep.job import Jobs
 from fedray.sweep.planning import Plan, plan
-from fedray.sweep.trials import FAILED, INTERRUPTED, Book, Line, run_all
+from fedray.sweep.trials import FAILED, INTERRUPTED, Book, Line, Trial, run_all
 
 EPILOG = """\
   fedray sweep local.lr=0.1,0.3 'seed=range(5)'                    every combination
@@ -59,6 +59,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--retry-failed", action="store_true", help="with --resume: run failed trials again")
     parser.add_argument("--fail-fast", action="store_true", help="stop at the first failed trial")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials at a time, one process each")
+    parser.add_argument("--apart", action="store_true", help="train no trials together; see docs/sweep.md")
     parser.add_argument("--allow", action="append", default=[], metavar="PACKAGE",
                         help="let `_target_` name code of this package")
     parser.add_argument("--config-dir", "-cd", help="look for further groups and presets in this folder")
@@ -110,7 +111,16 @@ def _lines(todo: Plan, book: Book, flags: argparse.Namespace, say: Any) -> Itera
     elif missing:
         from fedray.sweep.kept import Kept
         with contextlib.closing(Kept()) as kept:
-            yield from run_all(missing, book, lambda trial: jobs.order(trial).run(kept), flags.fail_fast)
+            if flags.apart or not jobs.are_in_process(missing):
+                yield from run_all(missing, book, lambda trial: jobs.order(trial).run(kept), flags.fail_fast)
+                return
+            from fedray.sweep.together import run_together
+
+            def prepared(trial: Trial) -> Callable[[], dict[str, Any]]:
+                order = jobs.order(trial)
+                return lambda: order.run(kept)
+
+            yield from run_together(missing, jobs.settings(missing), book, prepared, flags.fail_fast)
 
 
 def shown(line: Line) -> str:

@@ -65,6 +65,14 @@ class Jobs:
         """Return what the trial's data depends on."""
         return self._data[trial.id]
 
+    def settings(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+        """Return the resolved settings of trials, as plain values."""
+        return [config.to_plain(self._composed[trial.id].config) for trial in trials]
+
+    def are_in_process(self, trials: Sequence[Trial]) -> bool:
+        """Tell whether all of these trials hold their sites in this process."""
+        return all(each["runtime"]["kind"] == "in_process" for each in self.settings(trials))
+
     def in_order_of_data(self, trials: Sequence[Trial]) -> list[Trial]:
         """Return the trials so that those on equal data follow each other."""
         place = {key: number for number, key in enumerate(dict.fromkeys(map(self.data_key, trials)))}

@@ -6,6 +6,7 @@ from keeper actors, which live as long as the sweep; a cluster's sites stay on t
 
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,9 +34,14 @@ class Kept:
         self._key: tuple[str, str] | None = None
         self._data: Dataset | None = None
         self._keepers: list[Any] = []
+        self._lock = threading.Lock()
 
     def __call__(self, tree: Mapping[str, Any], make: Callable[[], Dataset]) -> Dataset:
         """Return the data of a configuration, made only where the last one was another."""
+        with self._lock:
+            return self._opened(tree, make)
+
+    def _opened(self, tree: Mapping[str, Any], make: Callable[[], Dataset]) -> Dataset:
         kind = tree["runtime"]["kind"]
         key = (kind, data_key(tree))
         if self._data is None or key != self._key:
@@ -62,11 +68,13 @@ class KeptSite:
     def __init__(self, opener: Open) -> None:
         self._opener = opener
         self._data: SiteData | None = None
+        self._lock = threading.Lock()  # trials that train together must see the same object
 
     def __call__(self) -> SiteData:
         """Return the site's data."""
-        if self._data is None:
-            self._data = self._opener()
+        with self._lock:
+            if self._data is None:
+                self._data = self._opener()
         return self._data
 
     def __getattr__(self, name: str) -> Any:

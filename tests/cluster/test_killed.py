@@ -39,11 +39,21 @@ class KillsItself:
 
     def __call__(self, params: Any, data: Any, rng: Any, **extra: Any) -> Any:
         update = self.inner(params, data, rng, **extra)
+        self._fall(rng)
+        return update
+
+    def rows(self, group: Any, params: Any, data: Any, rng: Any, **extra: Any) -> Any:
+        """Train the sites of a group, then fall at the first point among them."""
+        update = self.inner.rows(group, params, data, rng, **extra)
+        for key in rng.value.items:
+            self._fall(key)
+        return update
+
+    def _fall(self, rng: Any) -> None:
         flag = Path(self.folder) / f"{rng.site}-{rng.round}"
         if (rng.site, rng.round) in self.points and rng.label == "" and not flag.exists():
             flag.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return update
 
 
 def asked(site: str, number: int) -> bool:

@@ -72,3 +72,13 @@ class Broken:
                 raise ArithmeticError("broken")
             update.delta.buffer.fill_(float("nan"))
         return update
+
+    def rows(self, group: Any, params: Any, data: Any, rng: Any, **extra: Any) -> Any:
+        """Train the sites of a group; one that raises breaks it, and each is then asked alone."""
+        update = self.inner.rows(group, params, data, rng, **extra)
+        for row, key in enumerate(rng.value.items):
+            if key.site in self.sites and key.label == "":
+                if self.how == "raise":
+                    raise ArithmeticError("broken")
+                update.delta.buffer[row] = float("nan")
+        return update

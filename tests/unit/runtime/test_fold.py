@@ -202,7 +202,9 @@ def test_a_value_shared_by_all_rows_is_added_once_with_the_total_weight(monkeypa
     rows = []
     inner = lanes._accumulate
     monkeypatch.setattr(
-        lanes, "_accumulate", lambda out, found, *rest: (rows.append(len(found[0][1])), inner(out, found, *rest))
+        lanes,
+        "_accumulate",
+        lambda out, found, *rest: (rows.append(len(found[0][1])), inner(out, found, *rest)),
     )
     a, b = fold.fold(expanded, (4, 4)), fold.fold(copied, (4, 4))
     assert all(np.array_equal(x, y) for x, y in zip(a.arrays, b.arrays, strict=True))

@@ -1,0 +1,72 @@
+"""The first layer of trials that train together: they see the same batches, so one product serves them
+all.
+"""
+
+import torch
+from torch import Tensor
+
+from fedray.learn.layers import Frame, Linear, Thin
+
+
+class Shared:
+    """A first linear layer whose batches serve several rows of parameters, the lanes of a site.
+
+    x is (sites, rows, features), y (sites x lanes, rows, outputs).
+    """
+
+    def __init__(self, inner: Linear | Thin, lanes: int) -> None:
+        self.inner, self.lanes = inner, lanes
+
+    def bind(self, frame: Frame, active: int) -> None:
+        """Take views for so many rows of parameters."""
+        inner, self.frame, self.active = self.inner, frame, active
+        inner.bind(frame, active)
+        self.sites = active // self.lanes
+        self.weight = frame.weights.view(f"{inner.name}weight", active)
+        self.w = self.weight.reshape(self.sites, self.lanes * inner.width, inner.inputs)
+        self.is_view = self.w.data_ptr() == self.weight.data_ptr() and isinstance(inner, Linear)
+
+    def _wide(self) -> Tensor:
+        """Return the weights of a site's lanes below each other."""
+        return self.w if self.is_view else self.weight.reshape(self.w.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return y."""
+        inner = self.inner
+        self.x = x
+        wide = torch.bmm(x, self._wide().transpose(1, 2))
+        y = wide.view(self.sites, -1, self.lanes, inner.width).transpose(1, 2)
+        y = y.reshape(self.active, -1, inner.width)
+        return y.add_(inner.b) if inner.has_bias else y
+
+    def backward(self, g: Tensor, needs_input: bool) -> Tensor | None:
+        """Keep the gradient of y; the first layer's input has none."""
+        self.g = g
+        return None
+
+    def norms(self) -> Tensor:
+        """Return the squared norm of each row's own gradient, (active, width)."""
+        seen = self.x.square().sum(2) + (1 if self.inner.has_bias else 0)
+        return seen.repeat_interleave(self.lanes, 0) * self.g.square().sum(2)
+
+    def learn(self) -> None:
+        """Move W, or collect its gradient."""
+        inner, frame = self.inner, self.frame
+        g = self.g.view(self.sites, self.lanes, -1, inner.width).transpose(1, 2)
+        wide = g.reshape(self.sites, -1, self.lanes * inner.width).transpose(1, 2)
+        if frame.gradients is None and self.is_view:
+            self.w.baddbmm_(wide, self.x, beta=frame.kept(inner.matrices[0]), alpha=frame.move)
+        else:
+            self._move(torch.bmm(wide, self.x).view(self.active, inner.width, inner.inputs))
+        if inner.has_bias:
+            frame.sum_rows(self.g, inner.gb)
+
+    def _move(self, found: Tensor) -> None:
+        """Take a gradient that could not be written in place."""
+        inner, frame = self.inner, self.frame
+        if isinstance(inner, Linear) and frame.gradients is None:
+            if (keep := frame.kept(inner.matrices[0])) != 1.0:
+                self.weight.mul_(keep)
+            self.weight.add_(found, alpha=frame.move)
+        else:
+            frame.add_vector(inner.gw.view(found.shape), found)

@@ -1,0 +1,134 @@
+"""Trials that train together: each comes to what it comes to alone, fails alone, and leaves alone."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import fedray as fr
+from fedray import learn
+from fedray.data.site import SiteData
+from fedray.learn.together import Meeting
+
+SIZES = (40, 5, 17, 64, 33, 90)
+
+
+def sites():
+    generator = torch.Generator().manual_seed(1)
+    made = {}
+    for number, rows in enumerate(SIZES):
+        x = torch.randn(rows, 6, generator=generator)
+        made[f"h{number}"] = SiteData({"x": x, "y": (x[:, 0] > 0).float()})
+    return made
+
+
+def trained(data, model, local, make, seed, rounds=4):
+    with fr.simulate(data) as federation:
+        return fr.fit(make(local), federation, init=model.init(0), rounds=rounds, seed=seed).params
+
+
+def together(trials):
+    """Run functions in threads that share a meeting; return results (or errors) in order, and the meeting."""
+    meeting, found = Meeting(len(trials)), [None] * len(trials)
+
+    def run(place, trial):
+        with meeting.joined():
+            try:
+                found[place] = trial()
+            except Exception as error:  # noqa: BLE001 (looked at by the test)
+                found[place] = error
+
+    threads = [threading.Thread(target=run, args=pair) for pair in enumerate(trials)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return found, meeting
+
+
+MODELS = {
+    "logistic": lambda: learn.logistic(6),
+    "mlp": lambda: learn.mlp(6, (16, 8)),
+    "odd": lambda: learn.mlp(6, (7,), dropout=0.2),
+}
+ALGORITHMS = {
+    "fedavg": fr.algorithms.fedavg,
+    "scaffold": lambda local: fr.algorithms.scaffold(local, len(SIZES)),
+    "ditto": lambda local: fr.algorithms.ditto(local, prox=0.3),
+}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("batch_size", [16, None])
+def test_trials_together_come_to_what_they_come_to_alone(name, algorithm, batch_size):
+    data, make = sites(), ALGORITHMS[algorithm]
+    trials, alone = [], []
+    for seed in (0, 1):
+        for lr in (0.05, 0.1, 0.3):
+            model = MODELS[name]()
+            local = learn.sgd(model, lr=lr, batch_size=batch_size)
+            alone.append(trained(data, model, local, make, seed))
+            trials.append(lambda m=model, u=local, s=seed: trained(data, m, u, make, s))
+    found, meeting = together(trials)
+    assert meeting.programs > 0
+    for one, other in zip(found, alone, strict=True):
+        assert torch.allclose(one.buffer, other.buffer, atol=2e-6)
+
+
+def test_trials_of_other_settings_meet_and_train_apart():
+    data = sites()
+    locals_ = [learn.sgd(learn.logistic(6), lr=0.1, batch_size=size) for size in (8, 16)]
+    trials = [lambda u=u: trained(data, u.model, u, fr.algorithms.fedavg, 0) for u in locals_]
+    found, meeting = together(trials)
+    assert meeting.programs == 0
+    for one, local in zip(found, locals_, strict=True):
+        assert torch.equal(one.buffer, trained(data, local.model, local, fr.algorithms.fedavg, 0).buffer)
+
+
+def test_a_trial_that_fails_or_ends_early_leaves_the_others_to_go_on():
+    data = sites()
+
+    def failing():
+        raise ArithmeticError("broken")
+
+    locals_ = [learn.sgd(learn.logistic(6), lr=lr, batch_size=16) for lr in (0.1, 0.2)]
+    long = [lambda u=u: trained(data, u.model, u, fr.algorithms.fedavg, 0, rounds=6) for u in locals_]
+    short = lambda: trained(data, locals_[0].model, locals_[0], fr.algorithms.fedavg, 0, rounds=2)  # noqa: E731
+    found, _ = together([failing, *long, short])
+    assert isinstance(found[0], ArithmeticError)
+    expected = trained(data, locals_[1].model, locals_[1], fr.algorithms.fedavg, 0, rounds=6)
+    assert torch.allclose(found[2].buffer, expected.buffer, atol=2e-6)
+    assert all(isinstance(result, fr.tree.Flat) for result in found[1:])
+
+
+def test_models_that_cannot_be_stacked_train_as_they_always_do():
+    data = sites()
+    model = learn.from_module(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)))
+    trials = []
+    for lr in (0.1, 0.2):
+        local = learn.sgd(model, lr=lr, batch_size=None)
+        trials.append(lambda u=local: trained(data, u.model, u, fr.algorithms.fedavg, 0))
+    found, meeting = together(trials)
+    assert meeting.programs == 0 and all(isinstance(result, fr.tree.Flat) for result in found)
+
+
+def test_stop_ends_every_trial_where_it_trains_next():
+    data, meeting, ended = sites(), Meeting(2), []
+    local = learn.sgd(learn.logistic(6), lr=0.1, batch_size=16)
+
+    def run():
+        try:
+            with meeting.joined():
+                trained(data, local.model, local, fr.algorithms.fedavg, 0, rounds=10_000)
+        except KeyboardInterrupt:
+            ended.append(True)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    meeting.stop()
+    for thread in threads:
+        thread.join(60)
+    assert ended == [True, True]
