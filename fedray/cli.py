@@ -194,8 +194,7 @@ def _train(asked: Any, as_json: bool) -> int:
     from fedray.live import view
     try:
         return _finish(running.follow(view), as_json)
-    except session.Crashed as error:
-        print(error, end="", file=sys.stderr)
+    except session.Crashed:
         return FAILED
 
 

@@ -4,7 +4,7 @@
       no torch, no Ray      <-- rounds, figures, errors -    |-- pack0, pack1, ... (actors of its Ray)
 
 The other process starts Ray while it imports torch and builds the experiment. It ends when this one does,
-however this one ends: the pipe to it is its life line.
+however this one ends: the pipe to its standard input is its life line.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ class Ended:
 
 
 class Crashed(Exception):
-    """The other process met an error that is not one of ours; the text is its traceback."""
+    """The other process met an error that is not one of ours; its traceback has been printed."""
 
 
 class Running:
@@ -107,7 +107,10 @@ def _until_the_end(events: "connection.Connection") -> Iterator[tuple[Any, ...]]
 
 @contextlib.contextmanager
 def _passing_interrupts_to(process: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
-    """Hand Ctrl-C on: the first ends the run after the round, the second at once, the third ends this one."""
+    """Hand Ctrl-C on: the first ends the run after the round, the second at once, the third ends this one.
+
+    The second cuts the life line: Ray looks for signals once a second, and takes two within it for one.
+    """
     passed: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield passed
@@ -116,8 +119,10 @@ def _passing_interrupts_to(process: "subprocess.Popen[bytes]") -> Iterator[list[
 
     def hand_on(number: int, frame: Any) -> None:
         passed.append(number)
-        process.send_signal(signal.SIGINT)
-        if len(passed) == 2:
+        if len(passed) == 1:
+            process.send_signal(signal.SIGINT)
+        else:
+            _cut_life_line(process)
             signal.signal(signal.SIGINT, before)
 
     signal.signal(signal.SIGINT, hand_on)
@@ -129,12 +134,10 @@ def _passing_interrupts_to(process: "subprocess.Popen[bytes]") -> Iterator[list[
 
 def _end(process: "subprocess.Popen[bytes]", printing: list[threading.Thread], told: "_Told") -> None:
     """Wait for the other process to end by itself where it is over, ask it to where not; else kill it."""
+    if not told.is_over:
+        _cut_life_line(process)
     if told.is_refused:
-        process.kill()
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):
-        if not told.is_over:
-            process.stdin.close()
+        return  # it ends its Ray, which may not even have started yet; nobody has to wait for that
     try:
         process.wait(ENDS_WITHIN_S)
     except subprocess.TimeoutExpired:
@@ -142,6 +145,12 @@ def _end(process: "subprocess.Popen[bytes]", printing: list[threading.Thread], t
         process.wait()
     for thread in printing:  # a process of Ray may hold the pipe a little longer
         thread.join(OUTPUT_ENDS_WITHIN_S)
+
+
+def _cut_life_line(process: "subprocess.Popen[bytes]") -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
 
 
 class _Told:
@@ -171,7 +180,7 @@ class _Told:
         self.is_over, self.ended = True, Ended(stopped, summary)
 
     def _refused(self, error: BaseException) -> None:
-        """Take what was wrong before anything was done: nothing is waited for."""
+        """Take what was wrong before anything was done."""
         self.is_refused = True
         raise error
 
@@ -179,6 +188,6 @@ class _Told:
         self.is_over = True
         raise error
 
-    def _crashed(self, text: str) -> None:
+    def _crashed(self) -> None:
         self.is_over = True
-        raise Crashed(text)
+        raise Crashed

@@ -14,7 +14,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -26,8 +25,8 @@ from fedray.errors import FedrayError
 from fedray.experiment import Asked, Outcome, build, run
 from fedray.track import plain
 
-STOPS_WITHIN_S = 0.5  # between the request to stop after the round and the one to stop at once
-ENDS_WITHIN_S = 15.0
+PATIENCE_S = 2.0  # between two interrupts: Ray looks for them once a second, and takes two within it for one
+MOST_PATIENCE_S = 30.0  # Ray may have to start before it can end
 SHOWN_FACTS = ("sites", "where", "seed", "first_round")
 
 
@@ -94,26 +93,29 @@ def main(descriptor: int) -> None:
     """Run what the command asks for, over standard input, and tell it what happens."""
     events = Events(descriptor)
     asked, is_shown, phases_are_wanted = pickle.load(sys.stdin.buffer)  # from the command that started this
-    threading.Thread(target=_end_with_the_command, daemon=True).start()
+    is_over = threading.Event()
+    threading.Thread(target=_end_with_the_command, args=(is_over,), daemon=True).start()
     if phases_are_wanted:
         phases.hand_to(_ToldPhases(events))
     phases.ended("process of the aggregator started")
     try:
-        outcome = _train(asked, events, View(events) if is_shown else None)
+        outcome = _train(asked, events, View(events) if is_shown else None, is_over)
+        is_over.set()
+        events.tell("done", outcome.stopped, plain(outcome.summary))
     except (FedrayError, KeyboardInterrupt) as error:
+        is_over.set()
         events.tell("failed", error)
     except BaseException:
-        events.tell("crashed", traceback.format_exc())
+        is_over.set()
+        events.tell("crashed")
         raise
-    else:
-        events.tell("done", outcome.stopped, plain(outcome.summary))
 
 
-def _train(asked: Asked, events: Events, view: View | None) -> Outcome:
+def _train(asked: Asked, events: Events, view: View | None, is_over: threading.Event) -> Outcome:
     ray_start = importlib.import_module("fedray.runtime.ray_start")  # before the other thread wants the lock
     phases.ended("Ray imported")
     with ThreadPoolExecutor(1) as pool:
-        building = pool.submit(_build, asked, events)
+        building = pool.submit(_build, asked, events, is_over)
         settings = asked.tree["runtime"]
         ray_start.start_ray(settings.get("address", "local"), settings.get("num_cpus"))
         phases.ended("Ray started")
@@ -121,20 +123,23 @@ def _train(asked: Asked, events: Events, view: View | None) -> Outcome:
     return run(asked, experiment, view, here=True)
 
 
-def _build(asked: Asked, events: Events) -> Any:
+def _build(asked: Asked, events: Events, is_over: threading.Event) -> Any:
     """Build the experiment; what is wrong with it is told at once, while Ray still starts."""
     try:
         return build(asked)
     except FedrayError as error:
+        is_over.set()
         events.tell("refused", error)
         raise
 
 
-def _end_with_the_command() -> None:
+def _end_with_the_command(is_over: threading.Event) -> None:
     """Stop when the command has cut the life line, or is gone: after the round, at once, and by force."""
     while os.read(0, 1):
         pass
-    for seconds in (STOPS_WITHIN_S, ENDS_WITHIN_S):
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(seconds)
+    limit = time.monotonic() + MOST_PATIENCE_S
+    while time.monotonic() < limit:
+        if not is_over.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(PATIENCE_S)
     os.kill(os.getpid(), signal.SIGKILL)
