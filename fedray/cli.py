@@ -157,7 +157,8 @@ def _run(words: list[str]) -> int:
     if any(word.startswith("-") for word in rest):
         return _through_hydra(rest, flags.config_dir)
     if flags.multirun:
-        return _sweep([word for word in words if word not in ("-m", "--multirun")])
+        from fedray.sweep.multirun import run as multirun
+        return multirun([word for word in words if word not in ("-m", "--multirun")])
     from fedray import config
     if flags.explain is not None:
         print(config.explain(flags.explain, rest, flags.config_dir))

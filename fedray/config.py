@@ -246,7 +246,10 @@ def check(config: Any) -> None:
         raise ConfigError(found)
 
 
-def build(config: Any) -> Any:
-    """Return the `Experiment` that a configuration describes; this is what loads torch."""
+def build(config: Any, keep: Any = None) -> Any:
+    """Return the `Experiment` that a configuration describes; this is what loads torch.
+
+    `keep(settings, make)` may answer with a data set that is open already: see `fedray.sweep.kept`.
+    """
     from fedray.config_build import build_experiment
-    return build_experiment(to_plain(config))
+    return build_experiment(to_plain(config), keep)

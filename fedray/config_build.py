@@ -6,7 +6,7 @@ compression, privacy, robustness, secure, policy.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from fedray.runtime.loop import EarlyStop
 
 OF_THE_RUN = ("allow_empty", "standardise")  # settings of a data set that its factory does not read
 LOCAL_ONLY = "fedray.algorithms.local_only"  # its sites have models of their own and there is no global one
+Keep = Callable[[Mapping[str, Any], Callable[[], Dataset]], Dataset]  # (settings, make the data) -> the data
 PASS_GROUPS = ("compression", "privacy", "robustness", "secure", "policy")
 
 
@@ -96,15 +97,15 @@ class Experiment:
         return replace(self, data=data, training=_training(self.tree, data))
 
 
-def build_experiment(tree: Mapping[str, Any]) -> Experiment:
-    """Build every part. Raises ConfigError or DataError where a part cannot be made."""
+def build_experiment(tree: Mapping[str, Any], keep: Keep | None = None) -> Experiment:
+    """Build every part; `keep` may answer with a data set that is open already.
+
+    Raises ConfigError or DataError where a part cannot be made.
+    """
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # own code of `--allow` may lie in the working directory
     allow = tuple(tree["allow"])
-    settings = {key: value for key, value in tree["data"].items() if key not in OF_THE_RUN}
-    data = call("data", settings, allow, spare=_spare("data"))
-    if tree["algorithm"].get("pooled"):
-        data = fr.data.pooled(data)
+    data = keep(tree, lambda: _data(tree)) if keep is not None else _data(tree)
     wrong = cohort_problem(tree, len(data))
     if wrong:
         raise ConfigError(wrong)
@@ -114,6 +115,12 @@ def build_experiment(tree: Mapping[str, Any]) -> Experiment:
     passes = tuple(call(group, tree[group], allow, **known) for group in chosen)
     return Experiment(tree=tree, data=data, training=_training(tree, data), schedule=schedule, passes=passes,
                       early_stop=_early_stop(tree["evaluate"]))
+
+
+def _data(tree: Mapping[str, Any]) -> Dataset:
+    settings = {key: value for key, value in tree["data"].items() if key not in OF_THE_RUN}
+    data: Dataset = call("data", settings, tuple(tree["allow"]), spare=_spare("data"))
+    return fr.data.pooled(data) if tree["algorithm"].get("pooled") else data
 
 
 def _training(tree: Mapping[str, Any], data: Dataset) -> Training:

@@ -78,7 +78,7 @@ def _is_number(value: Any) -> bool:
 
 # key -> (test, what it must be, a value that passes); null is accepted where the schema has it as its default
 _RANGES: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
-    "rounds": (lambda v: v >= 1, "at least 1", 50),
+    "rounds": (lambda v: v >= 1, "at least 1", 256),
     "seed": (lambda v: v >= 0, "0 or more", 0),
     "checkpoint.every_s": (lambda v: v >= 0, "0 or more", 30),
     "checkpoint.keep": (lambda v: v >= 1, "at least 1", 2),
@@ -110,7 +110,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "schedule.wait_s": (lambda v: v > 0, "above 0", 60),
     "runtime.packs": (lambda v: v >= 1, "at least 1, or null", "null"),
     "runtime.sites_per_actor": (lambda v: v >= 1, "at least 1, or null", "null"),
-    "runtime.group_size": (lambda v: v >= 1, "at least 1", 50),
+    "runtime.group_size": (lambda v: v >= 1, "at least 1", 256),
     "evaluate.every": (lambda v: v >= 1, "at least 1", 10),
     "evaluate.bins": (lambda v: v >= 10, "at least 10", 1000),
     "evaluate.patience": (lambda v: v >= 1, "at least 1, or null", "null"),

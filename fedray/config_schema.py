@@ -132,7 +132,7 @@ class Runtime:
     """Processes that hold the sites; null takes one per processor."""
     sites_per_actor: int | None = None
     """Sites per process instead of packs; 1 gives every site a Ray actor of its own."""
-    group_size: int = 50
+    group_size: int = 256
     """Sites computed together inside a process; changes cost only."""
 
 @dataclass
@@ -222,7 +222,8 @@ class Page:
 
 SCHEMAS: dict[str, dict[str, type]] = {
     "data": {"synthetic_icu": data.SyntheticIcu, "eicu_mortality": data.EicuMortality,
-             "heart_disease": data.HeartDisease, "csv": data.Csv, "digits": data.Digits},
+             "heart_disease": data.HeartDisease, "csv": data.Csv, "digits": data.Digits,
+             "shards": data.Shards},
     "model": {"logistic": learn.Logistic, "linear": learn.Linear, "mlp": learn.Mlp, "cnn": learn.Cnn,
               "gru": learn.Gru, "bag_of_embeddings": learn.BagOfEmbeddings},
     "local": {"sgd": learn.Sgd, "adamw": learn.Adamw},

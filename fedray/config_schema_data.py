@@ -116,6 +116,17 @@ class Csv(Data):
 
 
 @dataclass
+class Shards(Data):
+    """Very many sites in memory-mapped files that `fedray.data.write_shards` wrote."""
+
+    _target_: str = "fedray.data.read_shards"
+    folder: str = MISSING
+    """Folder of the shards; on a cluster it lies on every machine under this name."""
+    standardise: bool = False
+    """Bring columns to one scale over all sites; each site's rows are then copied into memory."""
+
+
+@dataclass
 class Digits(Data):
     """scikit-learn's 8 x 8 digits, dealt to simulated sites with label skew."""
 

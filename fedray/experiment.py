@@ -89,13 +89,14 @@ def asked_again(path: str | Path, overrides: Sequence[str] = (), allow: Sequence
                  is_resumed=True)
 
 
-def start(composed: "Composed", live: bool = True) -> Outcome:
+def start(composed: "Composed", live: bool = True, *, keep: Any = None, tracker: Any = None) -> Outcome:
     """Run a checked configuration in a new directory.
 
+    A sweep hands over `keep`, which answers with data that is open already, and a tracker of its own.
     Raises ConfigError or DataError before the directory is made where a part or a site cannot be used.
     """
     asked = asked_for(composed)
-    return run(asked, build(asked), _screen(live))
+    return run(asked, build(asked, keep), _screen(live), also_tell=tracker)
 
 
 def resume(path: str | Path, overrides: Sequence[str] = (), allow: Sequence[str] = (),
@@ -110,11 +111,11 @@ def _screen(live: bool) -> Show | None:
     return view if live else None
 
 
-def build(asked: Asked) -> "Experiment":
+def build(asked: Asked, keep: Any = None) -> "Experiment":
     """Build every part, which loads torch. Raises ConfigError or DataError where one cannot be made."""
     from fedray.config_build import build_experiment
     phases.ended("torch imported")
-    experiment = build_experiment(asked.tree)
+    experiment = build_experiment(asked.tree, keep)
     phases.ended("data set and model made")
     if asked.is_resumed:
         _refuse_what_is_done(RunDirectory.open(asked.run_dir), asked, experiment.rounds)
@@ -132,15 +133,17 @@ def _refuse_what_is_done(folder: RunDirectory, asked: Asked, rounds: int) -> Non
                           f"Fix: fedray resume {path} rounds={2 * done}")
 
 
-def run(asked: Asked, experiment: "Experiment", show: Show | None, here: bool = False) -> Outcome:
-    """Train; `here` keeps the aggregator of a run on Ray in this process."""
+def run(asked: Asked, experiment: "Experiment", show: Show | None, *, here: bool = False,
+        also_tell: Any = None) -> Outcome:
+    """Train; `here` keeps the aggregator of a run on Ray in this process; `also_tell` is a tracker more."""
     with experiment.federate(here) as federation:
         phases.ended("processes asked for")
         ready = prepare(experiment, federation)
         phases.ended("sites answered, columns prepared")
         folder = _again(asked) if asked.is_resumed else _made(asked)
         phases.ended("run directory made")
-        return _train(ready, federation, folder, show=show, resume=asked.is_resumed)
+        return _train(ready, federation, folder, show=show, resume=asked.is_resumed,
+                      also_tell=also_tell)
 
 
 def _made(asked: Asked) -> RunDirectory:
@@ -224,14 +227,14 @@ class _Count:
         return {"rows": torch.bincount(labels, minlength=self.num_classes).to(torch.float64)}
 
 
-def _train(ready: Ready, federation: Any, run: RunDirectory, *, show: Show | None,
-           resume: bool) -> Outcome:
+def _train(ready: Ready, federation: Any, run: RunDirectory, *, show: Show | None, resume: bool,
+           also_tell: Any) -> Outcome:
     from fedray.runtime.checkpoint import Checkpoints
     experiment = ready.experiment
     training, tree = experiment.training, experiment.tree
     also = [fr.compile(program) for program in (*ready.programs, *training.evaluate.values())]
     view = show(_title(experiment), experiment.rounds, directory=str(run.path)) if show else None
-    tracker = track.combine(run.plan_tracker(also), _tracker(experiment, run), view)
+    tracker = track.combine(run.plan_tracker(also), _tracker(experiment, run), view, also_tell)
     every, keep = tree["checkpoint"]["every_s"], tree["checkpoint"]["keep"]
     with _noted(run), run.log():
         result = fr.fit(training.algorithm, federation, init=training.init, rounds=experiment.rounds,

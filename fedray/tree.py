@@ -11,7 +11,9 @@ import builtins
 import dataclasses
 import math
 import operator
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -146,8 +148,32 @@ class Flat(Mapping[str, Tensor]):
         return Flat(self.buffer.clone(), self.schema)
 
 
+SHARED_BYTES = 16 * 2**20  # from here on a value out of shared memory is read where it lies
+_is_sharing = False
+
+
+@contextmanager
+def sharing() -> Iterator[None]:
+    """Read large values out of shared memory without a copy: who writes to them ends the process.
+
+    For hosts, whose functions write to none of their inputs.
+    """
+    global _is_sharing  # noqa: PLW0603 (unpickling takes no argument)
+    before, _is_sharing = _is_sharing, True
+    try:
+        yield
+    finally:
+        _is_sharing = before
+
+
 def _open_flat(array: np.ndarray, schema: Schema) -> Flat:
-    return Flat(torch.from_numpy(array if array.flags.writeable else array.copy()), schema)
+    if array.flags.writeable:
+        return Flat(torch.from_numpy(array), schema)
+    if not _is_sharing or array.nbytes < SHARED_BYTES:
+        return Flat(torch.from_numpy(array.copy()), schema)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return Flat(torch.from_numpy(array), schema)
 
 
 def flatten(tensors: Mapping[str, Tensor], schema: Schema | None = None, buffers: Sequence[str] = ()) -> Flat:
@@ -218,14 +244,14 @@ def leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
 
 def replace_leaves(like: Any, new: Iterator[Any] | Sequence[Any]) -> Any:
     """Return the structure of `like` with its leaves replaced, in the order of `leaves`."""
-    source = iter(new)
+    return _filled(like, iter(new))
 
-    def fill(value: Any) -> Any:
-        return (
-            next(source) if is_leaf(value) else rebuild(value, [fill(child) for _, child in children(value)])
-        )
 
-    return fill(like)
+def _filled(like: Any, source: Iterator[Any]) -> Any:
+    # not a closure: one that calls itself is a cycle, and would keep the leaves until it is collected
+    if is_leaf(like):
+        return next(source)
+    return rebuild(like, [_filled(child, source) for _, child in children(like)])
 
 
 def map(fn: Callable[..., Any], *values: Any) -> Any:

@@ -17,6 +17,7 @@ ENVELOPE = (
     "Where a value lies outside the range of the last round's, that round's sums are sent once more.",
     "nothing else leaves a site",
 )
+FAST = "fold=fast: models are added in float32, and runs in other layouts do not have equal bits"
 VISIBLE = {"gather": "yes", "sum": "no", "count": "no"}
 
 
@@ -80,6 +81,8 @@ def _text(plan: Any) -> str:
             lines.append(f"  %{index:<3} {_title(node)}({args})   {node.where}{_form(node)}".rstrip())
     outputs = ", ".join(f"{placement} {slot} = %{index}" for (placement, slot), index in plan.outputs.items())
     lines.append(f"outputs: {outputs}")
+    if plan.fold == "fast":
+        lines.append(FAST)
     return "\n".join(lines)
 
 
@@ -147,7 +150,7 @@ def egress(plan: Any) -> str:
             f"{row['stage']:<7}{row['name']:<28}{row['kind']:<8}{row['visible']:<20}"
             f"{_size(row['site_bytes']):>12}{_size(row['sum_bytes']):>12}"
         )
-    lines += ENVELOPE
+    lines += ENVELOPE if plan.fold == "exact" else (FAST, *ENVELOPE)
     return "\n".join(lines)
 
 

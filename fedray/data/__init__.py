@@ -2,7 +2,8 @@
 
 A `Dataset` maps site names to functions that open a `SiteData` where the site lives. Sources: `synthetic_icu`
 (needs no file), `eicu_mortality`, `heart_disease`, `digits`, any table by `csv`, `from_frames` and
-`from_datasets`, a built folder by `read_dataset`, one table dealt to simulated sites by `partition`.
+`from_datasets`, a built folder by `read_dataset`, very many
+sites in memory-mapped files by `read_shards`, one table dealt to simulated sites by `partition`.
 `prepare` scales inputs over all sites. Names are resolved on first use, so that importing this package loads
 neither torch nor pandas.
 """
@@ -14,6 +15,8 @@ _HOMES = {
     "fedray.data.site": ("SiteData", "Dataset"),
     "fedray.data.contract": ("Contract", "Column"),
     "fedray.data.folder": ("read_dataset",),
+    "fedray.data.shard_files": ("read_shards",),
+    "fedray.data.shard_writer": ("write_shards", "made_up_sites"),
     "fedray.data.tables": ("csv", "from_frames", "from_datasets"),
     "fedray.data.partition": ("iid", "dirichlet", "quantity", "shards", "feature_shift", "natural"),
     "fedray.data.prepare": ("Clip", "Preparation", "fit_preparation", "contract_of"),

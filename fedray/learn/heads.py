@@ -1,7 +1,7 @@
 """Losses over stacked rows: the gradient of each output by hand, and the loss of each row for the metrics.
 
-A head is started once per chunk of batches with the labels and the weight of each row (its share of the
-batch's mean; zero for padding).
+A head is started once per chunk of batches with the labels, the weight of each row (its share of the batch's
+mean; zero for padding) and what its gradient is multiplied by (the weight, or the weight times a rate).
 """
 
 from dataclasses import dataclass
@@ -19,21 +19,18 @@ class Binary:
 
     pos_weight: float | None
 
-    def start(self, target: Tensor, weights: Tensor) -> None:
+    def start(self, target: Tensor, weights: Tensor, moves: Tensor) -> None:
         """Take labels (blocks, rows) and weights of a chunk."""
-        self.target, self.weights = target, weights
-        if self.pos_weight is not None:
-            self.positive = self.pos_weight * target
-            self.scale = 1 + (self.pos_weight - 1) * target
+        self.target, self.weights, self.moves = target, weights, moves
 
-    def gradient(self, output: Tensor, here: slice) -> Tensor:
+    def gradient(self, output: Tensor, target: Tensor, moves: Tensor) -> Tensor:
         """Return the gradient at the outputs of some blocks, shaped as `output` (sites, rows, 1)."""
         z = torch.sigmoid(output.squeeze(2))
         if self.pos_weight is None:
-            z.sub_(self.target[here])
+            z.sub_(target)
         else:
-            z.mul_(self.scale[here]).sub_(self.positive[here])
-        return z.mul_(self.weights[here]).unsqueeze(2)
+            z.mul_(1 + (self.pos_weight - 1) * target).sub_(self.pos_weight * target)
+        return z.mul_(moves).unsqueeze(2)
 
     def loss(self, outputs: Tensor) -> Tensor:
         """Return the weighted loss of each row of the chunk, (blocks, rows)."""
@@ -48,15 +45,15 @@ class Binary:
 class Number:
     """Squared error, the mean over outputs."""
 
-    def start(self, target: Tensor, weights: Tensor) -> None:
+    def start(self, target: Tensor, weights: Tensor, moves: Tensor) -> None:
         """Take targets (blocks, rows[, outputs]) and weights of a chunk."""
         self.target = target if target.dim() == 3 else target.unsqueeze(2)
-        self.weights = weights
+        self.weights, self.moves = weights, moves
 
-    def gradient(self, output: Tensor, here: slice) -> Tensor:
+    def gradient(self, output: Tensor, target: Tensor, moves: Tensor) -> Tensor:
         """Return the gradient at the outputs of some blocks."""
-        found = (output - self.target[here]).mul_(2.0 / output.shape[2])
-        return found.mul_(self.weights[here].unsqueeze(2))
+        found = (output - target).mul_(2.0 / output.shape[2])
+        return found.mul_(moves.unsqueeze(2))
 
     def loss(self, outputs: Tensor) -> Tensor:
         """Return the weighted loss of each row of the chunk, (blocks, rows)."""
@@ -69,18 +66,20 @@ class Classes:
 
     class_weights: tuple[float, ...] | None
 
-    def start(self, target: Tensor, weights: Tensor) -> None:
+    def start(self, target: Tensor, weights: Tensor, moves: Tensor) -> None:
         """Take labels (blocks, rows) and weights of a chunk."""
-        self.target, self.weights = target.long(), weights
+        self.target, self.weights, self.moves = target.long(), weights, moves
         if self.class_weights is not None:
             of_class = torch.tensor(self.class_weights).to(weights)[self.target] * (weights > 0)
-            self.weights = of_class / of_class.sum(1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+            tiny = torch.finfo(weights.dtype).tiny
+            shares = of_class / of_class.sum(1, keepdim=True).clamp_min(tiny)
+            self.weights, self.moves = shares, shares * (moves / weights.clamp_min(tiny))
 
-    def gradient(self, output: Tensor, here: slice) -> Tensor:
+    def gradient(self, output: Tensor, target: Tensor, moves: Tensor) -> Tensor:
         """Return the gradient at the outputs of some blocks."""
         found = torch.softmax(output, 2)
-        found.scatter_add_(2, self.target[here].unsqueeze(2), -torch.ones_like(found[:, :, :1]))
-        return found.mul_(self.weights[here].unsqueeze(2))
+        found.scatter_add_(2, target.unsqueeze(2), -torch.ones_like(found[:, :, :1]))
+        return found.mul_(moves.unsqueeze(2))
 
     def loss(self, outputs: Tensor) -> Tensor:
         """Return the weighted loss of each row of the chunk, (blocks, rows)."""
@@ -92,14 +91,14 @@ class Classes:
 class Hazards:
     """A logit an interval of time; see `losses.hazards_loss`."""
 
-    def start(self, target: Tensor, weights: Tensor) -> None:
+    def start(self, target: Tensor, weights: Tensor, moves: Tensor) -> None:
         """Take targets (blocks, rows, 2) and weights of a chunk."""
-        self.target, self.weights = target, weights
+        self.target, self.weights, self.moves = target, weights, moves
 
-    def gradient(self, output: Tensor, here: slice) -> Tensor:
+    def gradient(self, output: Tensor, target: Tensor, moves: Tensor) -> Tensor:
         """Return the gradient at the outputs of some blocks."""
-        event, at_risk = hazard_masks(output, self.target[here])
-        return ((torch.sigmoid(output) - event) * at_risk).mul_(self.weights[here].unsqueeze(2))
+        event, at_risk = hazard_masks(output, target)
+        return ((torch.sigmoid(output) - event) * at_risk).mul_(moves.unsqueeze(2))
 
     def loss(self, outputs: Tensor) -> Tensor:
         """Return the weighted loss of each row of the chunk, (blocks, rows)."""

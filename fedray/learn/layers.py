@@ -36,6 +36,10 @@ class Frame:
     step: int = 0
     block: int = 0  # of the step; the first one starts its gradient
 
+    def kept(self, matrix: str) -> float:
+        """Return what a fused step multiplies a matrix by."""
+        return self.keep.get(matrix, 1.0) if self.keep else 1.0
+
     def buffer(self, name: Any, active: int, *shape: int) -> Tensor:
         """Return a reused buffer (active, width, *shape)."""
         return self.space.take(name, (self.rows, self.width, *shape), self.dtype, self.device)[:active]
@@ -81,7 +85,6 @@ class Linear:
             self.gb = frame.vector_gradients.view(f"{self.name}bias", active)
         if frame.gradients is not None:
             self.gw = frame.gradients.view(weight, active)
-        self.keep = (frame.keep or {}).get(weight, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y."""
@@ -104,7 +107,7 @@ class Linear:
         """Move W, or collect its gradient."""
         frame, gt = self.frame, self.g.transpose(1, 2)
         if frame.gradients is None:
-            self.w.baddbmm_(gt, self.x, beta=self.keep, alpha=frame.move)
+            self.w.baddbmm_(gt, self.x, beta=frame.kept(self.matrices[0]), alpha=frame.move)
         elif frame.block == 0:
             torch.bmm(gt, self.x, out=self.gw)
         else:
@@ -328,7 +331,6 @@ class Bag:
         self.w = frame.weights.view(f"{self.name}weight", active)
         if frame.gradients is not None:
             self.gw = frame.gradients.view(f"{self.name}weight", active)
-        self.keep = (frame.keep or {}).get(f"{self.name}weight", 1.0)
         self.first = torch.arange(active, device=frame.device).view(-1, 1, 1) * self.vocabulary
 
     def forward(self, x: Tensor) -> Tensor:
@@ -359,8 +361,8 @@ class Bag:
         found = found.view(self.active, self.vocabulary, self.width)
         frame = self.frame
         if frame.gradients is None:
-            if self.keep != 1.0:
-                self.w.mul_(self.keep)
+            if (keep := frame.kept(self.matrices[0])) != 1.0:
+                self.w.mul_(keep)
             self.w.add_(found, alpha=frame.move)
         else:
             frame.add_vector(self.gw, found)

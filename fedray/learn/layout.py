@@ -34,14 +34,14 @@ def block_width(batch_size: int | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One block of each active site: blocks [offset, offset + active) of its chunk.
+    """One block of each active site: blocks `here` of its chunk.
 
     A step begins with its block 0 and ends with `is_last`; it moves the first `stepping` sites.
     """
 
     step: int
     block: int
-    offset: int
+    here: slice
     active: int
     stepping: int
     is_last: bool
@@ -160,7 +160,8 @@ def _moves(
                 offsets[number] = total - first_block
                 found.append((step, number, active))
                 total += active
-            moves.append(Move(step, number, offsets[number], active, stepping, number == blocks - 1))
+            here = slice(offsets[number], offsets[number] + active)
+            moves.append(Move(step, number, here, active, stepping, number == blocks - 1))
     if moves:
         chunks.append(Chunk(slice(first_block, total), tuple(moves)))
     counts = [active for _, _, active in found]

@@ -269,7 +269,7 @@ class LocalTraining:
         pull = self._pull(params, correction, anchor, prox)
         rate = self.rate(rng.round) if lr is None else lr
         rows = training_rows(data)
-        most = self.steps if steps is None else int(steps)
+        most = self.steps if steps is None else steps
         num_steps = count_steps(num_rows(rows), self.batch_size, self.epochs, most)
         descent = _Descent(self, params, rng)
         kept = tree.clone(self.init_state(params) if state is None else dict(state))
@@ -287,8 +287,7 @@ class LocalTraining:
             self.rule.step(descent.weights, descent.gradient, vectors, rate, int(kept["count"]))
             descent.refresh()
         loss = float(total) / seen if seen else 0.0
-        update = Update(descent.result(params), num_rows(rows), num_steps, {"loss": loss})
-        return KeptUpdate(update, kept)
+        return KeptUpdate(Update(descent.result(params), num_rows(rows), num_steps, {"loss": loss}), kept)
 
     def gradient(self, params: Flat, data: Any, rng: Key | None = None) -> Flat:
         """Return the full-batch gradient of loss and l2 at `params`, zero without rows. Option I of SCAFFOLD.

@@ -4,6 +4,7 @@ Source: Reddi et al., Adaptive federated optimization, ICLR 2021, Algorithm 2 (A
 correction, v starts at tau^2); momentum: Hsu, Qi, Brown, Measuring the effects of non-identical data
 distribution, 2019 (v starts at 0, the first round included). D, the mean of local - global, is ADDED.
 Only trainable leaves are stepped by the rule; BatchNorm statistics become params + delta. Option: `v0`.
+A step writes to none of its inputs and makes one buffer for each result; what it needs in between is a block.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ from torch import Tensor
 from fedray import tree
 from fedray.learn.schedules import Schedule, at
 from fedray.tree import Flat
+
+BLOCK = 2**16  # elements of a step that stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +51,10 @@ class Momentum:
     def step(self, params: Any, state: Mapping[str, Any], delta: Any, round: int = 0) -> ServerStep:
         """Return parameters and state after a round."""
         x, d = _flat_pair(params, delta)
-        v = d.buffer
-        if self.beta:
-            v = self.beta * state["v"].buffer + v
-        kept = {"v": _trainable_only(v, x)} if self.beta else {}
-        return ServerStep(_moved(x, d, at(self.lr, round) * v), kept)
+        if not self.beta:
+            return ServerStep(_moved(x, d, d.buffer * at(self.lr, round)), {})
+        v = (state["v"].buffer * self.beta).add_(d.buffer)
+        return ServerStep(_moved(x, d, v * at(self.lr, round)), {"v": _trainable_only(v, x)})
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,14 @@ class Adaptive:
     def step(self, params: Any, state: Mapping[str, Any], delta: Any, round: int = 0) -> ServerStep:
         """Return parameters and state after a round."""
         x, d = _flat_pair(params, delta)
-        m = self.beta1 * state["m"].buffer + (1 - self.beta1) * d.buffer
-        v = self._second(state["v"].buffer, d.buffer.square())
-        move = at(self.lr, round) * m / (v.sqrt() + self.tau)
+        before, rate = (state["m"].buffer, state["v"].buffer), at(self.lr, round)
+        m, v, move = (torch.empty_like(x.buffer) for _ in range(3))
+        for start in range(0, x.buffer.shape[1], BLOCK):
+            here = (slice(None), slice(start, start + BLOCK))
+            delta_here = d.buffer[here]
+            m[here] = self.beta1 * before[0][here] + (1 - self.beta1) * delta_here
+            v[here] = self._second(before[1][here], delta_here.square())
+            move[here] = rate * m[here] / (v[here].sqrt() + self.tau)
         return ServerStep(_moved(x, d, move), {"m": _trainable_only(m, x), "v": _trainable_only(v, x)})
 
     def _second(self, v: Tensor, square: Tensor) -> Tensor:
@@ -94,20 +101,21 @@ def _flat_pair(params: Any, delta: Any) -> tuple[Flat, Flat]:
 
 
 def _moved(x: Flat, d: Flat, move: Tensor) -> Flat:
-    """Return x + move on trainable elements and x + delta on the others, in the dtype of x."""
+    """Return x + move on trainable elements and x + delta on the others, in the memory of `move`."""
     cut = x.schema.trainable
-    whole = torch.cat([move[:, :cut], d.buffer[:, cut:]], dim=1)
-    return Flat(x.buffer + whole.to(x.buffer.dtype), x.schema)
+    move[:, cut:] = d.buffer[:, cut:]
+    return Flat(move.add_(x.buffer), x.schema)
 
 
 def _trainable_only(buffer: Tensor, like: Flat) -> Flat:
-    """Return the buffer as a value whose padding and other leaves are zero."""
-    kept = Flat(torch.zeros_like(buffer), like.schema)
-    for leaf in like.schema.leaves:
+    """Set padding and other leaves to zero, in place, and return the buffer as a value."""
+    end = 0
+    for leaf in sorted(like.schema.leaves, key=lambda leaf: leaf.offset):
         if leaf.offset < like.schema.trainable:
-            here = slice(leaf.offset, leaf.offset + leaf.size)
-            kept.buffer[:, here] = buffer[:, here]
-    return kept
+            buffer[:, end : leaf.offset] = 0.0
+            end = leaf.offset + leaf.size
+    buffer[:, end:] = 0.0
+    return Flat(buffer, like.schema)
 
 
 def _optimizer(rule: Momentum | Adaptive) -> ServerOptimizer:

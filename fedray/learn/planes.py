@@ -35,18 +35,31 @@ class Space:
         return held[:wanted].view(*shape)
 
 
+class Leaves:
+    """A flat buffer read and written leaf by leaf where it lies: no copy, for models that are large."""
+
+    def __init__(self, buffer: Tensor, schema: Schema) -> None:
+        self.buffer, self.leaves = buffer, {leaf.name: leaf for leaf in schema.leaves}
+
+    def view(self, name: str, active: int) -> Tensor:
+        """Return a leaf of the first `active` rows, (active, *shape)."""
+        leaf = self.leaves[name]
+        return self.buffer[:active, leaf.offset : leaf.offset + leaf.size].unflatten(1, leaf.shape or (1,))
+
+
+def blank(rows: int, schema: Schema, device: torch.device) -> Tensor:
+    """Return a new flat buffer whose padding is zero and whose leaves are still to be written."""
+    buffer = torch.empty(rows, schema.stride, dtype=schema.dtype, device=device)
+    ends = [0, *(leaf.offset + leaf.size for leaf in schema.leaves)]
+    for end, begin in zip(ends, [*(leaf.offset for leaf in schema.leaves), schema.stride], strict=True):
+        buffer[:, end:begin] = 0
+    return buffer
+
+
 class Planes:
     """Rows of a flat value, leaf by leaf. `matrices` names the leaves that get a plane of their own."""
 
-    def __init__(
-        self,
-        schema: Schema,
-        matrices: Sequence[str],
-        rows: int,
-        space: Space,
-        name: str,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, schema: Schema, matrices: Sequence[str], rows: int, device: torch.device) -> None:
         self.schema, self.rows = schema, rows
         self.places: dict[str, tuple[int, int, Leaf]] = {}
         widths: list[int] = []
@@ -62,9 +75,7 @@ class Planes:
                 shared += -(-leaf.size // LINE) * LINE
         if shared:
             widths.append(shared)
-        self.tensors = [
-            space.take((name, i), (rows, width), schema.dtype, device) for i, width in enumerate(widths)
-        ]
+        self.tensors = [torch.zeros(rows, width, dtype=schema.dtype, device=device) for width in widths]
 
     def zero(self) -> "Planes":
         """Fill with zeros."""
@@ -76,9 +87,6 @@ class Planes:
         """Copy from a flat buffer of one row or of k; row p comes from `order[p]`."""
         if order is not None and buffer.shape[0] > 1:
             buffer = buffer[torch.tensor(order, device=buffer.device)]
-        padded = {number for number, _, leaf in self.places.values() if leaf.size % LINE}
-        for number in padded:
-            self.tensors[number].zero_()
         for number, offset, leaf in self.places.values():
             self.tensors[number][:, offset : offset + leaf.size] = buffer[
                 :, leaf.offset : leaf.offset + leaf.size
@@ -103,7 +111,7 @@ class Planes:
 
     def difference(self, origin: Tensor, order: Sequence[int] | None) -> Tensor:
         """Return rows - origin as a flat buffer in the given order; `origin` has one row or k."""
-        result = torch.zeros(self.rows, self.schema.stride, dtype=self.schema.dtype, device=origin.device)
+        result = blank(self.rows, self.schema, origin.device)
         back = None if order is None else torch.tensor(order, device=origin.device).argsort()
         for number, offset, leaf in self.places.values():
             here, there = slice(offset, offset + leaf.size), slice(leaf.offset, leaf.offset + leaf.size)

@@ -16,8 +16,9 @@ from fedray.learn.chain import Chain, chain_of
 from fedray.learn.heads import Head, head_of
 from fedray.learn.layout import WIDE, Layout, is_wide, layout
 from fedray.learn.models import Model
-from fedray.learn.stacked import Extras, Training
+from fedray.learn.stacked import Extras, OneStep, Training
 from fedray.learn.update import Update
+from fedray.rng import Key
 from fedray.rows import Column, Group, Ragged, Rows, Same, Tagged, column
 from fedray.tree import Flat
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from fedray.learn.local import LocalTraining
 
 KEPT_LAYOUTS = 16
+KEPT_TRAININGS = 8
 
 
 @dataclass(frozen=True)
@@ -94,31 +96,82 @@ def train_rows(
     local: "LocalTraining", how: Stackable, group: Group, params: Tagged, data: Tagged, rng: Tagged,
     given: Mapping[str, Tagged],
 ) -> Update:  # fmt: skip
-    """Train every site of a group and return their updates as rows; `given` are a `LocalUpdate`'s extras."""
+    """Train the sites of a group and return their updates as rows; `given` are a `LocalUpdate`'s extras."""
     k, keys = group.k, _items(rng, group.k)
     rows = [training_rows(item) for item in _items(data, k)]
-    sizes, taken = steps_of(
-        rows, local.batch_size, local.epochs, _numbers(given.get("steps"), k, local.steps)
-    )
+    most = _numbers(given.get("steps"), k, local.steps)
+    sizes, taken = steps_of(rows, local.batch_size, local.epochs, most)
     schema = params.value.schema if isinstance(params.value, Flat) else how.schema
     start = buffer_of(params, schema)
+    extras = _extras(local, schema, start, keys, given)
+    lone = {i for i in range(k) if taken[i] <= 1} if OneStep.fits(local, extras, start[0].nbytes) else set()
+    parts = [[i] for i in sorted(lone)] + ([rest] if (rest := [i for i in range(k) if i not in lone]) else [])
+    found = []
+    for part in parts:
+        shape = [sizes[i] for i in part], [taken[i] for i in part]
+        plan = _layout(group, *shape, local, rows[0], schema.dtype)
+        kind = OneStep if part[0] in lone else Training
+        training = _training(group, kind, local, how, schema, start.device, len(part), plan.width)
+        training.begin(plan, _of(part, k, start), _extras_of(part, k, extras), [keys[i] for i in part])
+        training.run([rows[i] for i in part])
+        found.append((training.delta(), training.mean_loss()))
+    at = [i for part in parts for i in part]
+    delta, loss = (_joined(parts_of, at) for parts_of in zip(*found, strict=True))
+    numbers: Any = (column(sizes), column(taken), {"loss": Column(loss, False)})
+    return Update(Flat(delta, schema), *numbers)
+
+
+def _training(group: Group, kind: type[Training], local: "LocalTraining", *shape: Any) -> Training:
+    """Return the training of so many sites, with the buffers that it had the last time."""
+    kept: dict[Any, Training] = group.cache.setdefault("trainings", {})
+    key = (kind, id(local), *shape[1:])
+    if key not in kept:
+        if len(kept) >= KEPT_TRAININGS:
+            kept.pop(next(iter(kept)))
+        kept[key] = kind(local, *shape)  # which keeps `local`, and so its id
+    return kept[key]
+
+
+def _extras(
+    local: "LocalTraining",
+    schema: tree.Schema,
+    start: Tensor,
+    keys: Sequence[Key],
+    given: Mapping[str, Tagged],
+) -> Extras:
     lr = given.get("lr")
-    rates = [float(rate) for rate in _numbers(lr, k, local.rate(keys[0].round))]
-    extras = Extras(
+    rates = [float(rate) for rate in _numbers(lr, len(keys), local.rate(keys[0].round))]
+    return Extras(
         None if (fix := given.get("correction")) is None else buffer_of(fix, schema),
         start if (anchor := given.get("anchor")) is None else buffer_of(anchor, schema),
         local.pull_of("anchor" in given, _one(given.get("prox"), local.prox)),
-        # one rate a row is another program than one for all: which it is may not depend on who is in the
-        # group
+        # one rate a row is another program than one for all: which it is depends on what was given alone
         torch.tensor(rates, dtype=torch.float64).view(-1, 1) if isinstance(lr, Rows) else rates[0],
     )
-    plan = _layout(group, sizes, taken, local, rows[0], schema.dtype)
-    training = Training(local, how, plan, group, start, extras, schema, keys)
-    training.run(rows)
-    delta = training.weights.difference(start, None if plan.is_sorted else plan.order)
-    return Update(
-        Flat(delta, schema), column(sizes), column(taken), {"loss": Column(training.mean_loss(), False)}
-    )  # type: ignore[arg-type, dict-item]
+
+
+def _of(part: Sequence[int], k: int, rows: Tensor) -> Tensor:
+    """Return some rows of a buffer that has one row for all or k."""
+    return rows if rows.shape[0] == 1 or len(part) == k else rows[list(part)]
+
+
+def _extras_of(part: Sequence[int], k: int, extras: Extras) -> Extras:
+    if len(part) == k:
+        return extras
+    fix, rate = extras.correction, extras.rate
+    return Extras(
+        None if fix is None else _of(part, k, fix),
+        _of(part, k, extras.anchor),
+        extras.prox,
+        rate[list(part)] if isinstance(rate, Tensor) else rate,
+    )
+
+
+def _joined(parts: Sequence[Tensor], at: Sequence[int]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    whole = torch.cat(list(parts))
+    return torch.empty_like(whole).index_copy_(0, torch.tensor(list(at), device=whole.device), whole)
 
 
 def _one(tagged: Tagged | None, otherwise: float) -> float | None:

@@ -8,9 +8,8 @@ gradient is never formed: the product that would give it moves the matrix (`is_f
 Row i has the same bits in every group that holds its site, alone or among two hundred.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,15 +21,15 @@ from fedray.learn.batches import Batch
 from fedray.learn.dropout import words_of
 from fedray.learn.layers import Frame
 from fedray.learn.layout import Layout, Move, draw, table_of
-from fedray.learn.planes import Planes, Space
+from fedray.learn.planes import Leaves, Planes, Space, blank
 from fedray.learn.rules import SgdRule
 from fedray.rng import Key
-from fedray.rows import Group
 
 if TYPE_CHECKING:
     from fedray.learn.local import LocalTraining
     from fedray.learn.rows import Stackable
 
+LARGE_BYTES = 2**20  # a model from here on fills a group alone or nearly so
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6; kept so that both clip alike
 
 
@@ -44,38 +43,74 @@ class Extras:
     rate: float | Tensor  # one for all, or (k, 1) in the given order
 
 
+def is_plain_step(local: "LocalTraining") -> bool:
+    """Tell whether a step is a multiple of the gradient and of the weights, and nothing else."""
+    return isinstance(local.rule, SgdRule) and not local.rule.momentum and local.clip_norm is None
+
+
 class Training:
-    """One local training of a group, from its planes to the moved planes."""
+    """The local training of a number of sites: buffers and views that are used again, round after round.
+
+    `begin` takes what a group starts from, `run` takes its steps, `delta` and `mean_loss` give what it came
+    to.
+    """
 
     def __init__(
-        self, local: "LocalTraining", how: "Stackable", plan: Layout, group: Group, start: Tensor, extras:
-        Extras,
-        schema: tree.Schema, keys: Sequence[Key],
-    ) -> None:  # fmt: skip
-        self.local, self.chain, self.head, self.plan, self.keys = local, how.chain, how.head, plan, keys
-        self.space: Space = group.cache.setdefault("space", Space())
-        self.generator: torch.Generator = group.cache.setdefault("generator", torch.Generator())
-        self.schema, self.k, self.device = schema, group.k, start.device
+        self,
+        local: "LocalTraining",
+        how: "Stackable",
+        schema: tree.Schema,
+        device: torch.device,
+        sites: int,
+        width: int,
+    ) -> None:
+        self.local, self.chain, self.head = local, how.chain, how.head
+        self.schema, self.device, self.k, self.width = schema, device, sites, width
+        self.space, self.generator = Space(), torch.Generator()
+        self._bound: dict[tuple[bool, int], list[Any]] = {}  # layers whose views are taken, by active sites
+        self._planes: dict[str, Planes] = {}
+        self._frames: dict[bool, Frame] = {}
+
+    def begin(self, plan: Layout, start: Tensor, extras: Extras, keys: Sequence[Key]) -> None:
+        """Take a group: its batches, its parameters of one row or k, and a key for each site."""
+        self.plan, self.start, self.keys = plan, start, keys
         self.order = None if plan.is_sorted else plan.order
-        self.weights = self._planes("weights").load(start.expand(group.k, -1), self.order)
         self.rate = extras.rate
         if isinstance(self.rate, Tensor):
             self.rate = self.rate.to(start)[list(plan.order)]
-        is_plain = isinstance(local.rule, SgdRule) and not local.rule.momentum and local.clip_norm is None
+        self.lost = torch.zeros(self.k, dtype=torch.float64)
+        self._choose(extras)
+        self._load(extras)
+
+    def _choose(self, extras: Extras) -> None:
+        """Settle how a step moves: by settings and by what was given, never by who is in the group."""
+        local, is_plain = self.local, is_plain_step(self.local)
         self.decay = self._decays(extras.prox + (local.rule.weight_decay if is_plain else 0.0))
-        per_site_decay = isinstance(self.rate, Tensor) and any(self.decay.values())
-        self.is_fused = is_plain and not plan.is_wide and not per_site_decay
+        has_decay = any(self.decay.values())
+        is_one_rate = not isinstance(self.rate, Tensor)
+        self.is_fused = is_plain and not self.plan.is_wide and (is_one_rate or not has_decay)
+        self.is_folded = self.is_fused and not has_decay
         if not self.is_fused:
             self.decay = self._decays(extras.prox)
+        self._factors = self.planes("weights").factors(self.decay) if any(self.decay.values()) else None
+
+    def _load(self, extras: Extras) -> None:
+        """Copy what arrives into planes."""
+        self.weights = self.planes("weights").load(self.start.expand(self.k, -1), self.order)
         self.pull = self._pulled("pull", None if not extras.prox else extras.anchor * -extras.prox)
         self.correction = self._pulled("correction", extras.correction)
         self.frame = self._frame()
-        self.layers = self.chain.layers()
-        self.moments = {name: self._planes(name).zero().tensors for name in local.rule.slots}
-        self.lost = torch.zeros(group.k, dtype=torch.float64)
+        self.moments = {name: self.planes(name).zero().tensors for name in self.local.rule.slots}
 
-    def _planes(self, name: str) -> Planes:
-        return Planes(self.schema, self.chain.matrices, self.k, self.space, name, self.device)
+    def delta(self) -> Tensor:
+        """Return local - global as a flat buffer, (k, stride) in the given order."""
+        return self.weights.difference(self.start, self.order)
+
+    def planes(self, name: str) -> Planes:
+        """Return the planes of a name, zero when they are made."""
+        if name not in self._planes:
+            self._planes[name] = Planes(self.schema, self.chain.matrices, self.k, self.device)
+        return self._planes[name]
 
     def _decays(self, fixed: float) -> dict[str, float]:
         """Return for every leaf the factor of its own value in the gradient: `fixed`, and l2 if it
@@ -91,31 +126,30 @@ class Training:
         """Return a constant of the gradient as planes."""
         if constant is None:
             return None
-        return self._planes(name).load(constant.expand(self.k, -1), self.order).tensors
+        return self.planes(name).load(constant.expand(self.k, -1), self.order).tensors
 
     def _frame(self) -> Frame:
-        gradients = None if self.is_fused else self._planes("gradients").zero()
-        vectors = gradients or self._planes("vectors").zero()
-        frame = Frame(
-            self.weights,
-            vectors,
-            gradients,
-            self.space,
-            self.schema.dtype,
-            self.device,
-            self.k,
-            self.plan.width,
-        )
+        if self.is_fused not in self._frames:
+            gradients = None if self.is_fused else self.planes("gradients")
+            vectors = gradients or self.planes("vectors")
+            self._frames[self.is_fused] = self._framed(self.weights, vectors, gradients)
+        frame = self._frames[self.is_fused]
         if self.is_fused:
-            per_site = isinstance(self.rate, Tensor)
-            frame.move = -1.0 if per_site else -float(self.rate)
-            frame.keep = {} if per_site else {name: 1 + frame.move * d for name, d in self.decay.items()}
+            frame.move = -1.0 if self.is_folded else -float(self.rate)
+            frame.keep = {name: 1 - float(self.rate) * d for name, d in self.decay.items() if d}
+        self._name_masks(frame)
+        return frame
+
+    def _framed(self, weights: Any, vectors: Any, gradients: Any) -> Frame:
+        return Frame(
+            weights, vectors, gradients, self.space, self.schema.dtype, self.device, self.k, self.width
+        )
+
+    def _name_masks(self, frame: Frame) -> None:
         if self.chain.num_dropouts:
             values = [self.keys[i].value for i in self.plan.order]
-            frame.words = words_of(values, self.chain.num_dropouts, max(self.plan.steps, default=0)).to(
-                self.device
-            )
-        return frame
+            words = words_of(values, self.chain.num_dropouts, max(self.plan.steps, default=0))
+            frame.words = words.to(self.device)
 
     def run(self, rows: Sequence[Batch]) -> None:
         """Take every step of every site; `rows` are the training rows of each."""
@@ -135,7 +169,7 @@ class Training:
 
     def _gathered(self, table: Tensor, rows: Tensor) -> Tensor:
         found = table.index_select(0, rows.to(table.device)).to(self.device)
-        found = found.view(-1, self.plan.width, *table.shape[1:])
+        found = found.view(-1, self.width, *table.shape[1:])
         return found.to(self.schema.dtype) if found.is_floating_point() else found
 
     def _chunk(self, moves: Sequence[Move], blocks: slice, x: Tensor, y: Tensor) -> None:
@@ -144,18 +178,15 @@ class Training:
             x = x.flatten(2)
         if self.local.model.task != "classes":
             y = y.to(self.schema.dtype)
-        self.head.start(y, self.plan.weights[blocks].to(self.device))
-        shape = (x.shape[0], self.plan.width, self.chain.outputs)
+        weights = self.plan.weights[blocks].to(self.device)
+        self.head.start(y, weights, self._moves(weights, blocks))
+        shape = (x.shape[0], self.width, self.chain.outputs)
         outputs = self.space.take("outputs", shape, self.schema.dtype, self.device)
-        bound = -1
-        for move in moves:
-            if move.active != bound:
-                bound = move.active
-                for layer in self.layers:
-                    layer.bind(self.frame, bound)
-            here = slice(move.offset, move.offset + move.active)
+        columns = (x, outputs, self.head.target, self.head.moves)
+        for move, pieces in zip(moves, self._pieces(moves, columns), strict=True):
+            self.layers = self._bound.get((self.is_fused, move.active)) or self._bind(move.active)
             self.frame.step, self.frame.block = move.step, move.block
-            self._block(x[here], here, outputs[here], move.active)
+            self._block(*pieces)
             if move.is_last:
                 self._step(move)
                 if self.plan.is_static:
@@ -163,34 +194,57 @@ class Training:
         if not self.plan.is_static:
             self._account(outputs, blocks, self.k)
 
-    def _block(self, x: Tensor, here: slice, kept: Tensor, active: int) -> None:
+    def _pieces(self, moves: Sequence[Move], columns: Sequence[Tensor]) -> Iterable[tuple[Tensor, ...]]:
+        """Return each move's part of the columns; one split costs less than a slice for each move."""
+        if self.plan.is_static:
+            return [tuple(column[move.here] for column in columns) for move in moves]
+        counts = [move.active for move in moves]
+        return zip(*(column.split(counts) for column in columns), strict=True)
+
+    def _bind(self, active: int) -> list[Any]:
+        """Return layers with views of the first `active` sites; they are kept, for views cost more than a
+        step.
+        """
+        layers = self._bound[self.is_fused, active] = self.chain.layers()
+        for layer in layers:
+            layer.bind(self.frame, active)
+        return layers
+
+    def _moves(self, weights: Tensor, blocks: slice) -> Tensor:
+        """Return how far a row moves its site, where the rate can be brought into the rows' weights at once.
+
+        One rate for all is brought in as one for each site is, so that both give equal bits.
+        """
+        if not self.is_folded:
+            return weights
+        if isinstance(self.rate, Tensor):
+            return weights * self.rate[self.plan.site[blocks].to(self.device)]
+        return weights * self.rate
+
+    def _block(self, x: Tensor, kept: Tensor, target: Tensor, moves: Tensor) -> None:
         """Go forward and back through the chain for one block of each active site."""
         layers, clip = self.layers, self.local.record_clip
         for layer in layers:
             x = layer.forward(x)
         kept.copy_(x)
-        g: Any = self.head.gradient(x, here)
-        if self.is_fused and isinstance(self.rate, Tensor) and clip is None:
-            g.mul_(self.rate[:active].unsqueeze(2))
-        for number in range(len(layers) - 1, -1, -1):
-            g = layers[number].backward(g, number > 0)
+        g: Any = self.head.gradient(x, target, moves)
+        for layer in layers[:0:-1]:
+            g = layer.backward(g, True)
             if clip is None:
-                layers[number].learn()
-        if clip is not None:
-            self._clip_records(clip, here, active)
+                layer.learn()
+        layers[0].backward(g, False)
+        if clip is None:
+            layers[0].learn()
+        else:
+            self._clip_records(clip, moves.abs())  # a row's gradient was multiplied by its move
 
-    def _clip_records(self, bound: float, here: slice, active: int) -> None:
+    def _clip_records(self, bound: float, share: Tensor) -> None:
         """Scale each row's own gradient to a norm of at most `bound`, then learn."""
         norms = [(layer, norm) for layer in self.layers if (norm := layer.norms()) is not None]
-        share = self.head.weights[here]  # a row's gradient carries its share of the mean
         total = torch.stack([norm for _, norm in norms]).sum(0).sqrt_()
-        factor = (
-            torch.clamp(bound * share / (total + CLIP_EPS * share), max=1.0).nan_to_num_(0.0).unsqueeze(2)
-        )
-        if self.is_fused and isinstance(self.rate, Tensor):
-            factor = factor * self.rate[:active].unsqueeze(2)
+        factor = torch.clamp(bound * share / (total + CLIP_EPS * share), max=1.0).nan_to_num_(0.0)
         for layer, _ in norms:
-            layer.g = layer.g * factor
+            layer.g = layer.g * factor.unsqueeze(2)
             layer.learn()
 
     def _step(self, move: Move) -> None:
@@ -209,7 +263,7 @@ class Training:
     def _fused_step(self, active: int) -> None:
         weights = self.weights.active(active)
         if len(weights) > len(self.chain.matrices):  # the plane of vectors is the last
-            if any(self.decay.values()):
+            if self._factors is not None:
                 weights[-1].mul_(1 + self.frame.move * self._factors[-1])
             weights[-1].add_(self.frame.vector_gradients.tensors[-1][:active], alpha=self.frame.move)
         for constant in (self.pull, self.correction):
@@ -217,15 +271,11 @@ class Training:
                 if isinstance(self.rate, Tensor):
                     weight.sub_(plane[:active] * self.rate[:active])
                 else:
-                    weight.add_(plane[:active], alpha=self.frame.move)
-
-    @cached_property
-    def _factors(self) -> list[Tensor]:
-        return self.weights.factors(self.decay)
+                    weight.add_(plane[:active], alpha=-self.rate)
 
     def _adjust(self, weights: Sequence[Tensor], gradients: Sequence[Tensor], active: int) -> None:
         """Add penalties, clip, and correct, in the order of the plain form."""
-        if any(self.decay.values()):
+        if self._factors is not None:
             for weight, gradient, factor in zip(weights, gradients, self._factors, strict=True):
                 gradient.addcmul_(weight, factor)
         for gradient, plane in zip(gradients, self.pull or (), strict=self.pull is not None):
@@ -251,3 +301,32 @@ class Training:
         """Return the mean loss over the rows that each site saw, (k,) in the given order."""
         mean = self.lost / torch.tensor(self.plan.seen, dtype=torch.float64).clamp_min(1)
         return torch.empty_like(mean).index_copy_(0, torch.tensor(self.plan.order), mean)
+
+
+class OneStep(Training):
+    """One step of one site on a large model: the gradient times -lr is the update, and nothing is copied."""
+
+    @staticmethod
+    def fits(local: "LocalTraining", extras: Extras, stride_bytes: int) -> bool:
+        """Tell whether a site that takes one step is trained this way; it depends on the settings alone."""
+        decays = (extras.prox, local.l2, getattr(local.rule, "weight_decay", 0.0))
+        return stride_bytes >= LARGE_BYTES and is_plain_step(local) and not any(decays)
+
+    def _choose(self, extras: Extras) -> None:
+        self.is_fused, self.is_folded, self.rate = False, True, -self.rate
+
+    def _load(self, extras: Extras) -> None:
+        self.fixed = extras.correction
+        self.found = blank(1, self.schema, self.device)
+        self._bound = {}
+        target = Leaves(self.found, self.schema)
+        self.frame = self._framed(Leaves(self.start, self.schema), target, target)
+        self._name_masks(self.frame)
+
+    def _step(self, move: Move) -> None:
+        if self.fixed is not None:
+            self.found.add_(self.fixed * self.rate)
+
+    def delta(self) -> Tensor:
+        """Return local - global, (1, stride); zero where the site has no row."""
+        return self.found if self.plan.chunks else self.found.zero_()

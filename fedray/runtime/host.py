@@ -25,10 +25,6 @@ class Commit:
     attempt: int
     counted: frozenset[str]
 
-    def of(self, sites: Sequence[str]) -> "Commit":
-        """Return the commit of these sites alone."""
-        return replace(self, counted=self.counted & frozenset(sites))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageCall:

@@ -24,7 +24,8 @@ from fedray.runtime.plan import Plan
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _LIBRARIES = (_PACKAGE + os.sep, os.path.dirname(os.path.dirname(torch.__file__)) + os.sep)
-ReadInput = Callable[[str, str], Any]  # (slot, site id) -> value
+ReadInput = Callable[[str, str], Any]  # (slot, site id) -> value: data, id and keys
+ReadState = Callable[[str, Sequence[str]], Any]  # (slot, site ids) -> stacked value
 
 
 def place_of(error: BaseException) -> str:
@@ -39,9 +40,15 @@ class Interpreter:
     """Run the nodes of one stage of a plan for a group."""
 
     def __init__(
-        self, plan: Plan, call: StageCall, downlink: Mapping[int, Any], read_input: ReadInput
+        self,
+        plan: Plan,
+        call: StageCall,
+        downlink: Mapping[int, Any],
+        read_input: ReadInput,
+        read_state: ReadState,
     ) -> None:
-        self.plan, self.call, self.downlink, self.read_input = plan, call, downlink, read_input
+        self.plan, self.call, self.downlink = plan, call, downlink
+        self.read_input, self.read_state = read_input, read_state
         self.failures: list[SiteError] = []
         self.first: BaseException | None = None  # stays here: its message may hold a value
 
@@ -66,14 +73,13 @@ class Interpreter:
         if node.op is Op.BROADCAST:
             return Same(self.downlink[index])
         if node.op is Op.SCATTER:
-            return self._per_site(group, self.downlink[index].__getitem__)
+            found = self._each(group, lambda row: self.downlink[index][group.ids[row]])
+            return rows.stack(found) if group.alive else Rows(Ragged(found))
         if node.op is Op.INPUT:
             slot = node.params["slot"]
-            return self._per_site(
-                group,
-                lambda site: self.read_input(slot, site),
-                is_stacked=slot not in ("data", "id") and not slot.startswith("rng"),
-            )
+            if slot in ("data", "id") or slot.split(":")[0] == "rng":
+                return Rows(Ragged(self._each(group, lambda row: self.read_input(slot, group.ids[row]))))
+            return Rows(self.read_state(slot, group.ids))
         operands = [group.values[arg] for arg in self.plan.args[index]]
         if node.op is Op.GET:
             return values.read(operands[0], node.params["key"], node.params["attribute"])
@@ -86,10 +92,6 @@ class Interpreter:
             assert isinstance(node.fn, Record)
             return values.record(node.fn, operands, group.k)
         return self._call(node, operands, group)
-
-    def _per_site(self, group: Group, read: Callable[[str], Any], is_stacked: bool = True) -> Tagged:
-        found = self._each(group, lambda row: read(group.ids[row]))
-        return rows.stack(found) if is_stacked and group.alive else Rows(Ragged(found))
 
     def _each(self, group: Group, fn: Callable[[int], Any]) -> list[Any]:
         """Call `fn` for every living row; lost rows hold a filler."""
@@ -178,9 +180,10 @@ def weights_of(tagged: Tagged | None, group: Group) -> torch.Tensor:
     return torch.where(alive > 0, numbers.reshape(group.k).to(torch.float64), alive)
 
 
-def is_whole_weight(weight: float) -> bool:
-    """Tell whether a weight can enter an exact sum."""
-    return weight >= 0 and weight == round(weight)
+def broken_weights(weights: torch.Tensor) -> list[int]:
+    """Return the rows whose weight cannot enter an exact sum: below zero, or not whole."""
+    is_whole = (weights >= 0) & (weights == weights.round())
+    return [] if bool(is_whole.all()) else torch.nonzero(~is_whole).flatten().tolist()
 
 
 def own(value: Any) -> Any:

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 PROCESS_BYTES = 180 * 2**20  # private memory of a Ray actor with torch, measured
 RAY_BYTES = 450 * 2**20  # private memory of Ray's own processes, measured
-LANE_FACTOR = 6  # float64 lanes, a scaled copy and a rounded copy of a group's rows while they are folded
+GROUP_BYTES = 13 * 2**18  # parameters of a group: what stays in a core's cache beside its batches, measured
+ROW_COPIES = 4  # of a group's parameters: weights, what pulls them, the update and what is summed
+LANE_COPIES = 4  # of a model in float64 lanes, in a pack and at the aggregator
+KEPT_BYTES = 512 * 2**20  # most operands that a pack keeps for a second fold
+TABLE_BYTES = 2**30  # most state of sites that a pack keeps in memory; beyond it lies on disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +88,25 @@ def forecast(
     size.
     """
     processes = (PROCESS_BYTES * (num_packs + 1) + RAY_BYTES) if is_ray else 0
-    kept_operands = min(256 * 2**20 * num_packs, cohort * model_bytes)
-    rows = num_packs * min(group_size, max(1, cohort)) * model_bytes * LANE_FACTOR + kept_operands
-    model = model_bytes * (3 + 2 * num_packs) + num_sites * state_slots * model_bytes
+    together = min(sites_together(group_size, model_bytes), max(1, cohort))
+    kept_operands = min(KEPT_BYTES * num_packs, cohort * model_bytes)
+    rows = num_packs * together * model_bytes * ROW_COPIES + kept_operands
+    model = model_bytes * (3 + (1 + LANE_COPIES) * num_packs + LANE_COPIES)
+    model += min(TABLE_BYTES * num_packs, num_sites * state_slots * model_bytes)
     return Forecast(processes, data_bytes, model, rows, available_bytes() if available is None else available)
+
+
+def sites_together(group_size: int, row_bytes: int) -> int:
+    """Return how many sites a pack interprets together, given the bytes of one site's parameters."""
+    return max(1, min(group_size, GROUP_BYTES // max(1, row_bytes)))
 
 
 def check(found: Forecast) -> None:
     """Raise MemoryForecastError where the run cannot fit; say what to change."""
     if found.available and found.total > found.available:
         raise MemoryForecastError(
-            f"this run would not fit into memory: {found}. Use fewer packs, a smaller "
-            "runtime.group_size, a smaller cohort or a smaller model"
+            f"this run would not fit into memory: {found}. Use fewer packs, a smaller cohort or a smaller "
+            "model"
         )
 
 

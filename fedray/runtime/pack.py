@@ -4,7 +4,6 @@ Traffic is one record per pack, not per site. Site state written in a round stay
 that counts the site; a call that is asked twice is answered with the same bytes.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,16 +13,17 @@ import torch
 from fedray import rows, tree
 from fedray.core.graph import Placement
 from fedray.core.verify import verify
-from fedray.errors import DataError, HostError, SiteError
+from fedray.errors import DataError, HostError
 from fedray.rng import Key
 from fedray.rows import Group
-from fedray.runtime import checkpoint, fold
+from fedray.runtime import checkpoint
+from fedray.runtime.folded import Folded
 from fedray.runtime.host import Commit, Contribution, Load, StageCall
-from fedray.runtime.interpret import Interpreter, is_whole_weight, own, weights_of
+from fedray.runtime.interpret import Interpreter
+from fedray.runtime.memory import sites_together
 from fedray.runtime.plan import Plan, lane_names
+from fedray.runtime.site_table import SiteTable
 
-KEPT_BYTES = 256 * 2**20  # operands kept for a second fold; beyond it the stage is run again, with equal bits
-GROUP_BYTES = 4 * 2**20  # of parameters in a group: half of a last-level cache's share of one core, measured
 RoundKey = tuple[str, int, int]  # plan, round, attempt
 
 
@@ -45,30 +45,27 @@ class Pack:
         self,
         name: str,
         sites: Mapping[str, Callable[[], Any]],
-        group_size: int = 50,
+        group_size: int = 256,
         allow_empty: bool = False,
     ) -> None:
-        self.name, self.sites, self.group_size, self.allow_empty = name, dict(sites), group_size, allow_empty
+        self.name, self.sites, self.group_size, self.allow_empty = name, sites, group_size, allow_empty
         self.first_error: BaseException | None = None  # of the last stage; it never leaves this process
         self._data: dict[str, Any] = {}
-        self._rows: dict[str, int] = {}  # training rows of each site, which sort the sites into groups
+        self._rows: Mapping[str, int] = {}  # training rows of each site, which sort the sites into groups
         self._cache: dict[Any, Any] = {}  # of the twins: buffers that outlive groups and rounds
         self._transforms: list[Any] = []
         self._plans: dict[str, Load] = {}
-        self._state: dict[tuple[str, str], Any] = {}  # (slot, site) -> current value
+        self._state: dict[str, SiteTable] = {}  # slot -> current values
         self._pending: dict[RoundKey, list[tuple[str, Group, rows.Tagged]]] = {}
         self._groups: dict[RoundKey, list[Group]] = {}
-        self._last: tuple[Any, _Folded] | None = None
+        self._last: tuple[Any, Folded] | None = None
 
     def hello(self) -> dict[str, int]:
         """Open every site's data and return its number of training rows.
 
         Raises DataError for a site without training rows unless `allow_empty`.
         """
-        sizes = {}
-        for site in self.sites:
-            data = self._open(site)
-            sizes[site] = data.train.num_rows if hasattr(data, "splits") else len(data)
+        sizes = self._training_rows()
         self._rows = sizes
         self._lay_together()
         empty = sorted(site for site, size in sizes.items() if size == 0)
@@ -79,6 +76,14 @@ class Pack:
                 "data.allow_empty=true (their weight is then 0)"
             )
         return sizes
+
+    def _training_rows(self) -> dict[str, int]:
+        """Open every site, but where the data set knows the rows and nothing is to be changed."""
+        known = getattr(self.sites, "train_rows", None)
+        if known is not None and not self._transforms:
+            return dict(known())
+        opened = [(site, self._open(site)) for site in self.sites]
+        return {site: data.train.num_rows if hasattr(data, "splits") else len(data) for site, data in opened}
 
     def blank(self) -> Any:
         """Return a made-up site: the columns of one site with zeros in a few rows. None where data cannot
@@ -104,7 +109,10 @@ class Pack:
         verify(load.plan.graph)
         if load.is_start:
             kinds = checkpoint.record_kinds(*load.initial.values())
-            self._state = checkpoint.read_sites(*load.restore, set(self.sites), kinds) if load.restore else {}
+            found = checkpoint.read_sites(*load.restore, set(self.sites), kinds) if load.restore else {}
+            self._state = {slot: SiteTable(value) for slot, value in load.initial.items()}
+            for (slot, site), value in found.items():
+                self._state[slot].load([(site, value)])
             self._plans, self._pending, self._groups, self._last, self._cache = {}, {}, {}, None, {}
         self._plans[load.plan.digest] = load
 
@@ -114,19 +122,20 @@ class Pack:
         """
         for commit in commits:
             for slot, group, tagged in self._pending.get((commit.plan, commit.round, commit.attempt), ()):
-                for row in group.alive:
-                    if group.ids[row] in commit.counted:
-                        self._state[slot, group.ids[row]] = own(rows.row(tagged, row))
+                kept = [row for row in group.alive if group.ids[row] in commit.counted]
+                self._table(slot, commit.plan).store(group.ids, rows.expand(tagged, group.k), kept)
             for key in [key for key in self._pending if key[0] == commit.plan]:
                 del self._pending[key]
 
     def save(self, directory: str, round: int) -> None:
         """Write the current state of all sites."""
-        checkpoint.write_sites(directory, round, self.name, self._state)
+        state = {(slot, site): value for slot, table in self._state.items() for site, value in table.items()}
+        checkpoint.write_sites(directory, round, self.name, state)
 
     def state_of(self, site: str, slot: str = "state") -> Any:
         """Return a site's current state (simulation and tests)."""
-        return self._state.get((slot, site))
+        table = self._state.get(slot)
+        return table.row(site) if table is not None and site in table else None
 
     def run(self, call: StageCall, downlink: Mapping[int, Any]) -> Contribution:
         """Run a stage for the cohort and return what leaves, folded. Raises HostError where the plan is
@@ -137,16 +146,23 @@ class Pack:
             raise HostError(f"pack {self.name} was asked to run a plan that it was never given")
         identity = (call.run, call.plan, call.round, call.attempt, call.stage, call.cohort)
         if self._last is None or self._last[0] != identity or not self._last[1].can_answer(call):
+            self._last = None  # before the stage runs: an answer can be as large as four models
             with one_thread():
                 self._last = (identity, self._compute(call, downlink))
         with one_thread():
             return self._last[1].answer(call)
 
-    def _compute(self, call: StageCall, downlink: Mapping[int, Any]) -> "_Folded":
+    def _compute(self, call: StageCall, downlink: Mapping[int, Any]) -> Folded:
         plan = self._plans[call.plan].plan
         groups = self._groups_of(call, plan, self._group_size(downlink))
-        interpreter = Interpreter(plan, call, downlink, lambda slot, site: self._input(call, slot, site))
-        folded = _Folded(plan, call)
+        interpreter = Interpreter(
+            plan,
+            call,
+            downlink,
+            lambda slot, site: self._input(call, slot, site),
+            lambda slot, sites: self._table(slot, call.plan).rows(sites),
+        )
+        folded = Folded(plan, call)
         outputs = [
             (slot, index)
             for (placement, slot), index in plan.outputs.items()
@@ -168,7 +184,7 @@ class Pack:
         """Return how many sites are interpreted together: as many rows as stay in the processor's cache."""
         leaves = [leaf for value in downlink.values() for _, leaf in tree.leaves(value)]
         row = max((tree.nbytes(leaf) for leaf in leaves if isinstance(leaf, tree.Flat)), default=1)
-        return max(1, min(self.group_size, GROUP_BYTES // row))
+        return sites_together(self.group_size, row)
 
     def _groups_of(self, call: StageCall, plan: Plan, size: int) -> list[Group]:
         """Return the groups of a round: sites of like size together, so that they end their steps
@@ -195,9 +211,12 @@ class Pack:
 
     def _open(self, site: str) -> Any:
         if site not in self._data:
-            data = self.sites[site]()
+            opener = self.sites[site]
+            data = opener()
             for transform in self._transforms:
                 data = transform(data)
+            if getattr(opener, "is_mapped", False):
+                return data  # its rows are in files: who keeps it would keep every site that was ever asked
             self._data[site] = data
         return self._data[site]
 
@@ -206,96 +225,13 @@ class Pack:
             return self._open(site)
         if slot == "id":
             return site
-        if slot == "rng" or slot.startswith("rng:"):
-            return Key(call.seed, call.round, site, slot[4:])
-        if (slot, site) in self._state:
-            return self._state[slot, site]
-        return self._plans[call.plan].initial.get(slot)
+        return Key(call.seed, call.round, site, slot[4:])
 
-
-class _Folded:
-    """The reductions of one stage over a pack's groups: operands, and their sums on a grid."""
-
-    def __init__(self, plan: Plan, call: StageCall) -> None:
-        self.plan, self.call = plan, call
-        self.operands: dict[str, list[tuple[fold.Operand, Group]]] = {}
-        self.gathered: dict[str, dict[str, Any]] = {}
-        self.delivered: list[str] = []
-        self.failures: tuple[SiteError, ...] = ()
-        self.answers: dict[Any, Contribution] = {}
-        self.is_dropped = False
-
-    def take(self, group: Group, interpreter: Interpreter) -> None:
-        """Take what a group has to reduce; all reductions of a stage see the same sites."""
-        reduced = self.plan.reduced(self.call.stage)
-        for index in reduced:
-            for _, _, weight, _ in self.plan.nodes[index].params.get("lanes", ()):
-                if weight is not None and group.alive:
-                    numbers = weights_of(group.values[self.plan.args[index][weight]], group)
-                    for row in group.alive:
-                        if not is_whole_weight(float(numbers[row])):
-                            interpreter.lose(group, row, "weight is not a whole number (give weight_cap)")
-        if not group.alive:
-            return
-        self.delivered += [group.ids[row] for row in group.alive]
-        for index in reduced:
-            self._reduce(index, group)
-
-    def _reduce(self, index: int, group: Group) -> None:
-        node, args = self.plan.nodes[index], self.plan.args[index]
-        if node.params["kind"] == "gather":
-            into = self.gathered.setdefault(node.name, {})
-            into.update({group.ids[row]: own(rows.row(group.values[args[0]], row)) for row in group.alive})
-            return
-        for name, value, weight, _ in node.params["lanes"]:
-            weights = weights_of(None if weight is None else group.values[args[weight]], group)
-            operand = fold.operand(rows.expand(group.values[args[value]], group.k), weights)
-            self.operands.setdefault(name, []).append((operand, group))
-
-    def can_answer(self, call: StageCall) -> bool:
-        """Tell whether the operands, or the answer itself, are still here."""
-        return not self.is_dropped or tuple(sorted(call.exponents.items())) in self.answers
-
-    def answer(self, call: StageCall) -> Contribution:
-        """Return the contribution on the grid that the call asks for; the same bytes each time."""
-        key = tuple(sorted(call.exponents.items()))
-        if key not in self.answers:
-            self.answers[key] = self._fold(call)
-            kept = sum(operand.nbytes for items in self.operands.values() for operand, _ in items)
-            if kept > KEPT_BYTES:
-                self.operands, self.is_dropped = {}, True
-        return self.answers[key]
-
-    def _fold(self, call: StageCall) -> Contribution:
-        needs, grids = {}, {}
-        for name, items in self.operands.items():
-            starts = tuple(leaf.start for leaf in fold.specs(items[0][0].spec))
-            floor = [] if name in call.exponents else [starts]
-            needs[name] = tuple(map(max, zip(*floor, *(operand.needs for operand, _ in items), strict=True)))
-            grids[name] = call.exponents.get(name, starts)
-        is_wide = all(n <= g for name in needs for n, g in zip(needs[name], grids[name], strict=True))
-        sums = (
-            {name: self._sum(name, items, grids[name]) for name, items in self.operands.items()}
-            if is_wide
-            else {}
-        )
-        return Contribution(
-            delivered=tuple(sorted(self.delivered)),
-            failures=self.failures,
-            sums=sums,
-            gathered=self.gathered,
-            needs=needs,
-            is_folded=is_wide,
-            processes=(os.getpid(),),
-        )
-
-    def _sum(
-        self, name: str, items: Sequence[tuple[fold.Operand, Group]], exponents: tuple[int, ...]
-    ) -> fold.LaneSum:
-        if len(self.delivered) == 1:
-            operand, group = next((operand, group) for operand, group in items if group.alive)
-            return fold.single(operand, group.alive[0])
-        return fold.merge(name, [fold.fold(operand, exponents) for operand, _ in items], exponents)
+    def _table(self, slot: str, plan: str) -> SiteTable:
+        """Return the table of a slot; a program that is no training run starts it itself."""
+        if slot not in self._state:
+            self._state[slot] = SiteTable(self._plans[plan].initial.get(slot))
+        return self._state[slot]
 
 
 def expected_bytes(plan: Plan, stage: int, num_delivered: int) -> dict[str, int]:

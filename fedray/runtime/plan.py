@@ -1,5 +1,6 @@
 """Plan: a lowered, verified, staged graph with a digest, ready to be shipped to hosts."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,10 +10,11 @@ from fedray.core.graph import Graph, Key, Node, Op, Placement, stages
 from fedray.core.rewrite import Pass
 from fedray.core.trace import Algorithm, trace
 from fedray.core.verify import verify
-from fedray.errors import VerifyError
+from fedray.errors import ConfigError, VerifyError
 from fedray.passes import lowering
 
 SERVER, SITES = Placement.SERVER, Placement.SITES
+FOLDS = ("exact", "fast")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class Plan:
     digest: str
     outputs: Mapping[Key, int]
     sizes: Mapping[str, Size] = field(default_factory=dict)
+    fold: str = "exact"  # how sums are added, or "fast": see runtime/fold.py
 
     @property
     def name(self) -> str:
@@ -125,11 +128,15 @@ def lane_names(node: Node) -> list[str]:
     return [lane[0] for lane in node.params["lanes"]] if "lanes" in node.params else [node.name]
 
 
-def compile(algorithm: Algorithm, passes: Sequence[Pass] = (), schedule: Any = None) -> Plan:
-    """Trace the round, apply the passes, lower, verify and number it.
+def compile(
+    algorithm: Algorithm, passes: Sequence[Pass] = (), schedule: Any = None, fold: str = "exact"
+) -> Plan:
+    """Trace the round, apply the passes, lower, verify and number it. For `fold` see `fit`.
 
     Raises TraceError, PassError, PolicyError, VerifyError or ScheduleError, before any site is touched.
     """
+    if fold not in FOLDS:
+        raise ConfigError(f"fold={fold!r}: choose one of {', '.join(FOLDS)}")
     graph = lowering.check_operands(trace(algorithm))
     for step in passes:
         graph = step(graph)
@@ -138,6 +145,8 @@ def compile(algorithm: Algorithm, passes: Sequence[Pass] = (), schedule: Any = N
     graph = lowering.fuse_sums(graph)
     verify(graph)
     plan = number(graph)
+    if fold != "exact":
+        plan = replace(plan, fold=fold, digest=hashlib.sha256(f"{plan.digest} {fold}".encode()).hexdigest())
     if schedule is not None and hasattr(schedule, "check"):
         schedule.check(plan)
     return plan

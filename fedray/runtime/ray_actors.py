@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from fedray import tree
 from fedray.runtime.federation import HostSpec, make_host, make_region
 from fedray.runtime.host import Contribution, Load, StageCall
 from fedray.runtime.pack import Pack
@@ -58,9 +59,9 @@ class HostActor:
 
     def run(self, call: StageCall, downlink: Box) -> Contribution:
         """See `Host.run`."""
-        answer: Contribution = self._host.run(
-            call, downlink.open() if isinstance(self._host, Pack) else downlink
-        )
+        with tree.sharing():
+            opened = downlink.open() if isinstance(self._host, Pack) else downlink
+        answer: Contribution = self._host.run(call, opened)
         return answer
 
     def commit(self, commits: Sequence[Any]) -> None:

@@ -25,6 +25,7 @@ class RoundRecord:
     hashes: Mapping[str, str] = field(default_factory=dict)
     grids: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     status: str = "counted"  # or "skipped"
+    fold: str = "exact"  # or "fast": hashes of two runs then differ
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

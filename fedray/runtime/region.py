@@ -5,7 +5,7 @@ The aggregator holds one `Region` as the root of the tree, so two levels and ten
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,6 +35,8 @@ class Region:
     def __init__(self, name: str, children: Mapping[str, Sequence[str]], transport: Transport) -> None:
         self.name, self.transport = name, transport
         self.children = {child: _Child(tuple(sites)) for child, sites in children.items()}
+        self.home = {site: child for child, sites in children.items() for site in sites}
+        self.sites = tuple(self.home)
         self.setup: list[tuple[str, Any]] = []  # prepare and load calls, for a host that starts again
         self.stateful: set[str] = set()  # plans whose sites keep state: only they are replayed
         self.restore: tuple[str, int] | None = None
@@ -42,10 +44,13 @@ class Region:
         self.bytes_up: dict[str, int] = {}
         self.restarts = 0
 
-    @property
-    def sites(self) -> tuple[str, ...]:
-        """All sites below."""
-        return tuple(site for child in self.children.values() for site in child.sites)
+    def by_child(self, sites: Iterable[str]) -> dict[str, list[str]]:
+        """Deal sites to the hosts that hold them; a host without one is not in it."""
+        found: dict[str, list[str]] = {}
+        for site in sites:
+            if site in self.home:
+                found.setdefault(self.home[site], []).append(site)
+        return found
 
     def hello(self) -> dict[str, int]:
         """Return the training rows of each site."""
@@ -95,8 +100,10 @@ class Region:
 
     def owe(self, commits: Sequence[Commit]) -> None:
         """Let commits ride on the next call of each host."""
-        for child in self.children.values():
-            child.owed.extend(commit.of(child.sites) for commit in commits)
+        for commit in commits:
+            parts = self.by_child(commit.counted)
+            for name, child in self.children.items():
+                child.owed.append(replace(commit, counted=frozenset(parts.get(name, ()))))
 
     def save(self, directory: str, round: int) -> None:
         """Let every host write its sites' state; what was kept for replay is then not needed any more."""
@@ -108,12 +115,10 @@ class Region:
     def run(self, call: StageCall, downlink: Any) -> Contribution:
         """Ask the hosts that hold sites of the cohort and fold their answers as they come in."""
         self.owe(call.commits)
-        wanted = set(call.cohort)
         tickets: dict[Any, tuple[str, StageCall]] = {}
-        for name, child in self.children.items():
-            if cohort := tuple(site for site in child.sites if site in wanted):
-                part = call.of(cohort, self._pay(name))
-                tickets[self._submit(name, "run", part, downlink)] = (name, call.of(cohort, ()))
+        for name, cohort in self.by_child(call.cohort).items():
+            part = call.of(cohort, self._pay(name))
+            tickets[self._submit(name, "run", part, downlink)] = (name, call.of(cohort, ()))
         parts = self._collect(call, downlink, tickets)
         return join(parts, call.exponents) if parts else Contribution(delivered=(), failures=())
 

@@ -42,6 +42,7 @@ class Aggregator:
     ) -> None:
         self.root, self.regions, self.latency = root, dict(regions or {}), latency
         self.sizes: dict[str, int] = {}
+        self._names = tuple(sorted(root.sites))
         self.state: Any = None
         self.training: Training | None = None
         self.last: Attempt | None = None
@@ -105,7 +106,7 @@ class Aggregator:
         training = self._in_training()
         schedule, started = training.schedule, self.root.transport.now()
         up = sum(self.root.bytes_up.values())
-        cohort = schedule.cohort_of(round, training.seed, self.root.sites, self.sizes)
+        cohort = schedule.cohort_of(round, training.seed, self._names, self.sizes)
         failures: list[SiteError] = []
         error: QuorumError | None = None
         attempt = self._attempt(training, round, 0)
@@ -136,6 +137,7 @@ class Aggregator:
             hashes=attempt.hashes,
             grids=attempt.grids,
             status="counted" if is_counted else "skipped",
+            fold=training.plan.fold,
         )
 
     def _attempt(self, training: Training, round: int, number: int) -> Attempt:
@@ -196,7 +198,7 @@ class Aggregator:
             round=round,
             exponents=self._grids.get(plan.digest, {}),
         )
-        attempt.run(tuple(sorted(self.root.sites)))
+        attempt.run(self._names)
         self._grids.setdefault(plan.digest, {}).update(attempt.next_grids)
         return {**attempt.outputs, "failures": tuple(attempt.failures)}
 

@@ -60,8 +60,8 @@ class Synchronous:
     def cohort_of(
         self, round: int, seed: int, sites: Sequence[str], sizes: Mapping[str, int]
     ) -> tuple[str, ...]:
-        """Return the sites that round `round` asks, in a stated order: sorted by id."""
-        names = sorted(sites)
+        """Return the sites that round `round` asks, in a stated order: sorted by id, as `sites` are given."""
+        names = sites
         size = self.expected_cohort(len(names))
         if self.sampling == "cyclic":
             return tuple(sorted({names[(round * size + i) % len(names)] for i in range(size)}))

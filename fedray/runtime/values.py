@@ -92,7 +92,13 @@ def largest(numbers: Tensor, k: int, group: Group | None = None) -> Tensor:
     if group is not None and id(numbers) in group.largest and group.largest[id(numbers)][0] is numbers:
         return group.largest[id(numbers)][1]
     flat = numbers.detach().reshape(k, -1)
-    found = torch.linalg.vector_norm(flat, math.inf, dim=1) if flat.shape[1] else flat.new_zeros(k)
+    if not flat.shape[1]:
+        found = flat.new_zeros(k)
+    elif k == 1:
+        least, most = torch.aminmax(flat)
+        found = torch.maximum(most, -least).view(1)
+    else:  # two passes of amax and amin take a twentieth of one of a norm or of aminmax by rows
+        found = torch.maximum(flat.amax(1), -flat.amin(1))
     if group is not None:
         group.largest[id(numbers)] = (numbers, found)
     return found

@@ -4,22 +4,22 @@ A trial is named by the overrides that vary and known by the hash of all of them
 holds one line per finished trial; whoever goes on with a sweep reads it and runs what is missing.
 """
 
+import contextlib
+import fcntl
 import hashlib
-import itertools
 import json
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-
-from fedray.config_help import unreadable
 from fedray.errors import ConfigError, FedrayError
 
 NAME_LENGTH = 80  # characters of a run directory's name that are still read at a glance
+DONE, FAILED, INTERRUPTED, STOPPED = "done", "failed", "interrupted", "stopped"
 
 RunTrial = Callable[["Trial"], dict[str, Any]]
 
@@ -51,44 +51,13 @@ class Line:
     trial: str
     name: str
     overrides: tuple[str, ...]
-    status: str  # "done", "failed" or "interrupted"
+    status: str  # "done", "failed", "interrupted", or "stopped" where a tuned sweep gave the trial up
     seconds: float
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)  # of the test rows
+    valid: dict[str, Any] = field(default_factory=dict)  # of the last validation
+    varying: tuple[str, ...] = ()
+    run: str = ""  # its run directory, beside the book
     error: str = ""
-
-
-def grid(words: Sequence[str]) -> list[Trial]:
-    """Return the trials of a grid: every combination of `a=1,2` and `b=range(3)`, the last varying fastest.
-
-    Raises ConfigError with every word that cannot be read.
-    """
-    parser = OverridesParser.create()
-    axes: list[list[str]] = []
-    sweeps, problems = set(), []
-    for word in words:
-        try:
-            override = parser.parse_override(word)
-        except HydraException as error:
-            problems.append(unreadable(word, str(error)))
-            continue
-        if not override.is_sweep_override():
-            axes.append([word])
-        elif override.is_discrete_sweep():
-            key = override.get_key_element()
-            axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-            sweeps.update(axes[-1])
-        else:
-            problems.append(f"{word}: a sweep needs values one by one. Fix: {word.split('=')[0]}=0.1,0.2,0.5")
-    if problems:
-        raise ConfigError(problems)
-    return [Trial(combination, tuple(text for text in combination if text in sweeps))
-            for combination in itertools.product(*axes)]
-
-
-def listed(lines: Iterable[str]) -> list[Trial]:
-    """Return the trials of a list: one line of overrides each; empty lines and `#` lines are left out."""
-    kept = [line.split() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    return [trial for words in kept for trial in grid(words)]
 
 
 class Book:
@@ -97,22 +66,44 @@ class Book:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[None]:
+        """Be its only writer inside the block. Raises ConfigError where another process is."""
+        with self.path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"another process is running the sweep in {self.path.parent}. "
+                                  "Fix: wait for it, or end it first") from None
+            yield
+
+    def all(self) -> list[Line]:
+        """Return every line in order; one that a kill cut off is left out."""
+        if not self.path.exists():
+            return []
+        whole = self.path.read_text().split("\n")[:-1]
+        read = [json.loads(text) for text in whole if text.strip()]
+        tuples = [{name: tuple(entry.get(name, ())) for name in ("overrides", "varying")} for entry in read]
+        return [Line(**{**entry, **more}) for entry, more in zip(read, tuples, strict=True)]
+
     def lines(self) -> dict[str, Line]:
         """Return the last line of each trial."""
-        if not self.path.exists():
-            return {}
-        read = [json.loads(text) for text in self.path.read_text().splitlines() if text.strip()]
-        return {entry["trial"]: Line(**{**entry, "overrides": tuple(entry["overrides"])}) for entry in read}
+        return {line.trial: line for line in self.all()}
 
     def add(self, line: Line) -> None:
-        """Append one line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(asdict(line)) + "\n")
+        """Append one line, in the place of one that a kill cut off."""
+        with self.path.open("ab") as file:
+            size = file.tell()
+            if size:
+                file.truncate(self.path.read_bytes().rfind(b"\n") + 1)
+            file.write(json.dumps(asdict(line)).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def missing(self, trials: Sequence[Trial], retry_failed: bool) -> list[Trial]:
         """Return the trials that have not finished; failed ones only where they are to be tried again."""
         lines = self.lines()
-        closed = {"done"} if retry_failed else {"done", "failed"}
+        closed = {DONE, STOPPED} if retry_failed else {DONE, STOPPED, FAILED}
         return [trial for trial in trials if trial.id not in lines or lines[trial.id].status not in closed]
 
 
@@ -124,18 +115,32 @@ def run_all(trials: Sequence[Trial], book: Book, run_trial: RunTrial,
     """
     for trial in trials:
         started = time.monotonic()
-        try:
-            outcome = run_trial(trial)
-            line = line_of(trial, time.monotonic() - started, outcome)
-        except FedrayError as error:
-            line = line_of(trial, time.monotonic() - started, {"status": "failed", "error": str(error)})
+        outcome = guarded(run_trial, trial)
+        line = line_of(trial, time.monotonic() - started, outcome)
         book.add(line)
         yield line
-        if line.status == "interrupted" or (fail_fast and line.status == "failed"):
+        if line.status == INTERRUPTED or (fail_fast and line.status == FAILED):
             return
+
+
+def guarded(run_trial: Callable[[Any], dict[str, Any]], given: Any) -> dict[str, Any]:
+    """Run a trial; an error of any kind becomes its outcome, so that it costs this trial alone."""
+    try:
+        return run_trial(given)
+    except Exception as error:  # noqa: BLE001 (becomes the line of this trial; all others go on)
+        return {"status": FAILED, "error": told(error)}
+
+
+def told(error: Exception) -> str:
+    """Say what an error is: ours in full, of others the class and the line of code, never a value."""
+    if isinstance(error, FedrayError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}; the run's own STATUS says more"
 
 
 def line_of(trial: Trial, seconds: float, outcome: dict[str, Any]) -> Line:
     """Return the book's line for what a trial came to."""
-    return Line(trial=trial.id, name=trial.name, overrides=trial.overrides, status=outcome["status"],
-                seconds=round(seconds, 3), metrics=outcome.get("metrics", {}), error=outcome.get("error", ""))
+    return Line(trial=trial.id, name=trial.name, overrides=trial.overrides, varying=trial.varying,
+                seconds=round(seconds, 3), **outcome)

@@ -20,6 +20,7 @@ import pytest
 
 from fedray import cli, config
 from fedray.sweep import commands as sweep
+from fedray.sweep import planning
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -138,8 +139,8 @@ def test_commands_compose(line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     elif command == "run":
         check_run(words)
     elif command == "sweep":
-        flags, overrides = sweep._parse(words)
-        sweep._check(sweep._trials(flags, overrides), flags)
+        flags, overrides = sweep.parse(words)
+        planning.check(planning.trials_of(flags, overrides), flags)
     elif command == "resume":
         assert words and all(re.fullmatch(r"\w[\w.]*=.+", word) for word in words[1:])
     else:

@@ -27,8 +27,8 @@ def test_a_forecast_counts_processes_data_model_copies_and_rows():
     found = memory.forecast(**SETTINGS)
     assert found.processes == 5 * memory.PROCESS_BYTES + memory.RAY_BYTES  # four packs and the aggregator
     assert found.data == 3 * GIB
-    assert found.model == (3 + 2 * 4) * 10 * MIB + 200 * 10 * MIB  # one kept model for each of all sites
-    assert found.rows == 4 * 50 * 10 * MIB * memory.LANE_FACTOR + 100 * 10 * MIB  # operands kept: 1000 MiB
+    assert found.model == (3 + 5 * 4 + 4) * 10 * MIB + 200 * 10 * MIB  # one kept model for each of all sites
+    assert found.rows == 4 * 1 * 10 * MIB * memory.ROW_COPIES + 100 * 10 * MIB  # operands kept: 1000 MiB
     assert found.total == found.processes + found.data + found.model + found.rows
 
 
@@ -37,19 +37,28 @@ def test_one_process_counts_no_process():
 
 
 def test_sites_without_state_keep_no_model():
-    assert memory.forecast(**{**SETTINGS, "state_slots": 0}).model == 11 * 10 * MIB
+    assert memory.forecast(**{**SETTINGS, "state_slots": 0}).model == 27 * 10 * MIB
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("cohort", 10), ("group_size", 5), ("num_packs", 1), ("model_bytes", MIB)]
+    ("name", "value"), [("cohort", 10), ("num_packs", 1), ("model_bytes", MIB)]
 )
 def test_what_the_refusal_advises_makes_the_run_smaller(name, value):
     assert memory.forecast(**{**SETTINGS, name: value}).total < memory.forecast(**SETTINGS).total
 
 
+def test_a_small_model_has_many_sites_in_a_group_and_a_large_one_is_alone():
+    assert [memory.sites_together(256, size) for size in (400, 66_688, 10 * MIB)] == [256, 51, 1]
+
+
+def test_state_beyond_its_limit_lies_on_disk():
+    many = memory.forecast(**{**SETTINGS, "num_sites": 10**6})
+    assert many.model == 27 * 10 * MIB + 4 * memory.TABLE_BYTES
+
+
 def test_kept_operands_have_a_bound_per_pack():
     large = memory.forecast(**{**SETTINGS, "cohort": 10**6, "num_sites": 10**6})
-    assert large.rows == 4 * 50 * 10 * MIB * memory.LANE_FACTOR + 4 * 256 * MIB
+    assert large.rows == 4 * 1 * 10 * MIB * memory.ROW_COPIES + 4 * memory.KEPT_BYTES
 
 
 def test_what_fits_passes_and_one_byte_less_is_refused_with_every_number():
@@ -58,9 +67,9 @@ def test_what_fits_passes_and_one_byte_less_is_refused_with_every_number():
     with pytest.raises(MemoryForecastError) as caught:
         memory.check(replace(found, available=found.total - 1))
     said = str(caught.value)
-    for number in ("19.07 GiB needed", "processes 1.32 GiB", "site data 3.00 GiB", "model copies 2.06 GiB"):
+    for number in ("7.67 GiB needed", "processes 1.32 GiB", "site data 3.00 GiB", "model copies 2.22 GiB"):
         assert number in said
-    assert "runtime.group_size" in said and len(said.splitlines()) == 1
+    assert "fewer packs" in said and len(said.splitlines()) == 1
 
 
 def test_a_machine_that_does_not_tell_refuses_nothing(monkeypatch):

@@ -6,7 +6,8 @@ import pytest
 
 from fedray import cli
 from fedray.errors import ConfigError, HostError
-from fedray.sweep.trials import Book, Trial, grid, line_of, listed, run_all
+from fedray.sweep.space import grid, listed
+from fedray.sweep.trials import Book, Trial, guarded, line_of, run_all
 
 
 def test_grid_is_every_combination_the_last_axis_fastest():
@@ -78,7 +79,14 @@ def test_interrupt_and_fail_fast_end_a_sweep(tmp_path, status, fail_fast, count)
 
 @pytest.mark.parametrize("words", [["sweep", "seed=0,1", "local.lr=-1,-2"], ["run", "-m", "seed=0,-1"],
                                    ["sweep", "sweep=nothing"], ["sweep", "--list", "missing.txt"],
-                                   ["sweep", "--resume", "nowhere"], ["sweep", "hydra/launcher=joblib"]])
+                                   ["sweep", "--resume", "nowhere"], ["sweep", "hydra/launcher=joblib"],
+                                   ["sweep", "--random", "3", "rounds=2"],
+                                   ["sweep", "--jobs", "0", "seed=0,1"],
+                                   ["sweep", "--random", "2", "--tune", "2", "seed=0,1"],
+                                   ["sweep", "--resume", "runs", "seed=0,1"],
+                                   ["sweep", "local.lr=0.1", "local.lr=0.1,0.2", "local.lr=0.3,0.4"],
+                                   ["run", "-m", "hydra/launcher=joblib", "seed=0,1"],
+                                   ["run", "-m", "hydra.sweeper.params.seed=0", "seed=0,1"]])
 def test_bad_sweep_is_refused_before_anything_is_made(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(words) == 2
@@ -94,3 +102,35 @@ def test_finished_sweep_runs_nothing_again(tmp_path, capsys):
         book.add(line_of(trial, 1.0, {"status": "done", "metrics": {"auroc": 0.8}}))
     assert cli.main(["sweep", "--resume", str(tmp_path), "--json"]) == 0
     assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == ["seed=0", "seed=1"]
+
+
+def test_error_of_other_code_costs_one_trial_and_tells_where_but_no_value():
+    def fail(_):
+        raise KeyError("ward 7")
+    outcome = guarded(fail, None)
+    assert outcome["status"] == "failed" and "ward" not in outcome["error"]
+    assert outcome["error"].startswith("KeyError at test_sweep.py:")
+
+
+def test_line_that_a_kill_cut_off_is_left_out_and_written_over(tmp_path):
+    book, trials = Book(tmp_path / "trials.jsonl"), grid(["seed=0,1"])
+    book.add(line_of(trials[0], 1.0, {"status": "done"}))
+    with book.path.open("a") as file:
+        file.write('{"trial": "cut o')
+    assert book.missing(trials, retry_failed=False) == [trials[1]]
+    book.add(line_of(trials[1], 1.0, {"status": "done"}))
+    assert book.missing(trials, retry_failed=False) == [] and len(book.path.read_text().splitlines()) == 2
+
+
+def test_book_has_one_writer_at_a_time(tmp_path):
+    first, second = Book(tmp_path / "trials.jsonl"), Book(tmp_path / "trials.jsonl")
+    with first.claim(), pytest.raises(ConfigError, match="another process"), second.claim():
+        pass
+    with second.claim():
+        assert second.lines() == {}
+
+
+def test_trial_that_was_stopped_early_is_not_run_again(tmp_path):
+    book, trials = Book(tmp_path / "trials.jsonl"), grid(["seed=0"])
+    book.add(line_of(trials[0], 1.0, {"status": "stopped"}))
+    assert book.missing(trials, retry_failed=True) == []

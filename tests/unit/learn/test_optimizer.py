@@ -122,3 +122,53 @@ def test_optimizer_survives_pickling() -> None:
 def test_impossible_settings_are_refused(wrong) -> None:
     with pytest.raises(ValueError, match="server optimizer"):
         optimizer.adam(**wrong)
+
+
+def with_statistics(seed, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"w": (37, 5), "b": (3,), "bn.mean": (5,)}
+    return tree.flatten(
+        {name: torch.randn(shape, generator=generator, dtype=dtype) for name, shape in shapes.items()},
+        buffers=("bn.mean",),
+    )
+
+
+def whole_buffer_step(rule, x, state, d, lr):
+    """The same formulas over whole buffers, with a temporary for each operation."""
+    cut, name = x.schema.trainable, getattr(rule, "kind", "momentum")
+    kept = {}
+    if name == "momentum":
+        move = rule.beta * state["v"].buffer + d.buffer if rule.beta else d.buffer
+        kept = {"v": move} if rule.beta else {}
+        move = lr * move
+    else:
+        m = rule.beta1 * state["m"].buffer + (1 - rule.beta1) * d.buffer
+        v, square = state["v"].buffer, d.buffer.square()
+        v = {
+            "adagrad": lambda: v + square,
+            "adam": lambda: rule.beta2 * v + (1 - rule.beta2) * square,
+            "yogi": lambda: v - (1 - rule.beta2) * square * torch.sign(v - square),
+        }[name]()
+        kept, move = {"m": m, "v": v}, lr * m / (v.sqrt() + rule.tau)
+    whole = torch.cat([move[:, :cut], d.buffer[:, cut:]], dim=1)
+    inside = torch.zeros_like(whole)
+    for leaf in x.schema.leaves:
+        inside[:, leaf.offset : leaf.offset + leaf.size] = float(leaf.offset < cut)
+    return x.buffer + whole, {name: buffer * inside for name, buffer in kept.items()}
+
+
+@pytest.mark.parametrize("block", [64, 2**16])
+@pytest.mark.parametrize(
+    "make", [optimizer.sgd, optimizer.momentum, optimizer.adam, optimizer.yogi, optimizer.adagrad]
+)
+def test_steps_in_place_have_the_bits_of_whole_buffer_formulas(make, block, monkeypatch) -> None:
+    monkeypatch.setattr(optimizer, "BLOCK", block)
+    rule, x = make(0.3), with_statistics(1)
+    state = rule.init(x)
+    for seed in (2, 3):
+        d = with_statistics(seed)
+        expected, kept = whole_buffer_step(rule.step.__self__, x, state, d, 0.3)
+        found = rule.step(x, state, d)
+        assert torch.equal(found.params.buffer, expected) and found.state.keys() == kept.keys()
+        assert all(torch.equal(found.state[name].buffer, kept[name]) for name in kept)
+        x, state = found.params, found.state

@@ -1,6 +1,8 @@
 """The exact sum: any split, order or nesting gives equal bits, and the mean is as exact as it says."""
 
+import gc
 import math
+import weakref
 from fractions import Fraction
 
 import numpy as np
@@ -11,8 +13,8 @@ from hypothesis import strategies as st
 
 from fedray import tree
 from fedray.errors import FoldError, QuorumError
-from fedray.rows import Column, stack
-from fedray.runtime import fold
+from fedray.rows import Column, Same, expand, stack
+from fedray.runtime import fold, lanes
 
 
 def stacked(rows, dtype=torch.float32):
@@ -107,3 +109,192 @@ def test_sites_with_other_shapes_are_refused():
     b = fold.operand(stack([{"w": torch.ones(3)}]).value, torch.ones(1).double())
     with pytest.raises(FoldError, match="different shapes"):
         fold.merge("delta", [fold.fold(a, (4,)), fold.fold(b, (4,))], (4,))
+
+
+def reference_lanes(matrix, weights, exponent, num_lanes):
+    """Fold as the first version did: whole matrices in float64, lost rows blanked by a copy."""
+    blanked = torch.where((weights == 0).view(-1, 1), torch.zeros((), dtype=matrix.dtype), matrix)
+    rest = torch.ldexp(blanked.to(torch.float64), torch.tensor(26 - exponent))
+    found = torch.empty(num_lanes, matrix.shape[1], dtype=torch.float64)
+    for lane in range(num_lanes):
+        whole = rest.round()
+        torch.mv(whole.t(), weights, out=found[lane])
+        rest = (rest - whole).mul_(float(2**26))
+    return found.numpy()
+
+
+def reference_total(found, exponent):
+    total = np.zeros(found.shape[1])
+    for lane in range(len(found) - 1, -1, -1):
+        total += np.ldexp(found[lane], exponent - 26 * (lane + 1))
+    return total
+
+
+def awkward(k, columns, dtype, spread, seed):
+    """Values over many magnitudes, zeros of both signs, halves, denormals, and the ends of the range."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.randint(-spread, spread + 1, (k, columns), generator=generator).double()
+    matrix = (torch.randn(k, columns, generator=generator, dtype=torch.float64) * 2.0**scale).to(dtype)
+    kinds = torch.randint(0, 12, (k, columns), generator=generator)
+    tiny = 1e-42 if dtype == torch.float32 else 5e-320 if dtype == torch.float64 else 0.0
+    for kind, value in enumerate((0.0, -0.0, 0.5, -1.5, tiny, 2.0**-14)):
+        matrix[kinds == kind] = value
+    return matrix
+
+
+WEIGHTS = {
+    "ones": torch.ones,
+    "mixed": lambda k: torch.arange(k) % 5 * 37,  # the first is zero
+    "large": lambda k: torch.full((k,), 2**26 // k),
+    "all zero": torch.zeros,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64])
+@pytest.mark.parametrize("weigh", WEIGHTS)
+@pytest.mark.parametrize("k", [1, 2, 7, 50])
+def test_the_blocked_fold_has_the_bits_of_the_whole_matrix_fold(k, weigh, dtype, monkeypatch):
+    monkeypatch.setattr(lanes, "WORK_ELEMENTS", 64 * k)  # several blocks, the last one narrower
+    monkeypatch.setattr(lanes, "LEAST_COLUMNS", 1)
+    weights = WEIGHTS[weigh](k).double()
+    num_lanes = fold.LeafSpec((), dtype, None).num_lanes
+    for seed, spread in enumerate((0, 8, 12 if dtype == torch.float16 else 60)):
+        matrix = awkward(k, 157, dtype, spread if dtype.is_floating_point else 20, seed)
+        need = lanes.exponent_of(lanes.largest_of(matrix, weights))
+        assert need == lanes.exponent_of(
+            float(matrix[weights != 0].double().abs().max()) if weights.any() else 0
+        )
+        for exponent in (need, need + 6, 4, 30, 200, -150):
+            if exponent < max(need, -lanes.MAX_EXPONENT):
+                continue
+            found = torch.zeros(num_lanes, 157, dtype=torch.float64)
+            lanes.accumulate(found, [(matrix, weights)], exponent)
+            expected = reference_lanes(matrix, weights, exponent, num_lanes)
+            assert np.array_equal(found.numpy(), expected)
+            total = lanes.total(found.numpy(), exponent, in_place=False)
+            assert total.tobytes() == reference_total(expected, exponent).tobytes()
+
+
+@pytest.mark.parametrize("exponent", [-140, -126, -100, 100, 128, 152, 153, 890])
+def test_grids_at_the_ends_of_float32_have_the_bits_of_the_whole_matrix_fold(exponent):
+    matrix = awkward(3, 40, torch.float32, 0, 1) * 2.0**-20 * (2.0 ** min(exponent, 120))
+    weights = torch.tensor([3.0, 1.0, 1e6], dtype=torch.float64)
+    found = torch.zeros(2, 40, dtype=torch.float64)
+    lanes.accumulate(found, [(matrix, weights)], exponent)
+    assert np.array_equal(found.numpy(), reference_lanes(matrix, weights, exponent, 2))
+
+
+def test_several_operands_add_up_in_the_lanes_that_are_given():
+    blocks = [awkward(k, 33, torch.float32, 3, k) for k in (1, 60, 2, 70)]
+    weights = [torch.arange(len(block)).double() for block in blocks]
+    found = torch.zeros(2, 33, dtype=torch.float64)
+    lanes.accumulate(found, list(zip(blocks[:2], weights[:2], strict=True)), 12)
+    lanes.accumulate(found, list(zip(blocks[2:], weights[2:], strict=True)), 12)
+    expected = reference_lanes(torch.cat(blocks), torch.cat(weights), 12, 2)
+    assert np.array_equal(found.numpy(), expected)
+
+
+def test_a_value_shared_by_all_rows_is_added_once_with_the_total_weight(monkeypatch):
+    shared = Same({"w": torch.randn(5, generator=torch.Generator().manual_seed(3)), "n": 3.0})
+    weights = torch.tensor([5.0, 0.0, 7.0], dtype=torch.float64)
+    expanded = fold.operand(expand(shared, 3), weights)
+    copied = fold.operand({"w": shared.value["w"].repeat(3, 1), "n": expanded.matrices[1]}, weights)
+    rows = []
+    inner = lanes._accumulate
+    monkeypatch.setattr(
+        lanes, "_accumulate", lambda out, found, *rest: (rows.append(len(found[0][1])), inner(out, found, *rest))
+    )
+    a, b = fold.fold(expanded, (4, 4)), fold.fold(copied, (4, 4))
+    assert all(np.array_equal(x, y) for x, y in zip(a.arrays, b.arrays, strict=True))
+    assert rows == [1, 3, 3, 3] and expanded.needs == copied.needs and expanded.nbytes == 20 + 24
+
+
+def test_the_mean_has_the_bits_of_a_division_in_float64_rounded_once():
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        numbers = (
+            torch.randn(1, 70_001, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 1e5
+        )
+        expected = (numbers / 7).to(dtype)
+        assert torch.equal(lanes.divided(numbers, 7, dtype), expected)
+
+
+def frozen(part):
+    for array in part.arrays:
+        array.flags.writeable = False
+    return part
+
+
+def partial(seed, weight=3):
+    operand = fold.operand(
+        {"w": torch.randn(2, 6, generator=torch.Generator().manual_seed(seed))},
+        torch.tensor([1.0, weight - 1.0], dtype=torch.float64),
+    )
+    return fold.fold(operand, (4,))
+
+
+def test_merge_writes_to_no_part_out_of_an_object_store():
+    parts = [frozen(partial(seed)) for seed in range(4)]
+    before = [part.arrays[0].copy() for part in parts]
+    merged = fold.merge("w", parts, (4,))
+    assert np.array_equal(merged.arrays[0], sum(before)) and merged.weight == 12
+    assert all(np.array_equal(part.arrays[0], old) for part, old in zip(parts, before, strict=True))
+
+
+def test_merge_adds_into_the_first_part_that_can_be_written():
+    parts = [frozen(partial(0)), partial(1), frozen(partial(2))]
+    expected = sum(part.arrays[0].copy() for part in parts)
+    merged = fold.merge("w", parts, (4,))
+    assert merged.arrays[0] is parts[1].arrays[0] and np.array_equal(merged.arrays[0], expected)
+
+
+def test_rows_of_lone_sites_and_lanes_merge_to_the_bits_of_one_fold():
+    rows = torch.randn(4, 6, generator=torch.Generator().manual_seed(5))
+    weights = torch.tensor([3.0, 1.0, 9.0, 2.0], dtype=torch.float64)
+    whole = fold.operand({"w": rows}, weights)
+    parts = [fold.single(whole, 0), fold.fold(fold.operand({"w": rows[1:3]}, weights[1:3]), (4,))]
+    parts.append(fold.single(whole, 3))
+    merged = fold.merge("w", [frozen(part) for part in parts], (4,))
+    assert np.array_equal(merged.arrays[0], fold.fold(whole, (4,)).arrays[0])
+
+
+def test_an_exact_sum_lies_in_its_own_part_and_a_frozen_part_stays_as_it_is():
+    free, kept = partial(1), frozen(partial(1))
+    before = kept.arrays[0].copy()
+    a = fold.result(free, (4,), is_exact=True).value["w"]
+    b = fold.result(kept, (4,), is_exact=True).value["w"]
+    assert torch.equal(a, b) and a.numpy().base is not None
+    assert np.shares_memory(a.numpy(), free.arrays[0]) and np.array_equal(kept.arrays[0], before)
+
+
+def test_a_sum_and_its_mean_are_gone_when_nobody_holds_them_without_the_garbage_collector():
+    gc.disable()
+    try:
+        total = fold.result(partial(1), (4,), is_exact=True)
+        mean = total.divided_by(3)
+        held = [weakref.ref(total.value["w"]), weakref.ref(mean["w"])]
+        del total, mean
+        assert [reference() for reference in held] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_the_next_grid_is_that_of_the_largest_mean():
+    part = partial(2, weight=7)
+    value = fold.result(part, (4,), is_exact=True).value
+    exponent = math.frexp(float((value["w"] / 7).abs().max()))[1]
+    assert fold.next_exponents(value, part) == (exponent + fold.HEADROOM_BITS,)
+
+
+def test_a_fast_sum_is_one_float32_buffer_and_numbers_beside_it_stay_exact():
+    rows = [[0.5, 2.0, -1.0], [1.5, 0.25, 3.0], [float("nan")] * 3]
+    weights = torch.tensor([2.0, 3.0, 0.0], dtype=torch.float64)
+    operand = fold.operand(stacked(rows).value, weights, "fast")
+    assert operand.needs[0] == lanes.NO_NEED and operand.needs[1] == 1
+    part = fold.fold(operand, (4, 30))
+    assert [(array.dtype, array.shape) for array in part.arrays] == [
+        (np.float32, (1, 32)),
+        (np.float64, (3, 1)),
+    ]
+    mean = fold.result(fold.merge("x", [part, fold.fold(operand, (4, 30))], (4, 30)), (4, 30), True)
+    assert mean.divided_by(10)["delta"]["w"].tolist() == pytest.approx([1.1, 0.95, 1.4], rel=1e-6)
+    assert mean.divided_by(10)["loss"] == 1.1

