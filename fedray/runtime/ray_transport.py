@@ -221,7 +221,7 @@ def federate_here(
     packs: int | None = None,
     sites_per_actor: int | None = None,
     regions: Tree | None = None,
-    group_size: int = 50,
+    group_size: int = 256,
     allow_empty: bool = False,
     num_cpus: int | None = None,
 ) -> Federation:
