@@ -165,18 +165,38 @@ def _run(words: list[str]) -> int:
         return DONE
     composed = config.compose_run(rest, flags.config_dir, flags.allow)
     config.check(composed.config)
-    if not flags.json and composed.config.runtime.kind.value != "in_process":
-        print("starting Ray and opening the sites ...", file=sys.stderr, flush=True)
-    from fedray.experiment import start
-    return _finish(start(composed, live=not flags.json), flags.json)
+    from fedray import phases
+    from fedray.experiment import asked_for
+    phases.ended("configuration composed and checked")
+    return _train(asked_for(composed), flags.json)
 
 
 def _resume(words: list[str]) -> int:
     flags, rest = _flags(words)
     if not rest or "=" in rest[0] or rest[0].startswith("-"):
         raise errors.ConfigError("resume needs a run's directory. Fix: fedray resume runs/latest [rounds=N]")
-    from fedray.experiment import resume
-    return _finish(resume(rest[0], rest[1:], flags.allow, live=not flags.json), flags.json)
+    from fedray.experiment import asked_again
+    return _train(asked_again(rest[0], rest[1:], flags.allow), flags.json)
+
+
+def _train(asked: Any, as_json: bool) -> int:
+    """Train here, or in a process that holds the aggregator where the sites are on Ray; return the exit code.
+
+    Neither torch nor Ray is loaded here in the second case.
+    """
+    if not asked.is_on_ray:
+        from fedray import experiment
+        from fedray.live import view
+        return _finish(experiment.run(asked, experiment.build(asked), None if as_json else view), as_json)
+    from fedray import session
+    running = session.launch(asked, is_shown=not as_json)
+    if not as_json:
+        print("starting Ray and opening the sites ...", file=sys.stderr, flush=True)
+    from fedray.live import view
+    try:
+        return _finish(running.follow(view), as_json)
+    except session.Crashed:
+        return FAILED
 
 
 def _finish(outcome: Any, as_json: bool) -> int:

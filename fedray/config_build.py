@@ -74,9 +74,16 @@ class Experiment:
         """Whether columns are brought to one scale over all sites before training."""
         return bool(self.tree["data"].get("standardise", False))
 
-    def federate(self) -> Any:
-        """Open the federation: start processes, or join the cluster. The caller closes it."""
+    def federate(self, here: bool = False) -> Any:
+        """Open the federation: start processes, or join the cluster. The caller closes it.
+
+        On Ray the aggregator has a process of its own, or is in this one where `here` says so.
+        """
         options = _runtime_options(self.tree, self.data)
+        if here:
+            from fedray.runtime import ray_transport
+            return ray_transport.federate_here(self.data, self.tree["runtime"].get("address", "local"),
+                                               **options)
         if self.tree["runtime"]["kind"] == "cluster":
             return fr.connect(self.tree["runtime"]["address"], self.data, **options)
         kind = "ray" if self.tree["runtime"]["kind"] == "ray" else "in_process"

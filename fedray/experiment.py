@@ -1,31 +1,32 @@
 """Run a configuration from the first check to the last file: what `fedray run` and `fedray resume` do.
 
+    asked = asked_for(composed)        plain values; loads neither torch nor Ray
+    run(asked, build(asked), show)     in this process, or in one of its own: see session.py
+
 Nothing is written before every part is built and every site has answered: bad input leaves nothing behind.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 import fedray as fr
-from fedray import config, track
-from fedray.config import Composed
-from fedray.config_build import Experiment
-from fedray.core.rewrite import policies
-from fedray.data.prepare import Preparation, contract_of
-from fedray.data.scaling import standardising
+from fedray import phases, track
 from fedray.errors import ConfigError, DataError
-from fedray.live import view as live_view
-from fedray.report import page
 from fedray.rundir import RunDirectory
-from fedray.runtime.checkpoint import Checkpoints
+
+if TYPE_CHECKING:
+    import torch
+
+    from fedray.config import Composed
+    from fedray.config_build import Experiment
+    from fedray.data.prepare import Preparation
 
 log = logging.getLogger(__name__)
+Show = Callable[..., Any]  # (title, rounds, directory=...) -> a view as in live.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,61 +50,133 @@ class Outcome:
                 if isinstance(value, (int, float))}
 
 
-def start(composed: Composed, live: bool = True, *, keep: Any = None, tracker: Any = None) -> Outcome:
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A checked configuration as plain values, which another process reads without Hydra."""
+
+    tree: Mapping[str, Any]
+    yaml: str
+    digest: str
+    overrides: tuple[str, ...]
+    run_dir: Path
+    is_resumed: bool = False
+
+    @property
+    def is_on_ray(self) -> bool:
+        """Whether the sites are in processes of Ray."""
+        return bool(self.tree["runtime"]["kind"] != "in_process")
+
+
+def asked_for(composed: "Composed") -> Asked:
+    """Return what a checked configuration asks for: a run in a new directory."""
+    from fedray import config
+    given = composed.config
+    return Asked(tree=config.to_plain(given), yaml=config.to_yaml(given), digest=config.config_hash(given),
+                 overrides=composed.overrides, run_dir=composed.run_dir)
+
+
+def asked_again(path: str | Path, overrides: Sequence[str] = (), allow: Sequence[str] = ()) -> Asked:
+    """Return what going on with a run asks for. Raises ConfigError where too much is changed.
+
+    Code of own packages must be allowed again: a run directory is data, also one that came from elsewhere.
+    """
+    from fedray import config
+    folder = RunDirectory.open(path)
+    changed = config.recompose(folder.config_yaml, overrides, allow)
+    config.check(changed)
+    return Asked(tree=config.to_plain(changed), yaml=config.to_yaml(changed),
+                 digest=config.config_hash(changed), overrides=tuple(overrides), run_dir=Path(path),
+                 is_resumed=True)
+
+
+def start(composed: "Composed", live: bool = True, *, keep: Any = None, tracker: Any = None) -> Outcome:
     """Run a checked configuration in a new directory.
 
     A sweep hands over `keep`, which answers with data that is open already, and a tracker of its own.
     Raises ConfigError or DataError before the directory is made where a part or a site cannot be used.
     """
-    experiment = config.build(composed.config, keep)
-    with experiment.federate() as federation:
-        ready = prepare(experiment, federation)
-        given = composed.config
-        run = RunDirectory.create(given.runs_dir, given.name, config.to_yaml(given), composed.overrides,
-                                  given.seed, path=composed.run_dir, config_hash=config.config_hash(given))
-        return _train(ready, federation, run, live=live, resume=False, also_tell=tracker)
+    asked = asked_for(composed)
+    return run(asked, build(asked, keep), _screen(live), also_tell=tracker)
 
 
 def resume(path: str | Path, overrides: Sequence[str] = (), allow: Sequence[str] = (),
            live: bool = True) -> Outcome:
-    """Go on with a run in its own directory; `rounds`, `runtime`, `tracker` and `report` may change.
+    """Go on with a run in its own directory; `rounds`, `runtime`, `tracker` and `report` may change."""
+    asked = asked_again(path, overrides, allow)
+    return run(asked, build(asked), _screen(live))
 
-    Code of own packages must be allowed again: a run directory is data, also one that came from elsewhere.
-    """
-    run = RunDirectory.open(path)
-    changed = config.recompose(run.config_yaml, overrides, allow)
-    config.check(changed)
-    experiment = config.build(changed)
-    if run.status[0] == "done" and not overrides:
-        raise ConfigError(f"{path} is done, {experiment.rounds} rounds. "
-                          f"Fix: fedray resume {path} rounds={2 * experiment.rounds}")
-    done = max(Checkpoints(run.checkpoints).rounds(), default=-1) + 1
-    if experiment.rounds <= done:
-        raise ConfigError(f"{path} has done {done} rounds and rounds={experiment.rounds} asks for no more. "
+
+def _screen(live: bool) -> Show | None:
+    from fedray.live import view
+    return view if live else None
+
+
+def build(asked: Asked, keep: Any = None) -> "Experiment":
+    """Build every part, which loads torch. Raises ConfigError or DataError where one cannot be made."""
+    from fedray.config_build import build_experiment
+    phases.ended("torch imported")
+    experiment = build_experiment(asked.tree, keep)
+    phases.ended("data set and model made")
+    if asked.is_resumed:
+        _refuse_what_is_done(RunDirectory.open(asked.run_dir), asked, experiment.rounds)
+    return experiment
+
+
+def _refuse_what_is_done(folder: RunDirectory, asked: Asked, rounds: int) -> None:
+    from fedray.runtime.checkpoint import Checkpoints
+    path = asked.run_dir
+    if folder.status[0] == "done" and not asked.overrides:
+        raise ConfigError(f"{path} is done, {rounds} rounds. Fix: fedray resume {path} rounds={2 * rounds}")
+    done = max(Checkpoints(folder.checkpoints).rounds(), default=-1) + 1
+    if rounds <= done:
+        raise ConfigError(f"{path} has done {done} rounds and rounds={rounds} asks for no more. "
                           f"Fix: fedray resume {path} rounds={2 * done}")
-    with experiment.federate() as federation:
+
+
+def run(asked: Asked, experiment: "Experiment", show: Show | None, *, here: bool = False,
+        also_tell: Any = None) -> Outcome:
+    """Train; `here` keeps the aggregator of a run on Ray in this process; `also_tell` is a tracker more."""
+    with experiment.federate(here) as federation:
+        phases.ended("processes asked for")
         ready = prepare(experiment, federation)
-        run.add_overrides(overrides)
-        run.write("config.yaml", config.to_yaml(changed))
-        run.set_status("running")
-        return _train(ready, federation, run, live=live, resume=True)
+        phases.ended("sites answered, columns prepared")
+        folder = _again(asked) if asked.is_resumed else _made(asked)
+        phases.ended("run directory made")
+        return _train(ready, federation, folder, show=show, resume=asked.is_resumed,
+                      also_tell=also_tell)
+
+
+def _made(asked: Asked) -> RunDirectory:
+    tree = asked.tree
+    return RunDirectory.create(tree["runs_dir"], tree["name"], asked.yaml, asked.overrides, tree["seed"],
+                               path=asked.run_dir, config_hash=asked.digest)
+
+
+def _again(asked: Asked) -> RunDirectory:
+    folder = RunDirectory.open(asked.run_dir)
+    folder.add_overrides(asked.overrides)
+    folder.write("config.yaml", asked.yaml)
+    folder.set_status("running")
+    return folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
     """An experiment whose sites have answered, and the programs that read them before the first round."""
 
-    experiment: Experiment
-    preparation: Preparation | None
-    programs: tuple[fr.Algorithm, ...]
+    experiment: "Experiment"
+    preparation: "Preparation | None"
+    programs: "tuple[fr.Algorithm, ...]"
 
 
-def prepare(experiment: Experiment, federation: Any) -> Ready:
+def prepare(experiment: "Experiment", federation: Any) -> Ready:
     """Open every site, and bring columns to one scale over all sites where that is asked for.
 
     Two federated sums over training rows fit the preparation; no row moves. The prepared columns may be more:
     indicators of what is missing. Raises DataError where the sites' data cannot be trained on.
     """
+    from fedray.core.rewrite import policies
+    from fedray.data.scaling import standardising
     fr.compile(experiment.training.algorithm, experiment.passes, experiment.schedule)  # refuses early
     for evaluation in experiment.training.evaluate.values():
         fr.compile(evaluation, policies(experiment.passes))
@@ -119,8 +192,10 @@ def prepare(experiment: Experiment, federation: Any) -> Ready:
                  programs=(*programs, program))
 
 
-def _refuse_one_class(experiment: Experiment, federation: Any) -> tuple[fr.Algorithm, ...]:
+def _refuse_one_class(experiment: "Experiment", federation: Any) -> "tuple[fr.Algorithm, ...]":
     """Raise DataError where all training rows together hold one class only; return what counted them."""
+    from fedray.core.rewrite import policies
+    from fedray.data.prepare import contract_of
     data = experiment.data
     if data.outcome == "number":
         return ()
@@ -134,7 +209,7 @@ def _refuse_one_class(experiment: Experiment, federation: Any) -> tuple[fr.Algor
     return (program,)
 
 
-def label_counts(num_classes: int) -> fr.Algorithm:
+def label_counts(num_classes: int) -> "fr.Algorithm":
     """Count the training rows of each class over all sites; one sum leaves a site."""
     def round(server: Any, site: Any) -> fr.Outputs:
         counts = fr.sum(fr.map(_Count(num_classes), site.data), name="label_counts")
@@ -146,17 +221,19 @@ def label_counts(num_classes: int) -> fr.Algorithm:
 class _Count:
     num_classes: int
 
-    def __call__(self, data: Any) -> dict[str, torch.Tensor]:
+    def __call__(self, data: Any) -> dict[str, "torch.Tensor"]:
+        import torch
         labels = data.train["y"].to(torch.int64).reshape(-1)
         return {"rows": torch.bincount(labels, minlength=self.num_classes).to(torch.float64)}
 
 
-def _train(ready: Ready, federation: Any, run: RunDirectory, *, live: bool, resume: bool,
-           also_tell: Any = None) -> Outcome:
+def _train(ready: Ready, federation: Any, run: RunDirectory, *, show: Show | None, resume: bool,
+           also_tell: Any) -> Outcome:
+    from fedray.runtime.checkpoint import Checkpoints
     experiment = ready.experiment
     training, tree = experiment.training, experiment.tree
     also = [fr.compile(program) for program in (*ready.programs, *training.evaluate.values())]
-    view = live_view(_title(experiment), experiment.rounds, directory=str(run.path)) if live else None
+    view = show(_title(experiment), experiment.rounds, directory=str(run.path)) if show else None
     tracker = track.combine(run.plan_tracker(also), _tracker(experiment, run), view, also_tell)
     every, keep = tree["checkpoint"]["every_s"], tree["checkpoint"]["keep"]
     with _noted(run), run.log():
@@ -189,26 +266,27 @@ def _noted(run: RunDirectory) -> Iterator[None]:
         raise
 
 
-def _report(experiment: Experiment, run: RunDirectory) -> str:
+def _report(experiment: "Experiment", run: RunDirectory) -> str:
     """Write the page where it is asked for; return the line that says what to open."""
     if not experiment.tree["report"].get("html"):
         return f"in {run.path}"
+    from fedray.report import page
     if not page.is_available():
         return f"in {run.path}; a page to read: pip install 'fedray[report]', then fedray report {run.path}"
     return f"open {page.write(run.path)}"
 
 
-def _title(experiment: Experiment) -> str:
+def _title(experiment: "Experiment") -> str:
     model = experiment.tree["model"]["_target_"].rsplit(".")[-1]
     return f"{experiment.name} · {experiment.training.algorithm.name} · {model}"
 
 
-def _tracker(experiment: Experiment, run: RunDirectory) -> Any:
+def _tracker(experiment: "Experiment", run: RunDirectory) -> Any:
     settings = experiment.tree["tracker"]
     return track.jsonl(run.path, suppress=False) if settings else None
 
 
-def _facts(experiment: Experiment, preparation: Preparation | None) -> dict[str, Any]:
+def _facts(experiment: "Experiment", preparation: "Preparation | None") -> dict[str, Any]:
     """Return what result.json and model.json say beyond the result itself."""
     tree, data = experiment.tree, experiment.data
     model = {"kind": tree["model"]["_target_"].rsplit(".", 1)[-1], "settings": dict(tree["model"])}

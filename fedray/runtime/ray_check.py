@@ -6,7 +6,7 @@ import ray
 from ray import exceptions as ray_errors
 
 from fedray.errors import HostError
-from fedray.runtime.ray_transport import start_ray
+from fedray.runtime.ray_start import start_ray
 
 TASK_PATIENCE_S = 60.0
 

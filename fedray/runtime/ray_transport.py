@@ -1,13 +1,8 @@
-"""Ray as a transport: start-up, one `put` per stage, `ray.wait` in completion order, actors that start again.
+"""Ray as a transport: one `put` per stage, `ray.wait` in completion order, actors that start again.
 
-Never an implicit address: `address="local"` starts a Ray of our own, another address joins a cluster that
-runs. A Ray that this process has started is used again by the next federation, so that a sweep starts it
-once.
+Ray itself is started in ray_start.py.
 """
 
-import logging
-import os
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,19 +11,20 @@ import ray
 from ray import exceptions as ray_errors
 
 from fedray.errors import HostError
-from fedray.runtime.federation import Federation, HostSpec, Topology, Tree
+from fedray.runtime.federation import (
+    Federation,
+    HostSpec,
+    Topology,
+    Tree,
+    as_openers,
+    declared_regions,
+    make_region,
+)
 from fedray.runtime.ray_actors import AggregatorActor, Box, HostActor
+from fedray.runtime.ray_start import start_ray
+from fedray.runtime.round import Aggregator
 from fedray.runtime.transport import Lost
 
-# one thread per pack; keep freed memory, for large states are else page-faulted each round
-WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": "1073741824",
-    "MALLOC_TRIM_THRESHOLD_": "1073741824",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # the default of 15 starves the packs on a machine that does anything else
-}
 START_TIMEOUT_S = 300.0
 GONE = (
     ray_errors.RayActorError,
@@ -38,37 +34,6 @@ GONE = (
     ray_errors.ObjectLostError,
     ray_errors.OwnerDiedError,
 )
-
-
-def start_ray(address: str, num_cpus: int | None = None) -> None:
-    """Start a Ray of our own (`local`) or join the one at `address`; do nothing where this process has one
-    already.
-
-    Raises HostError where it does not start or answer.
-    """
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    saved = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
-    os.environ.update(WORKER_ENVIRONMENT)  # inherited by the workers, given back below
-    try:
-        if address == "local":
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-            ray.init(address="local", num_cpus=num_cpus or os.cpu_count(), include_dashboard=False, **quiet)
-        else:
-            ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise HostError(
-            f"Ray at {address!r} did not start or answer ({type(error).__name__}): check it with "
-            "`fedray doctor`; runtime=in_process needs no Ray"
-        ) from error
-    finally:
-        for name, value in saved.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 class RayTransport:
@@ -228,6 +193,11 @@ def _num_cpus() -> int:
     return int(resources().get("CPU", 2))
 
 
+def aggregator_here(specs: Sequence[HostSpec], regions: Mapping[str, str]) -> Aggregator:
+    """Make an aggregator in this process whose hosts are actors."""
+    return Aggregator(make_region("aggregator", specs, make_transport), regions)
+
+
 def federate(
     data: Mapping[str, Callable[[], Any]],
     topology: Topology,
@@ -235,9 +205,30 @@ def federate(
     address: str,
     regions: Mapping[str, str],
     num_cpus: int | None,
+    aggregator: Callable[[Sequence[HostSpec], Mapping[str, str]], Any] = RemoteAggregator,
 ) -> Federation:
     """Make a federation of Ray actors: an aggregator, and packs and regions below it."""
     start_ray(address, num_cpus)
     cpus = max(2, _num_cpus())
     specs = topology.specs(data, layout, cpus)
-    return Federation(RemoteAggregator(specs, regions), specs, tuple(data), "ray", regions=regions)
+    return Federation(aggregator(specs, regions), specs, tuple(data), "ray", regions=regions)
+
+
+def federate_here(
+    data: Mapping[str, Any],
+    address: str,
+    *,
+    packs: int | None = None,
+    sites_per_actor: int | None = None,
+    regions: Tree | None = None,
+    group_size: int = 256,
+    allow_empty: bool = False,
+    num_cpus: int | None = None,
+) -> Federation:
+    """Run every site on Ray with the aggregator in this process; options as in `simulate` and `connect`.
+
+    For a process that does nothing else: it holds the server's state, and its `fit` sees every byte of it.
+    """
+    topology = Topology(packs, sites_per_actor, group_size, allow_empty)
+    declared = declared_regions(data, regions)
+    return federate(as_openers(data), topology, regions, address, declared, num_cpus, aggregator_here)
