@@ -120,6 +120,21 @@ def _row(value: Any, index: int) -> Any:
     return tree.rebuild(value, [_row(child, index) for _, child in tree.children(value)])
 
 
+def only(value: Any, index: int) -> Any:
+    """Return a stacked value that holds one row alone, in the form that it has among others."""
+    if isinstance(value, tree.Flat):
+        return value.row(index)
+    if isinstance(value, Tensor):
+        return value[index : index + 1]
+    if isinstance(value, Column):
+        return Column(value.numbers[index : index + 1], value.is_whole)
+    if isinstance(value, Ragged):
+        return Ragged(value.items[index : index + 1])
+    if tree.is_leaf(value):
+        return value
+    return tree.rebuild(value, [only(child, index) for _, child in tree.children(value)])
+
+
 def stack(values: Sequence[Any]) -> Rows:
     """Stack one value per row; structures that differ between rows are kept as they are."""
     return Rows(_stack(list(values)))

@@ -169,7 +169,7 @@ class Interpreter:
 
 
 def _one(operand: Tagged, row: int) -> Tagged:
-    return operand if isinstance(operand, Same) else rows.stack([rows.row(operand, row)])
+    return operand if isinstance(operand, Same) else Rows(rows.only(operand.value, row))
 
 
 def _need(fn: Callable[..., Any] | None) -> Callable[..., Any]:
