@@ -20,7 +20,7 @@ from fedray.runtime import checkpoint
 from fedray.runtime.folded import Folded
 from fedray.runtime.host import Commit, Contribution, Load, StageCall
 from fedray.runtime.interpret import Interpreter
-from fedray.runtime.memory import sites_together
+from fedray.runtime.memory import LARGE_BYTES, keep_freed_memory, sites_together
 from fedray.runtime.plan import Plan, lane_names
 from fedray.runtime.site_table import SiteTable
 
@@ -184,6 +184,8 @@ class Pack:
         """Return how many sites are interpreted together: as many rows as stay in the processor's cache."""
         leaves = [leaf for value in downlink.values() for _, leaf in tree.leaves(value)]
         row = max((tree.nbytes(leaf) for leaf in leaves if isinstance(leaf, tree.Flat)), default=1)
+        if row >= LARGE_BYTES:
+            keep_freed_memory()
         return sites_together(self.group_size, row)
 
     def _groups_of(self, call: StageCall, plan: Plan, size: int) -> list[Group]:

@@ -1,7 +1,8 @@
 """fedray as a user runs it: `fr.fit` over the workload's sites, in this process or on Ray with two packs.
 
 The fourth word says which: `in_process`, `ray` (both with the default tracker and a checkpoint, in a
-directory of their own) or `bare` (in process, with neither). fedray draws batch order and cohorts from its
+directory of their own) or `bare` (in process, with neither). W4's model is what `fold="fast"` (sums in
+float32) is for: the first two use it there, `bare` keeps the exact sum. fedray draws batch order and cohorts from its
 own keys, so its learning check compares the metric, not bits.
 """
 
@@ -99,6 +100,7 @@ def fit(path: str, report: reporting.Report, mode: str, run: Path) -> Any:
     with fr.simulate(dataset(path, data), **runtime) as federation:
         return fr.fit(fr.algorithms.fedavg(local), federation, init=init, rounds=report.rounds,
                       schedule=fr.synchronous(cohort=workload.cohort),
+                      fold="fast" if workload.name == "w4" and not is_bare else "exact",
                       tracker=lines if is_bare else track.combine(track.jsonl(run), lines),
                       checkpoint=None if is_bare else Checkpoints(run / "checkpoints"))
 
