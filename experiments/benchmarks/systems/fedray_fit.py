@@ -2,8 +2,8 @@
 
 The fourth word says which: `in_process`, `ray` (both with the default tracker and a checkpoint, in a
 directory of their own) or `bare` (in process, with neither). W4's model is what `fold="fast"` (sums in
-float32) is for: the first two use it there, `bare` keeps the exact sum. fedray draws batch order and cohorts from its
-own keys, so its learning check compares the metric, not bits.
+float32) is for: the first two use it there, `bare` keeps the exact sum. fedray draws batch order and cohorts
+from its own keys, so its learning check compares the metric, not bits.
 """
 
 import sys
