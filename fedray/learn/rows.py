@@ -15,6 +15,7 @@ from fedray.learn.batches import Batch, steps_of, training_rows
 from fedray.learn.chain import Chain, chain_of
 from fedray.learn.heads import Head, head_of
 from fedray.learn.layout import WIDE, Layout, is_wide, layout
+from fedray.learn.mapped import mapped_chain
 from fedray.learn.models import Model
 from fedray.learn.stacked import Extras, OneStep, Training
 from fedray.learn.update import Update
@@ -49,14 +50,16 @@ def stackable(local: "LocalTraining") -> Stackable | str:
         return "the model has several inputs"
     if local.amp:
         return "mixed precision"
-    chain = chain_of(model.module)
+    chain = mapped_chain(local) if local.form == "vmap" else chain_of(model.module)
+    if isinstance(chain, str):
+        return chain
     if chain is None:
         return f"{type(model.module).__name__} has a layer without a stacked form"
     if local.record_clip is not None and not chain.can_clip_records:
         return "record-level clipping of embeddings"
     if model.task == "classes" and local.pos_weight is not None and is_wide(local.batch_size):
         return f"class weights over batches of more than {WIDE} rows"
-    head = head_of(model.task, chain.outputs, local.pos_weight)
+    head = head_of(model.task, chain.outputs or 1, local.pos_weight)  # 0: known from the first rows
     if head is None:
         return f"{chain.outputs} outputs for a {model.task} outcome"
     return Stackable(chain, head, model.functional.start().schema)
