@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedray import tree
-from fedray.learn.batches import Batch, steps_of, training_rows
+from fedray.learn.batches import Batch, steps_of, training_rows, valid_rows
 from fedray.learn.chain import Chain, chain_of
 from fedray.learn.heads import Head, head_of
 from fedray.learn.layout import WIDE, Layout, is_wide, layout
@@ -19,6 +19,7 @@ from fedray.learn.mapped import mapped_chain
 from fedray.learn.models import Model
 from fedray.learn.stacked import Extras, OneStep, Training
 from fedray.learn.update import Update
+from fedray.learn.watched import Watched
 from fedray.rng import Key
 from fedray.rows import Column, Group, Ragged, Rows, Same, Tagged, column
 from fedray.tree import Flat
@@ -100,8 +101,8 @@ def train_rows(
     given: Mapping[str, Tagged],
 ) -> Update:  # fmt: skip
     """Train the sites of a group and return their updates as rows; `given` are a `LocalUpdate`'s extras."""
-    k, keys = group.k, _items(rng, group.k)
-    rows = [training_rows(item) for item in _items(data, k)]
+    k, keys, items = group.k, _items(rng, group.k), _items(data, group.k)
+    rows = [training_rows(item) for item in items]
     most = _numbers(given.get("steps"), k, local.steps)
     sizes, taken = steps_of(rows, local.batch_size, local.epochs, most)
     schema = params.value.schema if isinstance(params.value, Flat) else how.schema
@@ -113,11 +114,16 @@ def train_rows(
     for part in parts:
         shape = [sizes[i] for i in part], [taken[i] for i in part]
         plan = _layout(group, *shape, local, rows[0], schema.dtype)
-        kind = OneStep if part[0] in lone else Training
+        kind = OneStep if part[0] in lone else Training if local.patience is None else Watched
         training = _training(group, kind, local, how, schema, start.device, len(part), plan.width)
         training.begin(plan, _of(part, k, start), _extras_of(part, k, extras), [keys[i] for i in part])
+        if isinstance(training, Watched):
+            training.watch([valid_rows(items[i]) for i in part])
         training.run([rows[i] for i in part])
         found.append((training.delta(), training.mean_loss()))
+        if isinstance(training, Watched):
+            for i, steps in zip(part, training.steps_taken(), strict=True):
+                taken[i] = steps
     at = [i for part in parts for i in part]
     delta, loss = (_joined(parts_of, at) for parts_of in zip(*found, strict=True))
     numbers: Any = (column(sizes), column(taken), {"loss": Column(loss, False)})
