@@ -96,6 +96,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "local.prox": (lambda v: v >= 0, "0 or more", 0.0),
     "local.clip_norm": (lambda v: v > 0, "above 0, or null", "null"),
     "local.pos_weight": (lambda v: v > 0, "above 0, or null", "null"),
+    "local.patience": (lambda v: v >= 1, "at least 1, or null", "null"),
     "algorithm.mu": (lambda v: v >= 0, "0 or more", 0.01),
     "algorithm.prox": (lambda v: v >= 0, "0 or more", 0.1),
     "algorithm.server_lr": (lambda v: v > 0, "above 0", 1.0),

@@ -119,6 +119,8 @@ class Sgd:
     """Largest norm of the gradient of one row."""
     form: str = "auto"
     """How the sites of a group are trained: auto, stacked, vmap or loop."""
+    patience: int | None = None
+    """Epochs without a lower loss on the site's validation rows after which it stops; null takes all."""
 
 
 @dataclass
@@ -158,6 +160,8 @@ class Adamw:
     """Largest norm of the gradient of one row."""
     form: str = "auto"
     """How the sites of a group are trained: auto, stacked, vmap or loop."""
+    patience: int | None = None
+    """Epochs without a lower loss on the site's validation rows after which it stops; null takes all."""
 
 
 

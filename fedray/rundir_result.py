@@ -63,14 +63,13 @@ def summary(run: "RunDirectory", result: Any, extras: Mapping[str, Any]) -> dict
         "config_sha256": env["config_sha256"],
         "plan": {"name": result.plan.name, "digest": result.plan.digest},
         "params_sha256": result.params_sha256,
+        "row_invariant": result.row_invariant,
         "suppressed": suppress,
         "failures": failures(done),
         "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    threshold = extras.get("threshold", THRESHOLD)
-    threshold = (
-        dict(threshold) if isinstance(threshold, Mapping) else {**THRESHOLD, "value": float(threshold)}
-    )
+    given = extras.get("threshold", THRESHOLD)
+    threshold = dict(given) if isinstance(given, Mapping) else {**THRESHOLD, "value": float(given)}
     for split in ("test", "valid", "server"):
         record = next((each for each in reversed(result.evaluations) if each.split == split), None)
         told[split] = evaluation(record, threshold, suppress) if record is not None else None

@@ -20,6 +20,12 @@ def training_rows(data: Any) -> Batch:
     return data.train if hasattr(data, "train") else data
 
 
+def valid_rows(data: Any) -> Batch | None:
+    """Return the validation rows of a site, None where it has none."""
+    rows = getattr(data, "valid", None)
+    return rows if rows is not None and num_rows(rows) else None
+
+
 def num_rows(rows: Batch) -> int:
     """Return how many rows the columns have."""
     return int(next(iter(rows.values())).shape[0]) if len(rows) else 0

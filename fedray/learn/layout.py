@@ -102,7 +102,7 @@ def layout(
     )
     is_whole = batch == size
     is_static = bool(is_whole.all())
-    draws = np.where(is_whole, size, _rows_drawn(size, taken, batch))
+    draws = np.where(is_whole, size, rows_drawn(size, taken, batch))
     starts = np.concatenate([[0], np.cumsum(draws)])
     chunks, step, block, site = _moves(taken, wide, is_static, max(1, CHUNK_BYTES // (width * row_bytes)))
     begin, length = _batches(step, batch[site], size[site])
@@ -154,7 +154,7 @@ def _batches(step: np.ndarray, batch: np.ndarray, size: np.ndarray) -> tuple[np.
     return begin, np.minimum(batch, size - within * batch)
 
 
-def _rows_drawn(size: np.ndarray, steps: np.ndarray, batch: np.ndarray) -> np.ndarray:
+def rows_drawn(size: np.ndarray, steps: np.ndarray, batch: np.ndarray) -> np.ndarray:
     """Return how many rows a site's order holds: whole epochs, and what its last one begins."""
     per_epoch = np.maximum(-(-size // np.maximum(batch, 1)), 1)
     return steps // per_epoch * size + np.minimum(steps % per_epoch * batch, size)

@@ -14,19 +14,20 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedray import tree
 from fedray.learn import dropout
-from fedray.learn.batches import Batch, batches, count_steps, num_rows, training_rows
+from fedray.learn.batches import Batch, batches, count_steps, num_rows, training_rows, valid_rows
+from fedray.learn.descent import Descent, Pull
 from fedray.learn.losses import PosWeight, check_pos_weight
 from fedray.learn.models import Model
 from fedray.learn.rows import Stackable, stackable, train_rows
 from fedray.learn.rules import AdamWRule, Rule, SgdRule
-from fedray.learn.stacked import CLIP_EPS
+from fedray.learn.stopping import Watch
 from fedray.learn.update import Update
 from fedray.rng import Key
 from fedray.rows import Group, Tagged
@@ -43,115 +44,6 @@ class KeptUpdate:
 
     update: Update
     state: dict[str, Any]
-
-
-class _Pull(NamedTuple):
-    """What acts on a gradient besides the loss; vectors over the trainable elements."""
-
-    correction: Tensor | None
-    anchor: Tensor
-    prox: float
-
-
-class _Descent:
-    """The vectors of one local training."""
-
-    def __init__(self, local: "LocalTraining", params: Flat, rng: Key) -> None:
-        self.local = local
-        self.flat = Flat(params.buffer.detach().clone(), params.schema)
-        trainable = params.schema.trainable
-        self.weights = self.flat.buffer[0, :trainable]
-        self.gradient = torch.zeros_like(self.weights)
-        inside = [leaf for leaf in params.schema.leaves if leaf.offset < trainable]
-        self.leaves = {leaf.name: _as_leaf(self.flat[leaf.name]) for leaf in inside}
-        self.copies = [(leaf, self.flat[name]) for name, leaf in self.leaves.items() if leaf.dim() in (4, 5)]
-        self.slots = [
-            self.gradient[leaf.offset : leaf.offset + leaf.size].view(leaf.shape) for leaf in inside
-        ]
-        self.still = {name: self.flat[name].clone() for name in params if name not in self.leaves}
-        is_model = isinstance(local.model, Model)
-        self.step = local.model.training(self.flat, rng.value) if is_model else None
-        self.penalty = self._penalty(inside) if local.l2 else None
-
-    def _penalty(self, inside: Sequence[tree.Leaf]) -> Tensor:
-        factors = torch.zeros_like(self.weights)
-        for leaf in inside:
-            if not leaf.name.rpartition(".")[2].startswith(self.local.unpenalised):
-                factors[leaf.offset : leaf.offset + leaf.size] = self.local.l2
-        return factors
-
-    def differentiate(self, batch: Batch) -> Tensor:
-        """Put the gradient of the loss into `gradient` and return the loss."""
-        local, given = self.local, {**self.leaves, **self.still}
-        with torch.enable_grad(), local.precision(self.weights.device):
-            loss = self._loss(given, batch)
-        if not isinstance(loss, Tensor) or loss.dim():
-            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(f"the loss must be one number, the mean over the rows of a batch; got {shape}")
-        if local.record_clip is not None:
-            found = self._clipped_records(batch, local.record_clip)
-        else:
-            found = torch.autograd.grad(loss, list(self.leaves.values()), materialize_grads=True)
-        torch._foreach_copy_(self.slots, list(found))
-        return loss.detach()
-
-    def _loss(self, given: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        model = self.local.model
-        if self.step is None:
-            return model(given, batch)
-        return model.loss(given, batch, self.step, self.local.pos_weight)
-
-    def _clipped_records(self, batch: Batch, bound: float) -> list[Tensor]:
-        """Return the mean of the rows' gradients, each scaled to a norm of at most `bound`."""
-        names = list(self.leaves)
-        total = [torch.zeros_like(self.leaves[name]) for name in names]
-        rows = num_rows(batch)
-        for row in range(rows):
-            with torch.enable_grad():
-                loss = self._loss(
-                    {**self.leaves, **self.still}, {n: c[row : row + 1] for n, c in batch.items()}
-                )
-            found = torch.autograd.grad(loss, [self.leaves[name] for name in names], materialize_grads=True)
-            norm = torch.stack([part.square().sum() for part in found]).sum().sqrt()
-            factor = torch.clamp(bound / (norm + CLIP_EPS), max=1.0) / rows
-            torch._foreach_add_(total, [part * factor for part in found])
-        return total
-
-    def refresh(self) -> None:
-        """Bring the leaves that are no views up to the moved weights."""
-        with torch.no_grad():
-            for leaf, weight in self.copies:
-                leaf.copy_(weight)
-
-    def adjust(self, pull: _Pull) -> None:
-        """Add penalties, clip, and correct the gradient, in place."""
-        gradient = self.gradient
-        if self.penalty is not None:
-            gradient.addcmul_(self.weights, self.penalty)
-        if pull.prox:
-            gradient.add_(self.weights - pull.anchor, alpha=pull.prox)
-        if self.local.clip_norm is not None:
-            gradient.mul_(torch.clamp(self.local.clip_norm / (gradient.norm() + CLIP_EPS), max=1.0))
-        if pull.correction is not None:
-            gradient.add_(pull.correction)
-
-    def result(self, params: Flat) -> Flat:
-        """Return local - global, BatchNorm statistics included."""
-        if self.step is not None:
-            for name in self.still:
-                self.flat[name].copy_(self.step.buffers.get(name, self.still[name]))
-        return Flat(self.flat.buffer - params.buffer.detach(), params.schema)
-
-
-def _as_leaf(weight: Tensor) -> Tensor:
-    """Return a weight as a leaf of autograd: a view, or a channels-last copy of a convolution's weight.
-
-    A convolution then works channels-last throughout: 1.3 times faster on small images.
-    """
-    if weight.dim() not in (4, 5):
-        return weight.detach().requires_grad_()
-    layout = torch.channels_last if weight.dim() == 4 else torch.channels_last_3d
-    return weight.detach().clone(memory_format=layout).requires_grad_()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,13 +64,14 @@ class LocalTraining:
     amp: bool = False
     record_clip: float | None = None
     form: str = "auto"
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         if self.steps is None and self.epochs is None:
             raise ValueError("local training: give epochs or steps")
         if self.form not in FORMS:
             raise ValueError(f"local training: form={self.form!r}: choose one of {', '.join(FORMS)}")
-        for name in ("epochs", "steps", "batch_size", "clip_norm", "record_clip"):
+        for name in ("epochs", "steps", "batch_size", "clip_norm", "record_clip", "patience"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"local training: {name}={value} must be above 0")
@@ -268,26 +161,26 @@ class LocalTraining:
         params = tree.flatten(params)
         pull = self._pull(params, correction, anchor, prox)
         rate = self.rate(rng.round) if lr is None else lr
-        rows = training_rows(data)
-        most = self.steps if steps is None else steps
-        num_steps = count_steps(num_rows(rows), self.batch_size, self.epochs, most)
-        descent = _Descent(self, params, rng)
+        rows, valid = training_rows(data), None if self.patience is None else valid_rows(data)
+        limit = self.steps if steps is None else steps
+        most = count_steps(num_rows(rows), self.batch_size, self.epochs, limit)
+        watch = None if valid is None else Watch(self, num_rows(rows), most)
+        descent = Descent(self, params, rng)
         kept = tree.clone(self.init_state(params) if state is None else dict(state))
         vectors = {name: kept[name].buffer[0, : params.schema.trainable] for name in self.rule.slots}
         total = torch.zeros((), dtype=torch.float64, device=descent.weights.device)
-        seen = 0
-        for index, batch in enumerate(batches(rows, self.batch_size, num_steps, rng, descent.weights.device)):
-            if descent.step is not None:
-                descent.step.step = index
-            size = num_rows(batch)
-            total += descent.differentiate(batch) * size
-            seen += size
+        seen = done = 0
+        for batch in batches(rows, self.batch_size, most, rng, descent.weights.device):
+            total += descent.differentiate(batch, done) * num_rows(batch)
+            seen, done = seen + num_rows(batch), done + 1
             descent.adjust(pull)
             kept["count"] += 1
             self.rule.step(descent.weights, descent.gradient, vectors, rate, int(kept["count"]))
             descent.refresh()
+            if watch is not None and watch.is_due(done) and descent.is_over(watch, valid):
+                break
         loss = float(total) / seen if seen else 0.0
-        return KeptUpdate(Update(descent.result(params), num_rows(rows), num_steps, {"loss": loss}), kept)
+        return KeptUpdate(Update(descent.result(params), num_rows(rows), done, {"loss": loss}), kept)
 
     def gradient(self, params: Flat, data: Any, rng: Key | None = None) -> Flat:
         """Return the full-batch gradient of loss and l2 at `params`, zero without rows. Option I of SCAFFOLD.
@@ -297,7 +190,7 @@ class LocalTraining:
         params = tree.flatten(params)
         rows, found = training_rows(data), tree.zeros_like(params)
         if num_rows(rows):
-            descent = _Descent(self, params, rng or Key(0, 0, ""))
+            descent = Descent(self, params, rng or Key(0, 0, ""))
             descent.differentiate({name: column.to(params.buffer.device) for name, column in rows.items()})
             if descent.penalty is not None:
                 descent.gradient.addcmul_(descent.weights, descent.penalty)
@@ -311,14 +204,14 @@ class LocalTraining:
             raise ValueError("an anchor without prox pulls nowhere: give prox=")
         return strength
 
-    def _pull(self, params: Flat, correction: Any, anchor: Any, prox: float | None) -> _Pull:
+    def _pull(self, params: Flat, correction: Any, anchor: Any, prox: float | None) -> Pull:
         strength = self.pull_of(anchor is not None, prox)
         trainable = params.schema.trainable
 
         def vector(value: Any) -> Tensor:
             return tree.flatten(value, params.schema).buffer[0, :trainable].detach()
 
-        return _Pull(
+        return Pull(
             None if correction is None else vector(correction),
             vector(params if anchor is None else anchor),
             strength,
@@ -342,6 +235,7 @@ def sgd(
     amp: bool = False,
     record_clip: float | None = None,
     form: str = "auto",
+    patience: int | None = None,
 ) -> LocalTraining:
     """Gradient descent at a site.
 
@@ -353,13 +247,15 @@ def sgd(
     gradient of every row to a norm of at most this before the mean. `form` says how a group of sites is
     trained: `auto` (as one program where the model allows it), `stacked` (or refuse), `vmap` (any model
     without dropout and batch statistics; rows are then not promised to be invariant), `loop` (one by one).
+    `patience` stops a site after so many epochs in which the loss on its own validation rows did not fall;
+    the update is that of its best epoch. Sites without validation rows train to the end.
     Raises ValueError on settings that cannot be.
     """
     return LocalTraining(
         model=model, lr=lr, rule=SgdRule(momentum, weight_decay), epochs=epochs, steps=steps,
         batch_size=batch_size, l2=l2, unpenalised=tuple(unpenalised), clip_norm=clip_norm,
         pos_weight=pos_weight, prox=prox, amp=amp,
-        record_clip=record_clip, form=form,
+        record_clip=record_clip, form=form, patience=patience,
     )  # fmt: skip
 
 
@@ -382,11 +278,12 @@ def adamw(
     amp: bool = False,
     record_clip: float | None = None,
     form: str = "auto",
+    patience: int | None = None,
 ) -> LocalTraining:
     """AdamW at a site, its moments reset each round; the other settings are those of `sgd`."""
     return LocalTraining(
         model=model, lr=lr, rule=AdamWRule(beta1, beta2, eps, weight_decay), epochs=epochs, steps=steps,
         batch_size=batch_size, l2=l2, unpenalised=tuple(unpenalised), clip_norm=clip_norm,
         pos_weight=pos_weight, prox=prox, amp=amp,
-        record_clip=record_clip, form=form,
+        record_clip=record_clip, form=form, patience=patience,
     )  # fmt: skip

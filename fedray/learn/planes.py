@@ -102,6 +102,12 @@ class Planes:
         """Return every plane's first rows."""
         return [plane[:rows] for plane in self.tensors]
 
+    def copy_row(self, row: int, out: Tensor) -> None:
+        """Copy one row into a flat buffer of one row."""
+        for number, offset, leaf in self.places.values():
+            found = self.tensors[number][row, offset : offset + leaf.size]
+            out[0, leaf.offset : leaf.offset + leaf.size] = found
+
     def factors(self, by_leaf: dict[str, float]) -> list[Tensor]:
         """Return for every plane a row of numbers, one per leaf; zero in the padding."""
         found = [torch.zeros_like(plane[0]) for plane in self.tensors]

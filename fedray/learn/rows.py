@@ -12,13 +12,15 @@ from torch import Tensor
 
 from fedray import tree
 from fedray.learn import together
-from fedray.learn.batches import steps_of, training_rows
+from fedray.learn.batches import steps_of, training_rows, valid_rows
 from fedray.learn.chain import Chain, chain_of
 from fedray.learn.heads import Head, head_of
 from fedray.learn.layout import WIDE, is_wide, layout_of
+from fedray.learn.mapped import mapped_chain
 from fedray.learn.models import Model
 from fedray.learn.stacked import Extras, OneStep, Training
 from fedray.learn.update import Update
+from fedray.learn.watched import Watched
 from fedray.rng import Key
 from fedray.rows import Column, Group, Ragged, Rows, Same, Tagged, column
 from fedray.tree import Flat
@@ -49,14 +51,16 @@ def stackable(local: "LocalTraining") -> Stackable | str:
         return "the model has several inputs"
     if local.amp:
         return "mixed precision"
-    chain = chain_of(model.module)
+    chain = mapped_chain(local) if local.form == "vmap" else chain_of(model.module)
+    if isinstance(chain, str):
+        return chain
     if chain is None:
         return f"{type(model.module).__name__} has a layer without a stacked form"
     if local.record_clip is not None and not chain.can_clip_records:
         return "record-level clipping of embeddings"
     if model.task == "classes" and local.pos_weight is not None and is_wide(local.batch_size):
         return f"class weights over batches of more than {WIDE} rows"
-    head = head_of(model.task, chain.outputs, local.pos_weight)
+    head = head_of(model.task, chain.outputs or 1, local.pos_weight)  # 0: known from the first rows
     if head is None:
         return f"{chain.outputs} outputs for a {model.task} outcome"
     return Stackable(chain, head, model.functional.start().schema)
@@ -102,7 +106,7 @@ def train_rows(
     start = buffer_of(params, schema)
     extras = _extras(local, schema, start, keys, given)
     meeting = together.current()
-    if meeting is not None and together.fits(how, given):
+    if meeting is not None and together.fits(local, how, given):
         rates = torch.full((k, 1), local.rate(keys[0].round), dtype=torch.float64)
         request = together.Request(local, how, schema, start, items, keys, extras, rates, group.cache)
         return meeting.train(request)
@@ -115,11 +119,16 @@ def train_rows(
     for part in parts:
         shape = [sizes[i] for i in part], [taken[i] for i in part]
         plan = layout_of(group.cache, *shape, local.batch_size, rows[part[0]], schema.dtype)
-        kind = OneStep if part[0] in lone else Training
+        kind = OneStep if part[0] in lone else Training if local.patience is None else Watched
         training = _training(group, kind, local, how, schema, start.device, len(part), plan.width)
         training.begin(plan, _of(part, k, start), _extras_of(part, k, extras), [keys[i] for i in part])
+        if isinstance(training, Watched):
+            training.watch([valid_rows(items[i]) for i in part])
         training.run([rows[i] for i in part])
         found.append((training.delta(), training.mean_loss()))
+        if isinstance(training, Watched):
+            for i, steps in zip(part, training.steps_taken(), strict=True):
+                taken[i] = steps
     at = [i for part in parts for i in part]
     delta, loss = (_joined(parts_of, at) for parts_of in zip(*found, strict=True))
     numbers: Any = (column(sizes), column(taken), {"loss": Column(loss, False)})

@@ -21,6 +21,7 @@ from fedray.learn.batches import Batch
 from fedray.learn.dropout import words_of
 from fedray.learn.layers import Frame
 from fedray.learn.layout import Layout, Move, draw, table_of
+from fedray.learn.mapped import width_of
 from fedray.learn.planes import Leaves, Planes, Space, blank
 from fedray.learn.rules import SgdRule
 from fedray.learn.shared import Shared
@@ -70,6 +71,7 @@ class Training:
         self.schema, self.device, self.width = schema, device, width
         self.k, self.lanes = sites * lanes, lanes
         self.space, self.generator = Space(), torch.Generator()
+        self.mapped_outputs = 0
         self._bound: dict[tuple[bool, int], list[Any]] = {}  # layers whose views are taken, by active sites
         self._planes: dict[str, Planes] = {}
         self._frames: dict[bool, Frame] = {}
@@ -184,7 +186,7 @@ class Training:
             y = y.to(self.schema.dtype)
         weights = self._spread(self.plan.weights[blocks].to(self.device))
         self.head.start(self._spread(y), weights, self._moves(weights, blocks))
-        shape = (x.shape[0] * self.lanes, self.width, self.chain.outputs)
+        shape = (x.shape[0] * self.lanes, self.width, self.chain.outputs or self._outputs(x))
         outputs = self.space.take("outputs", shape, self.schema.dtype, self.device)
         columns = (x, outputs, self.head.target, self.head.moves)
         for move, pieces in zip(moves, self._pieces(moves, columns), strict=True):
@@ -209,6 +211,13 @@ class Training:
         if self.lanes == 1:
             return site
         return (site.unsqueeze(1) * self.lanes + torch.arange(self.lanes)).flatten()
+
+    def _outputs(self, x: Tensor) -> int:
+        """Return how many outputs a row has, of a model of which only its rows tell."""
+        if not self.mapped_outputs:
+            params = tree.Flat(self.start[:1], self.schema)
+            self.mapped_outputs = width_of(self.local.model, params, x[0, :1])
+        return self.mapped_outputs
 
     def _pieces(self, moves: Sequence[Move], columns: Sequence[Tensor]) -> Iterable[tuple[Tensor, ...]]:
         """Return each move's part of the columns; one split costs less than a slice for each move."""

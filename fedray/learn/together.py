@@ -139,9 +139,10 @@ class Meeting:
             answers[id(request)].append(update)
 
 
-def fits(how: Any, given: Mapping[str, Any]) -> bool:
+def fits(local: Any, how: Any, given: Mapping[str, Any]) -> bool:
     """Tell whether a training can be one of several lanes."""
-    return how.chain.inputs > 0 and not set(given) & {"lr", "steps"}
+    is_linear = local.form != "vmap" and how.chain.inputs > 0  # the first layer can be shared
+    return is_linear and local.patience is None and not set(given) & {"lr", "steps"}
 
 
 def current() -> Meeting | None:

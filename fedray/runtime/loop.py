@@ -27,6 +27,7 @@ from fedray.runtime import memory
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.federation import Federation
 from fedray.runtime.plan import Plan, compile
+from fedray.runtime.probe import row_invariant
 from fedray.runtime.records import EvaluationRecord
 from fedray.runtime.result import EarlyStop, Result, params_of
 from fedray.runtime.round import Training
@@ -178,6 +179,7 @@ class _Run:
                     "where": self.federation.where,
                     "seed": self.seed,
                     "fold": self.plan.fold,
+                    "row_invariant": self.result.row_invariant,
                     "first_round": self.next_round,
                     "evaluations": list(self.programs.values()),
                 },
@@ -211,7 +213,7 @@ class _Run:
         )
 
     def learn_sizes(self, state: Any) -> None:
-        """Learn the bytes of each name that leaves, from a rehearsal on made-up rows."""
+        """Learn the bytes of each name that leaves, and whether rows are invariant, from made-up rows."""
         blank = self.federation.call("blank")
         if blank is None:
             return
@@ -220,6 +222,13 @@ class _Run:
         for split, program in self.programs.items():
             self.programs[split], _ = rehearse(program, params_of(state), blank)
         self.rehearsal = why
+        if not why:
+            self.result.row_invariant = row_invariant(self.plan, state, blank)
+        if self.result.row_invariant is False:
+            logger.warning(
+                "row_invariant=false: sites that are computed together have other bits than alone here; "
+                "results may differ in their last digits between layouts and group sizes"
+            )
 
     def round(self, round: int) -> None:
         try:

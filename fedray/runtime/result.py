@@ -35,6 +35,7 @@ class Result:
     evaluations: list[EvaluationRecord] = field(default_factory=list)
     seconds: float = 0.0
     stopped: str = "done"  # or "early", "interrupted"
+    row_invariant: bool | None = None  # has a site equal bits alone and among others: see runtime/probe.py
 
     @property
     def params(self) -> Any:

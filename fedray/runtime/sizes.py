@@ -21,6 +21,11 @@ from fedray.runtime.region import Region
 from fedray.runtime.round import Aggregator, Training
 from fedray.runtime.schedule import Synchronous
 
+# what a function may raise on made-up rows
+MISHAPS = (
+    FedrayError, ValueError, RuntimeError, TypeError, KeyError, ArithmeticError, AttributeError,
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Given:
@@ -70,15 +75,7 @@ def rehearse(plan: Plan, state: Any, data: Any) -> tuple[Plan, str]:
     aggregator.start(Training(plan, Synchronous(quorum=1.0, on_failure="raise"), 0, "rehearsal"), state)
     try:
         aggregator.run_round(0)
-    except (
-        FedrayError,
-        ValueError,
-        RuntimeError,
-        TypeError,
-        KeyError,
-        ArithmeticError,
-        AttributeError,
-    ) as error:
+    except MISHAPS as error:
         return plan.with_sizes(region.seen), _told(region.first_error() or error)
     return plan.with_sizes(region.seen), ""
 

@@ -98,7 +98,8 @@ def evaluation_record(round=0, split="valid", sites=40, strength=1.6, seed=0):
 
 def plan(name="fedprox mu=0.1"):
     return SimpleNamespace(
-        name=name, digest="ab12" * 16, last_stage=2, nodes=(), args=(), stage=(), outputs={}, sizes={}
+        name=name, digest="ab12" * 16, last_stage=2, nodes=(), args=(), stage=(), outputs={}, sizes={},
+        fold="exact",
     )
 
 
@@ -123,6 +124,7 @@ def result(rounds=12, sites=40, **changes):
         "seed": 0,
         "stopped": "done",
         "failures": {},
+        "row_invariant": True,
         "params_sha256": hashlib.sha256(b"parameters").hexdigest(),
     }
     return SimpleNamespace(**{**values, **changes})

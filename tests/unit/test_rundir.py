@@ -85,6 +85,7 @@ def test_log_holds_what_fedray_says_inside_the_block_only(run):
 
 def test_result_names_the_method_of_each_interval(run):
     told = run.write_result(sample_run.result())
+    assert told["row_invariant"] is True
     metrics = told["test"]["metrics"]
     assert metrics["auroc"]["method"] == "DeLong"
     assert metrics["auroc"]["low"] < metrics["auroc"]["value"] < metrics["auroc"]["high"]

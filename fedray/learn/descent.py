@@ -1,0 +1,157 @@
+"""The vectors of one plain local training: weights, gradient, what acts on it. `local.py` runs the loop."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedray import tree
+from fedray.learn.batches import Batch, num_rows
+from fedray.learn.models import Model
+from fedray.learn.stacked import CLIP_EPS
+from fedray.learn.stopping import Watch
+from fedray.rng import Key
+from fedray.tree import Flat
+
+if TYPE_CHECKING:
+    from fedray.learn.local import LocalTraining
+
+
+class Pull(NamedTuple):
+    """What acts on a gradient besides the loss; vectors over the trainable elements."""
+
+    correction: Tensor | None
+    anchor: Tensor
+    prox: float
+
+
+class Descent:
+    """The vectors of one local training."""
+
+    def __init__(self, local: "LocalTraining", params: Flat, rng: Key) -> None:
+        self.local = local
+        self.flat = Flat(params.buffer.detach().clone(), params.schema)
+        trainable = params.schema.trainable
+        self.weights = self.flat.buffer[0, :trainable]
+        self.gradient = torch.zeros_like(self.weights)
+        inside = [leaf for leaf in params.schema.leaves if leaf.offset < trainable]
+        self.leaves = {leaf.name: _as_leaf(self.flat[leaf.name]) for leaf in inside}
+        self.copies = [(leaf, self.flat[name]) for name, leaf in self.leaves.items() if leaf.dim() in (4, 5)]
+        self.slots = [
+            self.gradient[leaf.offset : leaf.offset + leaf.size].view(leaf.shape) for leaf in inside
+        ]
+        self.still = {name: self.flat[name].clone() for name in params if name not in self.leaves}
+        is_model = isinstance(local.model, Model)
+        self.step = local.model.training(self.flat, rng.value) if is_model else None
+        self.penalty = self._penalty(inside) if local.l2 else None
+
+    def _penalty(self, inside: Sequence[tree.Leaf]) -> Tensor:
+        factors = torch.zeros_like(self.weights)
+        for leaf in inside:
+            if not leaf.name.rpartition(".")[2].startswith(self.local.unpenalised):
+                factors[leaf.offset : leaf.offset + leaf.size] = self.local.l2
+        return factors
+
+    def differentiate(self, batch: Batch, number: int = 0) -> Tensor:
+        """Put the gradient of the loss in step `number` into `gradient` and return the loss."""
+        if self.step is not None:
+            self.step.step = number
+        local, given = self.local, {**self.leaves, **self.still}
+        with torch.enable_grad(), local.precision(self.weights.device):
+            loss = self._loss(given, batch)
+        if not isinstance(loss, Tensor) or loss.dim():
+            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"the loss must be one number, the mean over the rows of a batch; got {shape}")
+        if local.record_clip is not None:
+            found = self._clipped_records(batch, local.record_clip)
+        else:
+            found = torch.autograd.grad(loss, list(self.leaves.values()), materialize_grads=True)
+        torch._foreach_copy_(self.slots, list(found))
+        return loss.detach()
+
+    def _loss(self, given: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        model = self.local.model
+        if self.step is None:
+            return model(given, batch)
+        return model.loss(given, batch, self.step, self.local.pos_weight)
+
+    def _clipped_records(self, batch: Batch, bound: float) -> list[Tensor]:
+        """Return the mean of the rows' gradients, each scaled to a norm of at most `bound`."""
+        names = list(self.leaves)
+        total = [torch.zeros_like(self.leaves[name]) for name in names]
+        rows = num_rows(batch)
+        for row in range(rows):
+            with torch.enable_grad():
+                loss = self._loss(
+                    {**self.leaves, **self.still}, {n: c[row : row + 1] for n, c in batch.items()}
+                )
+            found = torch.autograd.grad(loss, [self.leaves[name] for name in names], materialize_grads=True)
+            norm = torch.stack([part.square().sum() for part in found]).sum().sqrt()
+            factor = torch.clamp(bound / (norm + CLIP_EPS), max=1.0) / rows
+            torch._foreach_add_(total, [part * factor for part in found])
+        return total
+
+    def refresh(self) -> None:
+        """Bring the leaves that are no views up to the moved weights."""
+        with torch.no_grad():
+            for leaf, weight in self.copies:
+                leaf.copy_(weight)
+
+    def adjust(self, pull: Pull) -> None:
+        """Add penalties, clip, and correct the gradient, in place."""
+        gradient = self.gradient
+        if self.penalty is not None:
+            gradient.addcmul_(self.weights, self.penalty)
+        if pull.prox:
+            gradient.add_(self.weights - pull.anchor, alpha=pull.prox)
+        if self.local.clip_norm is not None:
+            gradient.mul_(torch.clamp(self.local.clip_norm / (gradient.norm() + CLIP_EPS), max=1.0))
+        if pull.correction is not None:
+            gradient.add_(pull.correction)
+
+    def held_out_loss(self, batch: Batch) -> float:
+        """Return the loss on rows that are not trained on, in evaluation mode and without penalties."""
+        local, buffers = self.local, {} if self.step is None else self.step.buffers
+        given = {**self.leaves, **self.still, **buffers}
+        with torch.no_grad():
+            if self.step is None:
+                return float(local.model(given, batch))
+            return float(local.model.loss(given, batch, None, local.pos_weight))
+
+    def is_over(self, watch: Watch, valid: Batch) -> bool:
+        """Measure; keep the best so far; at the end go back to it and return True."""
+        here = {name: column.to(self.weights.device) for name, column in valid.items()}
+        if watch.note(self.held_out_loss(here)):
+            self._keep()
+        if watch.is_over:
+            self._restore()
+        return watch.is_over
+
+    def _keep(self) -> None:
+        buffers = {} if self.step is None else self.step.buffers
+        self.kept = self.flat.buffer.clone(), {name: value.clone() for name, value in buffers.items()}
+
+    def _restore(self) -> None:
+        buffer, buffers = self.kept
+        self.flat.buffer.copy_(buffer)
+        if self.step is not None:
+            self.step.buffers |= buffers
+
+    def result(self, params: Flat) -> Flat:
+        """Return local - global, BatchNorm statistics included."""
+        if self.step is not None:
+            for name in self.still:
+                self.flat[name].copy_(self.step.buffers.get(name, self.still[name]))
+        return Flat(self.flat.buffer - params.buffer.detach(), params.schema)
+
+
+def _as_leaf(weight: Tensor) -> Tensor:
+    """Return a weight as a leaf of autograd: a view, or a channels-last copy of a convolution's weight.
+
+    A convolution then works channels-last throughout: 1.3 times faster on small images.
+    """
+    if weight.dim() not in (4, 5):
+        return weight.detach().requires_grad_()
+    layout = torch.channels_last if weight.dim() == 4 else torch.channels_last_3d
+    return weight.detach().clone(memory_format=layout).requires_grad_()
