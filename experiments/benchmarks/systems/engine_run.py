@@ -1,7 +1,8 @@
 """A federation that trains nothing: sites return the parameters that they received, 10 MB, on two packs.
 
-The further word is the number of sites. The driver loads neither torch nor a model by itself: if torch is in
-its process, fedray has loaded it; the first parameters are then tensors, else numpy arrays.
+The further words are the number of sites and how sums are made (`exact`, `fast`). The driver loads neither
+torch nor a model by itself: if torch is in its process, fedray has loaded it; the first parameters are then
+tensors, else numpy arrays.
 """
 
 import os
@@ -100,7 +101,7 @@ def main() -> None:
         report.ask(idle=True, driver=os.getpid(), pids=federation.call("pids"),
                    torch_in_driver="torch" in sys.modules)
         result = fr.fit(algorithm, federation, init=first_parameters(as_tensors="torch" in sys.modules),
-                        rounds=report.rounds, tracker=RoundLines(report))
+                        rounds=report.rounds, tracker=RoundLines(report), fold=sys.argv[5])
         value = result.params["leaf3"]
         if abs(float(value[-1]) - 0.3) > 1e-6:
             raise RuntimeError("the mean of equal parameters is not what was sent")
