@@ -54,7 +54,8 @@ class Training:
     """The local training of a number of sites: buffers and views that are used again, round after round.
 
     `begin` takes what a group starts from, `run` takes its steps, `delta` and `mean_loss` give what it came
-    to.
+    to. With several lanes every site has as many rows of parameters, which see the same batches (trials that
+    differ in numbers): rows are then in the order of sites, each with its lanes.
     """
 
     def __init__(
@@ -119,9 +120,7 @@ class Training:
         return self._planes[name]
 
     def _decays(self, fixed: float) -> dict[str, float]:
-        """Return for every leaf the factor of its own value in the gradient: `fixed`, and l2 if it
-        applies.
-        """
+        """Return the factor of each leaf's own value in the gradient: `fixed`, and l2 where it applies."""
         l2, spared = self.local.l2, self.local.unpenalised
         return {
             leaf.name: fixed + (0.0 if leaf.name.rpartition(".")[2].startswith(spared) else l2)

@@ -1,10 +1,9 @@
 """Trials that train together: many configurations of many hospitals as one program.
 
-Trials that differ only in numbers (learning rate, server learning rate, seed, mu) run each in a thread of its
-own, with a `fit` that knows nothing of the others. Where their local trainings begin they meet: the last one
-to come trains for all, and every thread goes on with its own update. Trials of one seed read the same
-batches,
-so the first layer multiplies a batch once for all of them (`lanes` of `stacked.Training`).
+Trials that differ only in numbers (learning rate, server learning rate, seed, mu) run each in a thread of
+its own, with a `fit` that knows nothing of the others. Where their local trainings begin they meet: the last
+one to come trains for all, and every thread goes on with its own update. Trials of one seed read the same
+batches, so the first layer multiplies a batch once for all of them (`lanes` of `stacked.Training`).
 """
 
 import threading
