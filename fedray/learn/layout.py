@@ -19,6 +19,7 @@ from fedray.rng import Key
 LINE = 32  # rows of a block are a multiple of it: no vector loop then has a tail that another group has not
 WIDE = 256  # a larger batch is cut into blocks
 BLOCK = 64  # rows of such a block
+GPU_CHUNK_BYTES = 64 * 2**20  # of a table on a GPU, where calls cost and not the cache; not measured
 CHUNK_BYTES = 2 * 2**20  # what is gathered at a time: it stays in the processor's cache until it is used
 
 
@@ -87,7 +88,12 @@ class Layout:
 
 
 def layout(
-    sizes: Sequence[int], steps: Sequence[int], batch_size: int | None, row_bytes: int, dtype: torch.dtype
+    sizes: Sequence[int],
+    steps: Sequence[int],
+    batch_size: int | None,
+    row_bytes: int,
+    dtype: torch.dtype,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> Layout:
     """Lay out `steps[i]` batches of site i, which has `sizes[i]` rows."""
     width = block_width(batch_size)
@@ -97,11 +103,10 @@ def layout(
     size, taken, batch, wide = (
         np.array([int(column[i]) for i in order]) for column in (sizes, steps, batch, blocks_a_step)
     )
-    is_whole = batch == size
-    is_static = bool(is_whole.all())
+    is_static = bool((is_whole := batch == size).all())
     draws = np.where(is_whole, size, rows_drawn(size, taken, batch))
     starts = np.concatenate([[0], np.cumsum(draws)])
-    chunks, step, block, site = _moves(taken, wide, is_static, max(1, CHUNK_BYTES // (width * row_bytes)))
+    chunks, step, block, site = _moves(taken, wide, is_static, max(1, chunk_bytes // (width * row_bytes)))
     begin, length = _batches(step, batch[site], size[site])
     lane = np.arange(width)[None, :]
     is_real = lane < np.clip(length - block * width, 0, width)[:, None]

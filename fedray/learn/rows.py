@@ -14,7 +14,7 @@ from fedray import tree
 from fedray.learn.batches import Batch, steps_of, training_rows, valid_rows
 from fedray.learn.chain import Chain, chain_of
 from fedray.learn.heads import Head, head_of
-from fedray.learn.layout import WIDE, Layout, is_wide, layout
+from fedray.learn.layout import CHUNK_BYTES, GPU_CHUNK_BYTES, WIDE, Layout, is_wide, layout
 from fedray.learn.mapped import mapped_chain
 from fedray.learn.models import Model
 from fedray.learn.stacked import Extras, OneStep, Training
@@ -204,9 +204,11 @@ def _layout(
 ) -> Layout:
     kept: dict[Any, Layout] = group.cache.setdefault("layouts", {})
     row_bytes = sum(column[0].numel() * column.element_size() for column in rows.values() if len(column))
-    key = (tuple(sizes), tuple(steps), local.batch_size, row_bytes, dtype)
+    is_placed = any(column.is_cuda for column in rows.values())
+    chunk_bytes = GPU_CHUNK_BYTES if is_placed else CHUNK_BYTES
+    key = (tuple(sizes), tuple(steps), local.batch_size, row_bytes, dtype, chunk_bytes)
     if key not in kept:
         if len(kept) >= KEPT_LAYOUTS:
             kept.pop(next(iter(kept)))
-        kept[key] = layout(sizes, steps, local.batch_size, max(row_bytes, 1), dtype)
+        kept[key] = layout(sizes, steps, local.batch_size, max(row_bytes, 1), dtype, chunk_bytes)
     return kept[key]
