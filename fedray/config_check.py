@@ -7,6 +7,7 @@ it. What only the data can tell (number of sites, columns) is checked by `cohort
 import importlib.util
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fedray import config_targets
 from fedray.config_schema import Config
 
 Tree = Mapping[str, Any]
+DEVICES = re.compile(r"cpu|cuda(:\d+)?")
 
 
 def problems(tree: Tree) -> list[str]:
@@ -189,6 +191,11 @@ def _pairs(tree: Tree) -> Iterator[str]:
     evaluate = tree.get("evaluate") or {}
     if evaluate.get("patience") and not evaluate.get("valid"):
         yield "evaluate.patience watches validation rows, which are not measured. Fix: evaluate.valid=true"
+    device = runtime.get("device")
+    if isinstance(device, str) and not DEVICES.fullmatch(device):
+        yield f"runtime.device={device} is none of cpu, cuda, cuda:0. Fix: runtime.device=cpu"
+    elif isinstance(device, str) and ":" in device and runtime.get("kind") != "in_process":
+        yield f"runtime.device={device}: Ray deals the GPUs out. Fix: runtime.device=cuda"
     if runtime.get("packs") is not None and runtime.get("sites_per_actor") is not None:
         yield "runtime.packs and runtime.sites_per_actor say the same thing twice. Fix: runtime.packs=null"
 

@@ -134,6 +134,8 @@ class Runtime:
     """Sites per process instead of packs; 1 gives every site a Ray actor of its own."""
     group_size: int = 256
     """Sites computed together inside a process; changes cost only."""
+    device: str = "cpu"
+    """Where a process computes: cpu, cuda (which Ray's packs share), or cuda:0, in_process only."""
 
 @dataclass
 class InProcess(Runtime):

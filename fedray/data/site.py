@@ -115,6 +115,10 @@ class SiteData(Mapping[str, Tensor]):
             dict.fromkeys(SPLITS, everywhere),
         )
 
+    def to(self, device: torch.device) -> "SiteData":
+        """Return the same rows on a device; row numbers stay in memory."""
+        return SiteData({name: column.to(device) for name, column in self.columns.items()}, self.splits)
+
     def with_columns(self, **columns: Tensor) -> "SiteData":
         """Return the same rows and splits with columns added or replaced."""
         return SiteData({**self.columns, **columns}, self.splits)

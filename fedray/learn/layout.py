@@ -22,6 +22,7 @@ LINE = 32  # rows of a block are a multiple of it: no vector loop then has a tai
 WIDE = 256  # a larger batch is cut into blocks
 BLOCK = 64  # rows of such a block
 KEPT_LAYOUTS = 16
+GPU_CHUNK_BYTES = 64 * 2**20  # of a table on a GPU, where calls cost and not the cache; not measured
 CHUNK_BYTES = 2 * 2**20  # what is gathered at a time: it stays in the processor's cache until it is used
 
 
@@ -90,7 +91,12 @@ class Layout:
 
 
 def layout(
-    sizes: Sequence[int], steps: Sequence[int], batch_size: int | None, row_bytes: int, dtype: torch.dtype
+    sizes: Sequence[int],
+    steps: Sequence[int],
+    batch_size: int | None,
+    row_bytes: int,
+    dtype: torch.dtype,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> Layout:
     """Lay out `steps[i]` batches of site i, which has `sizes[i]` rows."""
     width = block_width(batch_size)
@@ -100,11 +106,10 @@ def layout(
     size, taken, batch, wide = (
         np.array([int(column[i]) for i in order]) for column in (sizes, steps, batch, blocks_a_step)
     )
-    is_whole = batch == size
-    is_static = bool(is_whole.all())
+    is_static = bool((is_whole := batch == size).all())
     draws = np.where(is_whole, size, rows_drawn(size, taken, batch))
     starts = np.concatenate([[0], np.cumsum(draws)])
-    chunks, step, block, site = _moves(taken, wide, is_static, max(1, CHUNK_BYTES // (width * row_bytes)))
+    chunks, step, block, site = _moves(taken, wide, is_static, max(1, chunk_bytes // (width * row_bytes)))
     begin, length = _batches(step, batch[site], size[site])
     lane = np.arange(width)[None, :]
     is_real = lane < np.clip(length - block * width, 0, width)[:, None]
@@ -138,11 +143,13 @@ def layout_of(
     """Return a layout, out of the cache where the same sizes were laid out lately."""
     kept: dict[Any, Layout] = cache.setdefault("layouts", {})
     row_bytes = sum(column[0].numel() * column.element_size() for column in rows.values() if len(column))
-    key = (tuple(sizes), tuple(steps), batch_size, row_bytes, dtype)
+    is_placed = any(column.is_cuda for column in rows.values())
+    chunk_bytes = GPU_CHUNK_BYTES if is_placed else CHUNK_BYTES
+    key = (tuple(sizes), tuple(steps), batch_size, row_bytes, dtype, chunk_bytes)
     if key not in kept:
         if len(kept) >= KEPT_LAYOUTS:
             kept.pop(next(iter(kept)))
-        kept[key] = layout(sizes, steps, batch_size, max(row_bytes, 1), dtype)
+        kept[key] = layout(sizes, steps, batch_size, max(row_bytes, 1), dtype, chunk_bytes)
     return kept[key]
 
 

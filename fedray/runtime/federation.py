@@ -8,10 +8,11 @@ import heapq
 import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedray.errors import ConfigError, FedrayError
+from fedray.runtime import devices
 from fedray.runtime.pack import Pack
 from fedray.runtime.records import CallRecord
 from fedray.runtime.region import Region
@@ -32,6 +33,8 @@ class HostSpec:
     children: tuple["HostSpec", ...] = ()
     group_size: int = 256
     allow_empty: bool = False
+    device: str = devices.CPU
+    gpu_share: float = 0.0  # of a Ray actor: what the packs on GPUs ask for, so that all of them find a place
 
     @property
     def num_packs(self) -> int:
@@ -50,7 +53,7 @@ MakeTransport = Callable[[Sequence[HostSpec]], Any]
 def make_host(spec: HostSpec, make_transport: MakeTransport) -> Pack | Region:
     """Make the host that a spec describes, in this process; its children come from `make_transport`."""
     if not spec.children:
-        return Pack(spec.name, spec.sites, spec.group_size, spec.allow_empty)
+        return Pack(spec.name, spec.sites, spec.group_size, spec.allow_empty, spec.device)
     return make_region(spec.name, spec.children, make_transport)
 
 
@@ -150,12 +153,14 @@ class Topology:
     sites_per_actor: int | None = None
     group_size: int = 256
     allow_empty: bool = False
+    device: str = devices.CPU
 
     def __post_init__(self) -> None:
         for name in ("packs", "sites_per_actor", "group_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value}: give 1 or more")
+        devices.check(self.device)
 
     def specs(
         self, data: Mapping[str, Callable[[], Any]], layout: Tree | None, default_packs: int
@@ -174,7 +179,8 @@ class Topology:
         problems += [f"site {site!r} is in no region" for site in data if site not in known][:5]
         if problems:
             raise ConfigError([f"{problem}: mend regions=" for problem in problems])
-        return self._hosts("", data, layout, default_packs)
+        hosts = self._hosts("", data, layout, default_packs)
+        return hosts if self.device == devices.CPU else shared_gpus(hosts, sum(s.num_packs for s in hosts))
 
     def _hosts(
         self, prefix: str, data: Mapping[str, Any], layout: Tree, default_packs: int
@@ -194,9 +200,26 @@ class Topology:
                 _part(data, sites),
                 group_size=self.group_size,
                 allow_empty=self.allow_empty,
+                device=self.device,
             )
             for i, sites in enumerate(split(layout, min(count, len(layout)), sizes))
         ]
+
+
+def shared_gpus(specs: Sequence[HostSpec], packs: int) -> list[HostSpec]:
+    """Let every pack ask for an equal share of one GPU, cut to the ten-thousandths that Ray counts in."""
+    share = int(1e4 / packs) / 1e4
+    return [
+        replace(spec, children=tuple(shared_gpus(spec.children, packs)))
+        if spec.children
+        else replace(spec, gpu_share=share)
+        for spec in specs
+    ]
+
+
+def device_of(specs: Sequence[HostSpec]) -> str:
+    """Return the device of the packs; all have the same."""
+    return device_of(specs[0].children) if specs[0].children else specs[0].device
 
 
 def _part(data: Mapping[str, Any], sites: Sequence[str]) -> Mapping[str, Any]:
@@ -246,18 +269,21 @@ def simulate(
     latency: Latency | None = None,
     allow_empty: bool = False,
     num_cpus: int | None = None,
+    device: str = devices.CPU,
 ) -> Federation:
     """Run every site on this machine: in this process, or with `runtime="ray"` in Ray actors that hold packs
     of sites.
 
     `data` maps site ids to functions that open a site's data. `regions` nests: {"eu": {"de": [...]}, "us":
     [...]}. `sites_per_actor=1` gives each site an actor of its own. Results have equal bits in every layout.
+    `device="cuda"` computes on a GPU, which the packs share; bits are then those of the GPU.
     `latency(site, round) -> seconds` runs the schedule on a simulated clock (in process only).
-    Raises ConfigError on a layout that does not fit the data.
+    Raises ConfigError on a layout that does not fit the data, or a device that is not there.
     """
     if runtime not in ("in_process", "ray"):
         raise ConfigError(f"runtime={runtime!r}: choose 'in_process' or 'ray'")
-    topology = Topology(packs, sites_per_actor, group_size, allow_empty)
+    topology = Topology(packs, sites_per_actor, group_size, allow_empty, device)
+    devices.available(device)
     openers, declared = as_openers(data), declared_regions(data, regions)
     if runtime == "in_process":
         specs = topology.specs(openers, regions, 1)
@@ -281,6 +307,7 @@ def connect(
     regions: Tree | None = None,
     group_size: int = 256,
     allow_empty: bool = False,
+    device: str = devices.CPU,
 ) -> Federation:
     """Run every site on a Ray cluster that runs already at `address` ("10.0.0.1:6379"); all sites are
     simulated.
@@ -290,7 +317,7 @@ def connect(
     """
     from fedray.runtime import ray_transport
 
-    topology = Topology(packs, sites_per_actor, group_size, allow_empty)
+    topology = Topology(packs, sites_per_actor, group_size, allow_empty, device)
     return ray_transport.federate(
         as_openers(data), topology, regions, address, declared_regions(data, regions), None
     )

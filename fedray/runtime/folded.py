@@ -14,8 +14,9 @@ from torch import Tensor
 
 from fedray import rows
 from fedray.errors import FoldError, SiteError
-from fedray.rows import Group
+from fedray.rows import Group, Tagged
 from fedray.runtime import fold
+from fedray.runtime.devices import Fetched
 from fedray.runtime.host import Contribution, StageCall
 from fedray.runtime.interpret import Interpreter, broken_weights, own, weights_of
 from fedray.runtime.plan import Plan
@@ -102,8 +103,8 @@ class _Sum:
 class Folded:
     """What one stage of a plan comes to in a pack, and its answers."""
 
-    def __init__(self, plan: Plan, call: StageCall) -> None:
-        self.plan, self.call = plan, call
+    def __init__(self, plan: Plan, call: StageCall, is_placed: bool = False) -> None:
+        self.plan, self.call, self.is_placed = plan, call, is_placed
         # a later stage reads what the stages before it left, which is gone once the last one has run
         self.can_run_again = call.stage == plan.site_stages[0]
         self.sums: dict[str, _Sum] = {}
@@ -129,19 +130,25 @@ class Folded:
             return
         self.delivered += group.ids if all(group.is_alive) else [group.ids[row] for row in group.alive]
         weights = {index: weights_of(group.values[index], group) for index in given}
+        values = group.values
+        if self.is_placed:
+            fetched = Fetched(group)
+            values = {arg: fetched(values[arg]) for index in reduced for arg in self.plan.args[index]}
         for index in reduced:
-            self._reduce(index, group, weights)
+            self._reduce(index, group, values, weights)
         self._let_go()
 
-    def _reduce(self, index: int, group: Group, given: Mapping[int, Tensor]) -> None:
+    def _reduce(
+        self, index: int, group: Group, values: Mapping[int, Tagged], given: Mapping[int, Tensor]
+    ) -> None:
         node, args = self.plan.nodes[index], self.plan.args[index]
         if node.params["kind"] == "gather":
             into = self.gathered.setdefault(node.name, {})
-            into.update({group.ids[row]: own(rows.row(group.values[args[0]], row)) for row in group.alive})
+            into.update({group.ids[row]: own(rows.row(values[args[0]], row)) for row in group.alive})
             return
         for name, value, weight, _ in node.params["lanes"]:
             weights = weights_of(None, group) if weight is None else given[args[weight]]
-            stacked = rows.expand(group.values[args[value]], group.k)
+            stacked = rows.expand(values[args[value]], group.k)
             operand = fold.operand(stacked, weights, self.plan.fold, group.largest)
             if name not in self.sums:
                 self.sums[name] = _Sum(name, operand)

@@ -186,7 +186,7 @@ def weights_of(tagged: Tagged | None, group: Group) -> torch.Tensor:
     numbers = value.numbers if isinstance(value, Column) else value
     if not isinstance(numbers, torch.Tensor):
         numbers = torch.full((group.k,), float(numbers), dtype=torch.float64)
-    return torch.where(alive > 0, numbers.reshape(group.k).to(torch.float64), alive)
+    return torch.where(alive > 0, numbers.reshape(group.k).to("cpu", torch.float64), alive)
 
 
 def broken_weights(weights: torch.Tensor) -> list[int]:

@@ -25,7 +25,7 @@ from fedray.core.trace import Algorithm
 from fedray.errors import CheckpointError, ConfigError, QuorumError, SiteError
 from fedray.runtime import memory
 from fedray.runtime.checkpoint import Checkpoints
-from fedray.runtime.federation import Federation
+from fedray.runtime.federation import Federation, device_of
 from fedray.runtime.plan import Plan, compile
 from fedray.runtime.probe import row_invariant
 from fedray.runtime.records import EvaluationRecord
@@ -223,7 +223,8 @@ class _Run:
             self.programs[split], _ = rehearse(program, params_of(state), blank)
         self.rehearsal = why
         if not why:
-            self.result.row_invariant = row_invariant(self.plan, state, blank)
+            device = device_of(self.federation.specs)
+            self.result.row_invariant = row_invariant(self.plan, state, blank, device)
         if self.result.row_invariant is False:
             logger.warning(
                 "row_invariant=false: sites that are computed together have other bits than alone here; "

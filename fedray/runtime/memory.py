@@ -114,9 +114,9 @@ def keep_freed_memory() -> bool:
         return False
 
 
-def sites_together(group_size: int, row_bytes: int) -> int:
+def sites_together(group_size: int, row_bytes: int, most_bytes: int = GROUP_BYTES) -> int:
     """Return how many sites a pack interprets together, given the bytes of one site's parameters."""
-    return max(1, min(group_size, GROUP_BYTES // max(1, row_bytes)))
+    return max(1, min(group_size, most_bytes // max(1, row_bytes)))
 
 
 def check(found: Forecast) -> None:

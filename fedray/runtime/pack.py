@@ -16,7 +16,7 @@ from fedray.core.verify import verify
 from fedray.errors import DataError, HostError
 from fedray.rng import Key
 from fedray.rows import Group
-from fedray.runtime import checkpoint
+from fedray.runtime import checkpoint, devices
 from fedray.runtime.folded import Folded
 from fedray.runtime.host import Commit, Contribution, Load, StageCall
 from fedray.runtime.interpret import Interpreter
@@ -38,6 +38,12 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _together(opened: Sequence[Any]) -> None:
+    """Let the sites' rows lie in one table, where their data can."""
+    if opened and all(type(data) is type(opened[0]) and hasattr(data, "together") for data in opened):
+        opened[0].together(opened)
+
+
 class Pack:
     """Many simulated sites, or one real one, in one process."""
 
@@ -47,8 +53,11 @@ class Pack:
         sites: Mapping[str, Callable[[], Any]],
         group_size: int = 256,
         allow_empty: bool = False,
+        device: str = devices.CPU,
     ) -> None:
         self.name, self.sites, self.group_size, self.allow_empty = name, sites, group_size, allow_empty
+        self._tables = None if devices.check(device) == devices.CPU else devices.Tables(device)
+        self._placed: set[RoundKey] = set()  # rounds whose stages run on the device
         self.first_error: BaseException | None = None  # of the last stage; it never leaves this process
         self._data: dict[str, Any] = {}
         self._rows: Mapping[str, int] = {}  # training rows of each site, which sort the sites into groups
@@ -63,8 +72,11 @@ class Pack:
     def hello(self) -> dict[str, int]:
         """Open every site's data and return its number of training rows.
 
-        Raises DataError for a site without training rows unless `allow_empty`.
+        Raises DataError for a site without training rows unless `allow_empty`, ConfigError where the device
+        is not there.
         """
+        if self._tables is not None:
+            _ = self._tables.device  # refused here, before anything else is done
         sizes = self._training_rows()
         self._rows = sizes
         self._lay_together()
@@ -100,9 +112,9 @@ class Pack:
 
     def _lay_together(self) -> None:
         """Let the sites' rows lie in one table, where their data can."""
-        opened = list(self._data.values())
-        if opened and all(type(data) is type(opened[0]) and hasattr(data, "together") for data in opened):
-            opened[0].together(opened)
+        _together(list(self._data.values()))
+        if self._tables is not None:
+            self._tables.clear()
 
     def load(self, load: Load) -> None:
         """Verify and keep a plan; at the start of a run forget the one before, or restore a checkpoint."""
@@ -123,7 +135,8 @@ class Pack:
         for commit in commits:
             for slot, group, tagged in self._pending.get((commit.plan, commit.round, commit.attempt), ()):
                 kept = [row for row in group.alive if group.ids[row] in commit.counted]
-                self._table(slot, commit.plan).store(group.ids, rows.expand(tagged, group.k), kept)
+                value = rows.expand(devices.Fetched(group)(tagged) if self._tables else tagged, group.k)
+                self._table(slot, commit.plan).store(group.ids, value, kept)
             for key in [key for key in self._pending if key[0] == commit.plan]:
                 del self._pending[key]
 
@@ -153,16 +166,18 @@ class Pack:
             return self._last[1].answer(call)
 
     def _compute(self, call: StageCall, downlink: Mapping[int, Any]) -> Folded:
-        plan = self._plans[call.plan].plan
+        plan, device = self._plans[call.plan].plan, self._device_of(call, downlink)
+        if device is not None:
+            downlink = {index: devices.placed(value, device) for index, value in downlink.items()}
         groups = self._groups_of(call, plan, self._group_size(downlink))
         interpreter = Interpreter(
             plan,
             call,
             downlink,
-            lambda slot, sites: self._inputs(call, slot, sites),
-            lambda slot, sites: self._table(slot, call.plan).rows(sites),
+            lambda slot, sites: self._inputs(call, slot, sites, device is not None),
+            lambda slot, sites: self._state_rows(call, slot, sites, device),
         )
-        folded = Folded(plan, call)
+        folded = Folded(plan, call, is_placed=device is not None)
         outputs = [
             (slot, index)
             for (placement, slot), index in plan.outputs.items()
@@ -173,6 +188,7 @@ class Pack:
         for group in groups:
             interpreter.run(group)
             folded.take(group, interpreter)
+            group.largest = {}  # it holds what was reduced, and the group lives until the next round
             pending.extend((slot, group, group.values[index]) for slot, index in outputs if group.alive)
             if call.stage == plan.site_stages[-1]:
                 group.values = {}
@@ -180,12 +196,28 @@ class Pack:
         self.first_error = interpreter.first
         return folded
 
+    def _device_of(self, call: StageCall, downlink: Mapping[int, Any]) -> torch.device | None:
+        """Return where the stage runs, None in memory; a later stage runs where the first one did."""
+        key = (call.plan, call.round, call.attempt)
+        if self._tables is None or not (key in self._placed or devices.has_model(downlink)):
+            return None
+        self._placed = {key, *(old for old in self._placed if old[0] != call.plan)}
+        return self._tables.device
+
+    def _state_rows(
+        self, call: StageCall, slot: str, sites: Sequence[str], device: torch.device | None
+    ) -> Any:
+        found = self._table(slot, call.plan).rows(sites)
+        return found if device is None else devices.placed(found, device)
+
     def _group_size(self, downlink: Mapping[int, Any]) -> int:
         """Return how many sites are interpreted together: as many rows as stay in the processor's cache."""
         leaves = [leaf for value in downlink.values() for _, leaf in tree.leaves(value)]
         row = max((tree.nbytes(leaf) for leaf in leaves if isinstance(leaf, tree.Flat)), default=1)
         if row >= LARGE_BYTES:
             keep_freed_memory()
+        if self._tables is not None:
+            return sites_together(self.group_size, row, devices.GROUP_BYTES)
         return sites_together(self.group_size, row)
 
     def _groups_of(self, call: StageCall, plan: Plan, size: int) -> list[Group]:
@@ -222,9 +254,13 @@ class Pack:
             self._data[site] = data
         return self._data[site]
 
-    def _inputs(self, call: StageCall, slot: str, sites: Sequence[str]) -> list[Any]:
+    def _inputs(self, call: StageCall, slot: str, sites: Sequence[str], is_placed: bool) -> list[Any]:
         if slot == "data":
-            return [self._data[site] if site in self._data else self._open(site) for site in sites]
+            found = [self._data[site] if site in self._data else self._open(site) for site in sites]
+            if is_placed and self._tables is not None:
+                pairs = zip(sites, found, strict=True)
+                return [self._tables.of(site, data, self._data, _together) for site, data in pairs]
+            return found
         if slot == "id":
             return list(sites)
         return [Key(call.seed, call.round, site, slot[4:]) for site in sites]

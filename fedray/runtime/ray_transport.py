@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray import exceptions as ray_errors
 
-from fedray.errors import HostError
+from fedray.errors import ConfigError, HostError
 from fedray.runtime.federation import (
     Federation,
     HostSpec,
@@ -124,7 +124,13 @@ def start_hosts(specs: Sequence[HostSpec]) -> dict[str, Any]:
     """Start an actor for each host, all at once."""
     # a trace of a CPU: Ray spreads actors by what they need, and puts one that needs nothing anywhere
     options = {"num_cpus": 0.001, "max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD"}
-    return {spec.name: ray.remote(HostActor).options(**options).remote(spec) for spec in specs}
+    return {
+        spec.name: ray.remote(HostActor).options(**options, **_gpus(spec)).remote(spec) for spec in specs
+    }
+
+
+def _gpus(spec: HostSpec) -> dict[str, float]:
+    return {"num_gpus": spec.gpu_share} if spec.gpu_share else {}
 
 
 def make_transport(specs: Sequence[HostSpec]) -> RayTransport:
@@ -208,6 +214,10 @@ def federate(
     aggregator: Callable[[Sequence[HostSpec], Mapping[str, str]], Any] = RemoteAggregator,
 ) -> Federation:
     """Make a federation of Ray actors: an aggregator, and packs and regions below it."""
+    if ":" in topology.device:
+        raise ConfigError(
+            f"device={topology.device!r}: Ray deals the GPUs out to its actors. Fix: runtime.device=cuda"
+        )
     start_ray(address, num_cpus)
     cpus = max(2, _num_cpus())
     specs = topology.specs(data, layout, cpus)

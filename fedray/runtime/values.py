@@ -42,7 +42,7 @@ def leafwise(fn: Callable[..., Any], operands: Sequence[Tagged]) -> Tagged:
         shape = (-1,) + (1,) * (wide.dim() - 1)
         return fn(
             *(
-                leaf.numbers.to(wide.dtype).view(shape) if isinstance(leaf, Column) else leaf
+                leaf.numbers.to(wide).view(shape) if isinstance(leaf, Column) else leaf
                 for leaf in leaves
             )
         )
