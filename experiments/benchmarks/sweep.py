@@ -3,7 +3,8 @@
     python experiments/benchmarks/sweep.py [--pairs 5] [--trials 32] [--rounds 50] [--processes]
 
 The logistic model of W2 (64 features, zero start) over its first 200 sites of 100 training rows and 50 of its
-test rows each, batches of 32, one epoch, all sites in every round, default tracker and checkpoint. CPU (user and system) of the whole process tree:
+test rows each, batches of 32, one epoch,
+all sites in every round, default tracker and checkpoint. CPU (user and system) of the whole process tree:
 
 - `one_by_one`: the trials in one process, start-up excluded (imports, configurations, data, a first trial)
 - `stacked`: the same, trials together as one program (what `fedray sweep` does in one process)

@@ -166,14 +166,16 @@ class Training:
         tables = []
         for name in (model.inputs[0], model.target):
             table, begins = table_of([rows[i][name] for i in plan.order])
-            tables.append((table, draws + torch.from_numpy(np.repeat(begins, counts))))
+            tables.append((name, table, draws + torch.from_numpy(np.repeat(begins, counts))))
         for chunk in plan.chunks:
             picked = plan.slots[chunk.blocks].view(-1)
-            x, y = (self._gathered(table, at.index_select(0, picked)) for table, at in tables)
+            x, y = (self._gathered(name, table, at.index_select(0, picked)) for name, table, at in tables)
             self._chunk(chunk.moves, chunk.blocks, x, y)
 
-    def _gathered(self, table: Tensor, rows: Tensor) -> Tensor:
-        found = table.index_select(0, rows.to(table.device)).to(self.device)
+    def _gathered(self, name: str, table: Tensor, rows: Tensor) -> Tensor:
+        """Return rows of a table, in memory that is used again: new memory would be paged in each time."""
+        out = self.space.take(name, (len(rows), *table.shape[1:]), table.dtype, table.device)
+        found = torch.index_select(table, 0, rows.to(table.device), out=out).to(self.device)
         found = found.view(-1, self.width, *table.shape[1:])
         return found.to(self.schema.dtype) if found.is_floating_point() else found
 

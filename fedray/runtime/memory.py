@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PROCESS_BYTES = 180 * 2**20  # private memory of a Ray actor with torch, measured
 RAY_BYTES = 450 * 2**20  # private memory of Ray's own processes, measured
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of malloc.h
-LARGE_BYTES = 4 * 2**20  # a model from here on is worth keeping freed memory for
+LARGE_BYTES = 4 * 2**20  # updates of a pack's sites from here on are worth keeping freed memory for
 GROUP_BYTES = 13 * 2**18  # parameters of a group: what stays in a core's cache beside its batches, measured
 ROW_COPIES = 4  # of a group's parameters: weights, what pulls them, the update and what is summed
 LANE_COPIES = 4  # of a model in float64 lanes, in a pack and at the aggregator

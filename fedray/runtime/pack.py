@@ -214,7 +214,7 @@ class Pack:
         """Return how many sites are interpreted together: as many rows as stay in the processor's cache."""
         leaves = [leaf for value in downlink.values() for _, leaf in tree.leaves(value)]
         row = max((tree.nbytes(leaf) for leaf in leaves if isinstance(leaf, tree.Flat)), default=1)
-        if row >= LARGE_BYTES:
+        if row * len(self.sites) >= LARGE_BYTES:
             keep_freed_memory()
         if self._tables is not None:
             return sites_together(self.group_size, row, devices.GROUP_BYTES)
