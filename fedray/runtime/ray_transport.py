@@ -234,11 +234,12 @@ def federate_here(
     group_size: int = 256,
     allow_empty: bool = False,
     num_cpus: int | None = None,
+    device: str = "cpu",
 ) -> Federation:
     """Run every site on Ray with the aggregator in this process; options as in `simulate` and `connect`.
 
     For a process that does nothing else: it holds the server's state, and its `fit` sees every byte of it.
     """
-    topology = Topology(packs, sites_per_actor, group_size, allow_empty)
+    topology = Topology(packs, sites_per_actor, group_size, allow_empty, device)
     declared = declared_regions(data, regions)
     return federate(as_openers(data), topology, regions, address, declared, num_cpus, aggregator_here)
