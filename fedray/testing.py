@@ -5,6 +5,7 @@ orders
 and beside other sites, and compares bits; then it compares with the plain form.
 """
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -32,6 +33,10 @@ def check_rows(
     further arguments of site i, `named[name][i]` its keyword arguments. `tolerance=None` leaves out the
     comparison with the plain form. Raises AssertionError where a row's bits depend on who is beside it.
     """
+    if getattr(fn, "rows", None) is None:
+        raise ValueError(f"{fn!r} has no twin: tie one to it with fedray.rows.rows_of")
+    if not sites:
+        raise ValueError("check_rows: give the arguments of at least one site")
     given = {name: list(column) for name, column in (named or {}).items()}
     alone = [_run(fn, sites, given, shared, [i])[0] for i in range(len(sites))]
     order = random.Random(seed)
@@ -73,10 +78,15 @@ def _tagged(values: list[Any]) -> Rows:
 def difference(a: Any, b: Any) -> float:
     """Return the largest difference between two structures of numbers."""
     worst = 0.0
+    left_paths, right_paths = ([path for path, _ in tree.leaves(value)] for value in (a, b))
+    assert left_paths == right_paths, f"structures differ: {left_paths} beside {right_paths}"
     for (_, x), (_, y) in zip(tree.leaves(a), tree.leaves(b), strict=True):
         left, right = (leaf.buffer if isinstance(leaf, tree.Flat) else leaf for leaf in (x, y))
         if isinstance(left, torch.Tensor):
-            worst = max(worst, float((left.double() - right.double()).abs().max()) if left.numel() else 0.0)
+            assert left.shape == right.shape, f"shapes differ: {tuple(left.shape)} and {tuple(right.shape)}"
+            gap = (left.double() - right.double()).abs()
+            apart = torch.where(left == right, 0.0, gap).nan_to_num(math.inf)
+            worst = max(worst, float(apart.max()) if apart.numel() else 0.0)
         elif tree.is_number(left):
             worst = max(worst, abs(float(left) - float(right)))
     return worst

@@ -40,22 +40,23 @@ def _by_hand(module: nn.Module, in_place: bool) -> ByHand | None:
 
     `in_place`: what the function is given is the buffer of a linear layer, which nobody reads again.
     """
-    if isinstance(module, nn.ReLU):
+    kind = type(module)  # a subclass may compute something else
+    if kind is nn.ReLU:
         return torch.relu_ if in_place else torch.relu, _relu_backward, "output"
-    if isinstance(module, nn.Tanh):
+    if kind is nn.Tanh:
         return torch.tanh_ if in_place else torch.tanh, _tanh_backward, "output"
-    if isinstance(module, nn.Sigmoid):
+    if kind is nn.Sigmoid:
         return torch.sigmoid_ if in_place else torch.sigmoid, _sigmoid_backward, "output"
-    if isinstance(module, nn.GELU):
-        kind = module.approximate
+    if kind is nn.GELU:
+        form = module.approximate
         return (
-            lambda x: F.gelu(x, approximate=kind),
-            lambda g, x: aten.gelu_backward(g, x, approximate=kind),
+            lambda x: F.gelu(x, approximate=form),
+            lambda g, x: aten.gelu_backward(g, x, approximate=form),
             "input",
         )
-    if isinstance(module, nn.SiLU):
+    if kind is nn.SiLU:
         return F.silu, aten.silu_backward.default, "input"
-    if isinstance(module, nn.LeakyReLU):
+    if kind is nn.LeakyReLU:
         slope = module.negative_slope
         return (
             lambda x: F.leaky_relu(x, slope),
@@ -95,6 +96,8 @@ def chain_of(module: nn.Module) -> Chain | None:
     tensors = [*module.named_parameters(), *module.named_buffers()]
     if not tensors or any(not value.requires_grad for _, value in tensors):
         return None  # frozen leaves and statistics are not stepped
+    if any(_has_hooks(layer) for layer in module.modules()):
+        return None
     if len({name for name, _ in module.named_parameters(remove_duplicate=False)}) != len(tensors):
         return None  # one parameter in two places
     makers: list[Callable[[], Any]] = []
@@ -133,7 +136,8 @@ SKIP: Callable[[], Any] = _skip
 
 def _flattened(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     if type(module) is nn.Sequential:
-        for name, child in module.named_children():
+        for name, child in module._modules.items():  # one that stands in two places is applied twice
+            assert child is not None
             yield from _flattened(child, f"{prefix}{name}.")
     else:
         yield prefix, module
@@ -141,8 +145,6 @@ def _flattened(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]
 
 def _maker(name: str, layer: nn.Module, width: int, before: Any) -> Callable[[], Any] | None:
     is_first = before is None
-    if _has_hooks(layer):
-        return None
     if type(layer) is nn.Linear:
         return _linear(name, layer, width)
     if type(layer) is nn.EmbeddingBag:
@@ -185,6 +187,7 @@ def _bag(name: str, layer: nn.EmbeddingBag) -> Callable[[], Any] | None:
         layer.mode not in ("mean", "sum")
         or layer.max_norm is not None
         or layer.sparse
+        or layer.scale_grad_by_freq
         or layer.embedding_dim == 1
     ):
         return None

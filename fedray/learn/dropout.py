@@ -122,6 +122,7 @@ def prepare(module: nn.Module) -> nn.Module:
 def _swap(module: nn.Module) -> nn.Module:
     if isinstance(module, (nn.Dropout, *CHANNELWISE)):
         return Dropout(module.p, channelwise=isinstance(module, CHANNELWISE))
-    for name, child in module.named_children():
-        setattr(module, name, _swap(child))
+    for name, child in list(module._modules.items()):  # also a layer that stands in two places
+        if child is not None:
+            setattr(module, name, _swap(child))
     return module

@@ -34,7 +34,9 @@ class Binary:
 
     def loss(self, outputs: Tensor) -> Tensor:
         """Return the weighted loss of each row of the chunk, (blocks, rows)."""
-        factor = None if self.pos_weight is None else torch.tensor(self.pos_weight).to(outputs)
+        factor = None
+        if self.pos_weight is not None:
+            factor = torch.tensor(self.pos_weight, dtype=outputs.dtype, device=outputs.device)
         rows = F.binary_cross_entropy_with_logits(
             outputs.squeeze(2), self.target, pos_weight=factor, reduction="none"
         )
@@ -65,12 +67,18 @@ class Classes:
     """A logit a class; with class weights a batch's mean is over the weights of its rows, as in torch."""
 
     class_weights: tuple[float, ...] | None
+    classes: int
 
     def start(self, target: Tensor, weights: Tensor, moves: Tensor) -> None:
         """Take labels (blocks, rows) and weights of a chunk."""
         self.target, self.weights, self.moves = target.long(), weights, moves
+        if self.classes > 1 and self.target.numel():  # unknown of a model of which only its rows tell
+            least, most = (int(end) for end in self.target.aminmax())
+            if least < 0 or most >= self.classes:
+                raise ValueError(f"a class label outside 0..{self.classes - 1}")
         if self.class_weights is not None:
-            of_class = torch.tensor(self.class_weights).to(weights)[self.target] * (weights > 0)
+            given = torch.tensor(self.class_weights, dtype=weights.dtype, device=weights.device)
+            of_class = given[self.target] * (weights > 0)
             tiny = torch.finfo(weights.dtype).tiny
             shares = of_class / of_class.sum(1, keepdim=True).clamp_min(tiny)
             self.weights, self.moves = shares, shares * (moves / weights.clamp_min(tiny))
@@ -118,4 +126,4 @@ def head_of(task: str, outputs: int, pos_weight: PosWeight) -> Head | None:
         return Number()
     if task == "hazards":
         return Hazards()
-    return Classes(None if pos_weight is None else tuple(pos_weight))  # type: ignore[arg-type]
+    return Classes(None if pos_weight is None else tuple(pos_weight), outputs)  # type: ignore[arg-type]

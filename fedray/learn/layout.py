@@ -228,7 +228,8 @@ def table_of(columns: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     first, base = columns[0], columns[0]._base
     shape = first.shape[1:]
     is_shared = len(columns) > 1 and base is not None and base.is_contiguous() and base.shape[1:] == shape
-    if is_shared and all(column._base is base and column.shape[1:] == shape for column in columns):
+    step = base.stride() if base is not None else ()
+    if is_shared and all(c._base is base and c.shape[1:] == shape and c.stride() == step for c in columns):
         width = max(1, shape.numel())
         offsets = [column.storage_offset() - base.storage_offset() for column in columns]
         if all(offset % width == 0 for offset in offsets):

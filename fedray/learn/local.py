@@ -92,6 +92,11 @@ class LocalTraining:
             raise ValueError(
                 "local training: record_clip needs a model without dropout: every row is clipped alone"
             )
+        if self.record_clip is not None and isinstance(self.pos_weight, (list, tuple)):
+            raise ValueError(
+                "local training: record_clip with class weights: a row alone has no mean over weights to be "
+                "part of; leave one of them out"
+            )
         if self.form in ("stacked", "vmap") and isinstance(self._stackable, str):
             raise ValueError(f"local training: form={self.form!r} is not possible: {self._stackable}")
 
@@ -115,11 +120,24 @@ class LocalTraining:
         return None if isinstance(self._stackable, str) else self._train_rows
 
     def _train_rows(
-        self, group: Group, params: Tagged, data: Tagged, rng: Tagged, **extras: Tagged
+        self,
+        group: Group,
+        params: Tagged,
+        data: Tagged,
+        rng: Tagged,
+        *,
+        correction: Tagged | None = None,
+        anchor: Tagged | None = None,
+        prox: Tagged | None = None,
+        lr: Tagged | None = None,
+        steps: Tagged | None = None,
     ) -> Update:
         found = self._stackable
         assert not isinstance(found, str)
-        return train_rows(self, found, group, params, data, rng, extras)
+        extras = {"correction": correction, "anchor": anchor, "prox": prox, "lr": lr, "steps": steps}
+        told = {name: value for name, value in extras.items() if value is not None}
+        given = {name: value for name, value in told.items() if value.value is not None}
+        return train_rows(self, found, group, params, data, rng, given)
 
     def precision(self, device: torch.device) -> AbstractContextManager[Any]:
         """Return the autocast context: bfloat16 (no loss scaling needed), only where the device has it."""

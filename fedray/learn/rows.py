@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedray import tree
 from fedray.learn import together
-from fedray.learn.batches import steps_of, training_rows, valid_rows
+from fedray.learn.batches import Batch, steps_of, training_rows, valid_rows
 from fedray.learn.chain import Chain, chain_of
 from fedray.learn.heads import Head, head_of
 from fedray.learn.layout import WIDE, is_wide, layout_of
@@ -22,7 +22,7 @@ from fedray.learn.stacked import Extras, OneStep, Training
 from fedray.learn.update import Update
 from fedray.learn.watched import Watched
 from fedray.rng import Key
-from fedray.rows import Column, Group, Ragged, Rows, Same, Tagged, column
+from fedray.rows import Column, Group, Ragged, Rows, Same, Tagged, column, only, row, stack
 from fedray.tree import Flat
 
 if TYPE_CHECKING:
@@ -104,13 +104,15 @@ def train_rows(
     k, keys, items = group.k, _items(rng, group.k), _items(data, group.k)
     schema = params.value.schema if isinstance(params.value, Flat) else how.schema
     start = buffer_of(params, schema)
+    rows = [training_rows(item) for item in items]
+    if not all(fits_chain(local, how, batch) for batch in rows):
+        return _one_by_one(local, how, group, (params, data, rng), given)
     extras = _extras(local, schema, start, keys, given)
     meeting = together.current()
     if meeting is not None and together.fits(local, how, given):
         rates = torch.full((k, 1), local.rate(keys[0].round), dtype=torch.float64)
         request = together.Request(local, how, schema, start, items, keys, extras, rates, group.cache)
         return meeting.train(request)
-    rows = [training_rows(item) for item in items]
     most = _numbers(given.get("steps"), k, local.steps)
     sizes, taken = steps_of(rows, local.batch_size, local.epochs, most)
     lone = {i for i in range(k) if taken[i] <= 1} if OneStep.fits(local, extras, start[0].nbytes) else set()
@@ -133,6 +135,53 @@ def train_rows(
     delta, loss = (_joined(parts_of, at) for parts_of in zip(*found, strict=True))
     numbers: Any = (column(sizes), column(taken), {"loss": Column(loss, False)})
     return Update(Flat(delta, schema), *numbers)
+
+
+def fits_chain(local: "LocalTraining", how: Stackable, batch: Batch) -> bool:
+    """Tell whether a site's columns have the shapes and kinds that the stacked form takes for granted.
+
+    What does not is left to the plain form, which takes more, or says what is wrong.
+    """
+    x, y = batch[local.model.inputs[0]], batch[local.model.target]
+    task, outputs = local.model.task, how.chain.outputs
+    if task == "hazards":
+        is_target = y.dim() == 2 and y.shape[1] == 2
+    elif task == "number" and outputs != 1:
+        is_target = y.dim() == 2 and (y.shape[1] == outputs or not outputs)
+    else:
+        is_target = y.dim() == 1
+    if local.form == "vmap":
+        return is_target
+    if not how.chain.inputs:  # words
+        return is_target and x.dim() == 2 and x.dtype in (torch.int64, torch.int32)
+    width = x.shape[1:].numel() if local.model.flatten else x.shape[1] if x.dim() == 2 else -1
+    return is_target and x.is_floating_point() and width == how.chain.inputs
+
+
+def _one_by_one(
+    local: "LocalTraining",
+    how: Stackable,
+    group: Group,
+    inputs: Sequence[Tagged],
+    given: Mapping[str, Tagged],
+) -> Update:
+    """Train a group in which some sites do not fit: those by the plain form, the others as if alone."""
+    found = []
+    for place, site in enumerate(group.ids):
+        params, data, rng, *extras = (
+            value if isinstance(value, Same) else Rows(only(value.value, place))
+            for value in (*inputs, *given.values())
+        )
+        named = dict(zip(given, extras, strict=True))
+        item = row(data, 0)
+        if fits_chain(local, how, training_rows(item)):
+            single = Group([site], group.cache)
+            found.append(row(Rows(train_rows(local, how, single, params, data, rng, named)), 0))
+        else:
+            plain = {name: row(value, 0) for name, value in named.items()}
+            found.append(local(row(params, 0), item, row(rng, 0), **plain))
+    stacked: Update = stack(found).value
+    return stacked
 
 
 def _training(group: Group, kind: type[Training], local: "LocalTraining", *shape: Any) -> Training:

@@ -25,6 +25,7 @@ from fedray.rows import Column, column
 from fedray.tree import Flat, Schema
 
 PROGRAM_BYTES = 13 * 2**18  # parameters of a program: what stays in a core's cache, as of a group
+KEPT_TRAININGS = 8
 _meeting: ContextVar["Meeting | None"] = ContextVar("meeting", default=None)
 
 
@@ -45,6 +46,14 @@ class Request:
     @property
     def kind(self) -> Any:
         """What requests must have in common to be one program."""
+        return (
+            self.settings, self.extras.correction is None, self.extras.prox, self.extras.anchor is self.start,
+            tuple((key.site, key.round, key.label) for key in self.keys), tuple(map(id, self.data)),
+        )  # fmt: skip
+
+    @property
+    def settings(self) -> Any:
+        """What a training depends on besides numbers that are a trial's own."""
         local, model = self.local, self.local.model
         fixed = {
             name: getattr(local, name)
@@ -53,8 +62,7 @@ class Request:
         }
         return (
             repr(fixed), repr(model.module), model.task, model.inputs, model.target, model.flatten,
-            self.schema, self.extras.correction is None, self.extras.prox, self.extras.anchor is self.start,
-            tuple((key.site, key.round, key.label) for key in self.keys), tuple(map(id, self.data)),
+            self.schema,
         )  # fmt: skip
 
 
@@ -120,12 +128,16 @@ class Meeting:
         if not self._waiting or len(self._waiting) < self._present:
             return
         waiting, self._waiting = self._waiting, []
-        kinds: dict[Any, list[tuple[Request, list[Any]]]] = {}
+        answers = {id(request): answer for request, answer in waiting}
+        kinds: dict[Any, list[Request]] = {}
         for request, answer in waiting:
-            kinds.setdefault(request.kind, []).append((request, answer))
+            try:
+                kinds.setdefault(request.kind, []).append(request)
+            except Exception as error:  # noqa: BLE001 (raised again in the thread of its trial)
+                answer.append(error)
         for members in kinds.values():
-            for part in _even([request for request, _ in members]):
-                self._train(part, {id(request): answer for request, answer in members})
+            for part in _even(members):
+                self._train(part, answers)
         self._condition.notify_all()
 
     def _train(self, requests: list[Request], answers: Mapping[int, list[Any]]) -> None:
@@ -168,12 +180,10 @@ def train_together(requests: Sequence[Request]) -> list[Update]:
     sites, seeds = len(first.keys), len({request.keys[0].seed for request in requests})
     lanes = len(requests) // seeds
     most = max(1, PROGRAM_BYTES // (first.start[0].nbytes * lanes))
-    parts = [(seed, slice(at, at + most)) for seed in range(seeds) for at in range(0, sites, most)]
     if most >= sites * seeds:
-        parts = [(seed, slice(0, sites)) for seed in range(seeds)]
-        programs = [parts]
+        programs = [[(seed, slice(0, sites)) for seed in range(seeds)]]
     else:
-        programs = [[part] for part in parts]
+        programs = [[(s, slice(at, at + most))] for s in range(seeds) for at in range(0, sites, most)]
     deltas = torch.empty(len(requests), sites, first.schema.stride, dtype=first.schema.dtype)
     losses = torch.empty(len(requests), sites, dtype=torch.float64)
     rows = [training_rows(item) for item in first.data]
@@ -200,11 +210,12 @@ def _run(
     plan = layout_of(first.cache, sizes, taken, local.batch_size, chosen[0], first.schema.dtype)
     kept: dict[Any, Training] = first.cache.setdefault("together", {})
     shape = (first.schema, first.start.device, len(chosen), plan.width, lanes)
-    if shape not in kept:
+    key = (first.settings, shape)
+    if key not in kept:
         if len(kept) >= KEPT_TRAININGS:
             kept.pop(next(iter(kept)))
-        kept[shape] = Training(local, first.how, *shape)
-    training = kept[shape]
+        kept[key] = Training(local, first.how, *shape)
+    training = kept[key]
     members = [[requests[seed * lanes + lane] for lane in range(lanes)] for seed, _ in program]
     has_correction = first.extras.correction is not None
     extras = Extras(
@@ -217,15 +228,12 @@ def _run(
     training.run(chosen)
     delta, loss = training.delta(), training.mean_loss()
     at = 0
-    for (seed, part), _ in zip(program, members, strict=True):
+    for seed, part in program:
         count = len(range(len(rows))[part])
         here = slice(at * lanes, (at + count) * lanes)
         deltas[seed * lanes : (seed + 1) * lanes, part] = delta[here].view(count, lanes, -1).transpose(0, 1)
         losses[seed * lanes : (seed + 1) * lanes, part] = loss[here].view(count, lanes).T
         at += count
-
-
-KEPT_TRAININGS = 8
 
 
 def _rows(members: Sequence[Sequence[Request]], program: Sequence[tuple[int, slice]], read: Any) -> Tensor:

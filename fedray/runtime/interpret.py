@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fedray import rows, tree
+from fedray.core.explain import function_name
 from fedray.core.graph import Node, Op
 from fedray.core.value import Record
 from fedray.errors import SiteError
@@ -128,7 +129,9 @@ class Interpreter:
         fn = _need(node.fn)
         twin = getattr(fn, "rows", None)
         if twin is not None:
-            return self._twin(twin, operands[:cut], dict(zip(names, operands[cut:], strict=True)), group)
+            found = self._twin(twin, operands[:cut], dict(zip(names, operands[cut:], strict=True)), group)
+            values.check_count(found, group, f"{node.where}: the twin of {function_name(fn)}")
+            return found
 
         def one(row: int) -> Any:
             args = [rows.row(operand, row) for operand in operands]

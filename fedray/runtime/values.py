@@ -104,6 +104,22 @@ def largest(numbers: Tensor, k: int, group: Group | None = None) -> Tensor:
     return found
 
 
+def check_count(found: Tagged, group: Group, what: str) -> None:
+    """Raise ValueError where a twin's result does not have a row for every site of the group."""
+    for path, leaf in tree.leaves(found.value):
+        if isinstance(leaf, Ragged):
+            count = len(leaf.items)
+        elif isinstance(leaf, (tree.Flat, Column, Tensor)):
+            numbers: Any = getattr(leaf, "buffer", getattr(leaf, "numbers", leaf))
+            count = len(numbers) if numbers.dim() else -1
+        else:
+            count = -1
+        if count != group.k:
+            told = "one number" if count < 0 else f"{count} rows"
+            place = path or "its result"
+            raise ValueError(f"{what} returned {told} at {place} for {group.k} sites: give each a row")
+
+
 def finite_rows(tagged: Tagged, group: Group) -> list[bool]:
     """Tell for each row whether all its numbers are finite."""
     flags = torch.ones(group.k, dtype=torch.bool)

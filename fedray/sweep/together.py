@@ -84,6 +84,9 @@ def _one(
     trial: Trial, run: Callable[[], dict[str, Any]], meeting: Meeting, ended: "SimpleQueue[Line]"
 ) -> None:
     started = time.monotonic()
-    with meeting.joined():
-        outcome = guarded(lambda _: run(), trial)
-    ended.put(line_of(trial, time.monotonic() - started, outcome))
+    outcome: dict[str, Any] = {"status": FAILED, "error": "ended by SystemExit or KeyboardInterrupt"}
+    try:
+        with meeting.joined():
+            outcome = guarded(lambda _: run(), trial)
+    finally:
+        ended.put(line_of(trial, time.monotonic() - started, outcome))

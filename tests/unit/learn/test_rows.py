@@ -1,5 +1,7 @@
 """The stacked form of local training: rows are invariant, and equal the plain loop with the same batches."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from fedray import learn, tree
 from fedray.data.site import SiteData
 from fedray.learn.dropout import words, words_of
 from fedray.rng import Key
+from fedray.rows import Group, Ragged, Rows, Same
 from fedray.testing import check_rows, difference
 
 FEATURES = 6
@@ -241,4 +244,95 @@ def test_check_rows_finds_a_twin_whose_rows_depend_on_their_neighbours():
 
     fn.rows = lambda group, x: x.value + group.k
     with pytest.raises(AssertionError, match="other bits among 2 sites"):
+        check_rows(fn, [[torch.ones(3)] for _ in range(4)])
+
+
+class _Square(nn.ReLU):
+    def forward(self, x):
+        return x * x
+
+
+def _hooked():
+    module = nn.Sequential(nn.Linear(FEATURES, 4), nn.ReLU(), nn.Linear(4, 1))
+    module.register_forward_hook(lambda layer, given, out: out * 2)
+    return module
+
+
+def test_what_only_looks_like_a_known_layer_is_left_to_the_loop():
+    subclass = nn.Sequential(nn.Linear(FEATURES, 4), _Square(), nn.Linear(4, 1))
+    bag = nn.Sequential(nn.EmbeddingBag(20, 4, scale_grad_by_freq=True), nn.Linear(4, 1))
+    for module in (subclass, _hooked(), bag):
+        assert learn.sgd(learn.from_module(module), lr=0.1).rows is None
+
+
+def test_a_layer_that_stands_in_two_places_is_applied_twice():
+    act, drop = nn.Tanh(), nn.Dropout(0.3)
+    model = sequence(nn.Linear(FEATURES, 8), act, drop, nn.Linear(8, 8), act, drop, nn.Linear(8, 1))
+    local = learn.sgd(model, lr=0.1, batch_size=16)
+    assert check_rows(local, sites(), shared=[start(model)], tolerance=5e-6) > 0
+
+
+def test_strided_views_of_one_tensor_give_their_own_rows():
+    whole = data_of(120, "binary", 3)
+    given = [[SiteData({"x": whole["x"][i::4], "y": whole["y"][i::4]}), Key(1, 2, f"h{i}")] for i in range(4)]
+    model = learn.mlp(FEATURES, (8,))
+    check_rows(learn.sgd(model, lr=0.1, batch_size=16), given, shared=[start(model)], tolerance=5e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "data", "error"),
+    [
+        (
+            lambda: learn.bag_of_embeddings(10, 4),
+            {"x": torch.full((9, 3), 12), "y": torch.ones(9)},
+            IndexError,
+        ),
+        (lambda: learn.logistic(FEATURES), {"x": torch.ones(9, 1), "y": torch.ones(9)}, RuntimeError),
+        (lambda: learn.logistic(FEATURES), {"x": torch.ones(9, FEATURES), "y": torch.ones(9, 1)}, ValueError),
+        (lambda: learn.linear(FEATURES, 3), {"x": torch.ones(9, FEATURES), "y": torch.ones(9)}, ValueError),
+        (
+            lambda: learn.logistic(FEATURES, num_classes=3),
+            {"x": torch.ones(9, FEATURES), "y": torch.full((9,), 7)},
+            ValueError,
+        ),
+    ],
+)
+def test_data_that_do_not_fit_are_refused_and_not_broadcast(make, data, error):
+    model = make()
+    local = learn.sgd(model, lr=0.1, batch_size=4)
+    group = Group(["a"])
+    with pytest.raises(error):
+        local.rows(group, Same(start(model)), Rows(Ragged([SiteData(data)])), Rows(Ragged([Key(0, 0, "a")])))
+
+
+def test_a_site_that_does_not_fit_beside_sites_that_do_takes_the_plain_form():
+    model = sequence(nn.Linear(FEATURES, 1))
+    local, params = learn.sgd(model, lr=0.1, batch_size=4), start(model)
+    hours = SiteData({"x": torch.randn(9, 5, FEATURES), "y": torch.ones(9, 5)})
+    check_rows(local, [[hours, Key(0, 0, "odd")], *sites()], shared=[params], tolerance=5e-6)
+
+
+def test_an_unknown_extra_is_refused_and_none_is_none():
+    model = learn.logistic(FEATURES)
+    local, params = learn.sgd(model, lr=0.1, batch_size=16), start(model)
+    data, key = sites()[0]
+    given = Group(["a"]), Same(params), Rows(Ragged([data])), Rows(Ragged([key]))
+    with pytest.raises(TypeError, match="learning_rate"):
+        local.rows(*given, learning_rate=Same(5.0))
+    found = local.rows(*given, correction=Same(None), anchor=Same(None))
+    assert torch.equal(found.delta.buffer, local.rows(*given).delta.buffer)
+
+
+def test_class_weights_and_record_clipping_are_refused_together():
+    with pytest.raises(ValueError, match="record_clip with class weights"):
+        learn.sgd(learn.logistic(3, num_classes=3), lr=0.1, pos_weight=[1.0, 2.0, 3.0], record_clip=1.0)
+
+
+@pytest.mark.parametrize("twin", [lambda group, x: x.value * math.nan, lambda group, x: x.value[:, :1]])
+def test_check_rows_finds_twins_that_are_not_the_plain_form(twin):
+    def fn(x):
+        return x
+
+    fn.rows = twin
+    with pytest.raises(AssertionError):
         check_rows(fn, [[torch.ones(3)] for _ in range(4)])
