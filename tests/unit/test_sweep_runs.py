@@ -39,12 +39,23 @@ def only_sweep():
 
 
 def test_trials_of_a_sweep_open_each_site_once_and_give_the_bits_of_single_runs():
-    assert cli.main(["sweep", *counted("local.lr=0.1,0.3", "seed=0,1")]) == 0
+    assert cli.main(["sweep", "--apart", *counted("local.lr=0.1,0.3", "seed=0,1")]) == 0
     assert len(openings()) == len(set(openings())) == 4
     for line in Book(only_sweep() / "trials.jsonl").lines().values():
         alone = experiment.start(compose_run(line.overrides, allow=["tests"]), live=False)
         swept = json.loads((only_sweep() / line.run / "result.json").read_text())
         assert swept["params_sha256"] == alone.result.params_sha256 and line.metrics == alone.metrics
+
+
+def test_trials_of_a_sweep_that_train_together_come_to_what_they_come_to_alone():
+    assert cli.main(["sweep", *counted("local.lr=0.1,0.3", "seed=0,1")]) == 0
+    assert len(openings()) == len(set(openings())) == 4
+    lines = Book(only_sweep() / "trials.jsonl").lines().values()
+    names = {f"local.lr={lr},seed={seed}" for lr in (0.1, 0.3) for seed in (0, 1)}
+    assert {line.run for line in lines} == names
+    for line in lines:
+        alone = experiment.start(compose_run(line.overrides, allow=["tests"]), live=False)
+        assert line.metrics["loss"] == pytest.approx(alone.metrics["loss"], abs=1e-5)
 
 
 def test_trials_on_other_data_follow_each_other_so_that_each_set_is_opened_once():
@@ -108,11 +119,11 @@ def test_failure_in_training_does_not_end_the_sweep(monkeypatch):
 
 
 def test_sweep_that_was_cut_short_goes_on_with_what_is_missing():
-    assert cli.main(["sweep", *TOY, "seed=0,1,2"]) == 0
+    assert cli.main(["sweep", "--apart", *TOY, "seed=0,1,2"]) == 0
     folder = only_sweep()
     text = (folder / "trials.jsonl").read_text().splitlines(keepends=True)
     (folder / "trials.jsonl").write_text(text[0] + text[1][:40])  # killed while it wrote
-    assert cli.main(["sweep", "--resume", str(folder)]) == 0
+    assert cli.main(["sweep", "--apart", "--resume", str(folder)]) == 0
     lines = list(Book(folder / "trials.jsonl").lines().values())
     assert [line.run for line in lines] == ["seed=0", "seed=1~2", "seed=2~2"]
     assert json.loads((folder / "summary.json").read_text())["configurations"][0]["done"] == 3
@@ -145,7 +156,7 @@ def test_hydras_multirun_gives_the_bits_of_fedray_sweep_and_takes_its_subdir():
     words = [*TOY, "local.lr=0.1,0.3"]
     own = ["hydra.sweep.dir=mine", "hydra.sweep.subdir=job_${hydra.job.num}"]
     assert cli.main(["run", "-m", *words, *own]) == 0
-    assert cli.main(["sweep", *words]) == 0
+    assert cli.main(["sweep", "--apart", *words]) == 0
     for number, name in enumerate(("local.lr=0.1", "local.lr=0.3")):
         one, other = (json.loads((path / "result.json").read_text())["params_sha256"]
                       for path in (Path(f"mine/job_{number}"), only_sweep() / name))
