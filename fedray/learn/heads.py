@@ -72,7 +72,8 @@ class Classes:
     def start(self, target: Tensor, weights: Tensor, moves: Tensor) -> None:
         """Take labels (blocks, rows) and weights of a chunk."""
         self.target, self.weights, self.moves = target.long(), weights, moves
-        if self.classes > 1 and self.target.numel():  # unknown of a model of which only its rows tell
+        # the number of classes is unknown of a model of which only its rows tell
+        if self.classes > 1 and self.target.numel() and not self.target.is_meta:
             least, most = (int(end) for end in self.target.aminmax())
             if least < 0 or most >= self.classes:
                 raise ValueError(f"a class label outside 0..{self.classes - 1}")

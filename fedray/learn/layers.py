@@ -335,7 +335,7 @@ class Bag:
 
     def forward(self, x: Tensor) -> Tensor:
         """Return one vector a row."""
-        if bool(((x < 0) | (x >= self.vocabulary)).any()):
+        if not x.is_meta and bool(((x < 0) | (x >= self.vocabulary)).any()):
             raise IndexError(f"a word outside the vocabulary of {self.vocabulary}")
         self.at = (x + self.first).reshape(-1)
         is_word = torch.ones_like(x, dtype=torch.bool) if self.padding is None else x != self.padding
