@@ -14,6 +14,7 @@ gives the `Dataset`; what that pickles is the folder's name and, where sites wer
 
 import functools
 import json
+from abc import abstractmethod
 import mmap
 import platform
 import sys
@@ -200,9 +201,9 @@ class _Sites(Mapping[str, Any]):
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "version": self.version, "chosen": self.chosen}
 
+    @abstractmethod
     def value(self, number: int) -> Any:
         """Return what the mapping tells of a site."""
-        raise NotImplementedError
 
     def column(self, place: int) -> np.ndarray:
         """Return one column of the ranges, in the order of the sites."""
