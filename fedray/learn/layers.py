@@ -28,7 +28,7 @@ class Frame:
     space: Space
     dtype: torch.dtype
     device: torch.device
-    rows: int  # sites
+    rows: int  # of parameters: sites, times the lanes of each
     width: int  # rows of a block
     move: float = 0.0  # -lr: fused
     keep: dict[str, float] | None = None  # 1 - lr * decay of each matrix: fused
@@ -57,6 +57,11 @@ class Frame:
             torch.sum(gradient, 1, out=target)
         else:
             target.add_(gradient.sum(1))
+
+
+def row_norms(x: Tensor, g: Tensor, has_bias: bool) -> Tensor:
+    """Return the squared norm of each row's own gradient of a linear layer, whose input is x: |x|^2 |g|^2."""
+    return (x.square().sum(2) + (1 if has_bias else 0)) * g.square().sum(2)
 
 
 @dataclass
@@ -100,8 +105,7 @@ class Linear:
 
     def norms(self) -> Tensor:
         """Return the squared norm of each row's own gradient, (active, width)."""
-        seen = self.x.square().sum(2) + (1 if self.has_bias else 0)
-        return seen * self.g.square().sum(2)
+        return row_norms(self.x, self.g, self.has_bias)
 
     def learn(self) -> None:
         """Move W, or collect its gradient."""
@@ -163,8 +167,7 @@ class Thin:
 
     def norms(self) -> Tensor:
         """Return the squared norm of each row's own gradient, (active, width)."""
-        seen = self.x.square().sum(2) + (1 if self.has_bias else 0)
-        return seen * self.g.square().sum(2)
+        return row_norms(self.x, self.g, self.has_bias)
 
     def learn(self) -> None:
         """Collect the gradient."""

@@ -33,7 +33,9 @@ def is_wide(batch_size: int | None) -> bool:
 
 def block_width(batch_size: int | None) -> int:
     """Return the rows of a block."""
-    return BLOCK if batch_size is None or batch_size > WIDE else -(-batch_size // LINE) * LINE
+    if batch_size is None or is_wide(batch_size):
+        return BLOCK
+    return -(-batch_size // LINE) * LINE
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from fedray.learn.heads import Head, head_of
 from fedray.learn.layout import WIDE, is_wide, layout_of
 from fedray.learn.mapped import mapped_chain
 from fedray.learn.models import Model
-from fedray.learn.stacked import Extras, OneStep, Training
+from fedray.learn.stacked import KEPT_TRAININGS, Extras, OneStep, Training
 from fedray.learn.update import Update
 from fedray.learn.watched import Watched
 from fedray.rng import Key
@@ -28,7 +28,6 @@ from fedray.tree import Flat
 if TYPE_CHECKING:
     from fedray.learn.local import LocalTraining
 
-KEPT_TRAININGS = 8
 
 
 @dataclass(frozen=True)
@@ -207,7 +206,7 @@ def _extras(
     return Extras(
         None if (fix := given.get("correction")) is None else buffer_of(fix, schema),
         start if (anchor := given.get("anchor")) is None else buffer_of(anchor, schema),
-        local.pull_of("anchor" in given, _one(given.get("prox"), local.prox)),
+        local.pull_of("anchor" in given, _one(given.get("prox"))),
         # one rate a row is another program than one for all: which it is depends on what was given alone
         torch.tensor(rates, dtype=torch.float64).view(-1, 1) if isinstance(lr, Rows) else rates[0],
     )
@@ -237,12 +236,11 @@ def _joined(parts: Sequence[Tensor], at: Sequence[int]) -> Tensor:
     return torch.empty_like(whole).index_copy_(0, torch.tensor(list(at), device=whole.device), whole)
 
 
-def _one(tagged: Tagged | None, otherwise: float) -> float | None:
+def _one(tagged: Tagged | None) -> float | None:
     if tagged is None or tagged.value is None:
         return None
-    found = set(
-        _numbers(tagged, tagged.value.numbers.shape[0] if isinstance(tagged.value, Column) else 1, otherwise)
-    )
+    k = len(tagged.value.numbers) if isinstance(tagged.value, Column) else 1
+    found = set(_numbers(tagged, k, None))
     if len(found) > 1:
         raise ValueError("prox differs between the sites of a group: give one number")
     return float(found.pop())

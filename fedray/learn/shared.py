@@ -5,7 +5,7 @@ all.
 import torch
 from torch import Tensor
 
-from fedray.learn.layers import Frame, Linear, Thin
+from fedray.learn.layers import Frame, Linear, Thin, row_norms
 
 
 class Shared:
@@ -46,8 +46,7 @@ class Shared:
 
     def norms(self) -> Tensor:
         """Return the squared norm of each row's own gradient, (active, width)."""
-        seen = self.x.square().sum(2) + (1 if self.inner.has_bias else 0)
-        return seen.repeat_interleave(self.lanes, 0) * self.g.square().sum(2)
+        return row_norms(self.x.repeat_interleave(self.lanes, 0), self.g, self.inner.has_bias)
 
     def learn(self) -> None:
         """Move W, or collect its gradient."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fedray.learn.local import LocalTraining
     from fedray.learn.rows import Stackable
 
+KEPT_TRAININGS = 8  # whose buffers are kept for the next round
 LARGE_BYTES = 2**20  # a model from here on fills a group alone or nearly so
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6; kept so that both clip alike
 

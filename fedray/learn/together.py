@@ -18,14 +18,13 @@ from torch import Tensor
 
 from fedray.learn.batches import steps_of, training_rows
 from fedray.learn.layout import layout_of
-from fedray.learn.stacked import Extras, Training
+from fedray.learn.stacked import KEPT_TRAININGS, Extras, Training
 from fedray.learn.update import Update
 from fedray.rng import Key
 from fedray.rows import Column, column
 from fedray.tree import Flat, Schema
 
 PROGRAM_BYTES = 13 * 2**18  # parameters of a program: what stays in a core's cache, as of a group
-KEPT_TRAININGS = 8
 _meeting: ContextVar["Meeting | None"] = ContextVar("meeting", default=None)
 
 

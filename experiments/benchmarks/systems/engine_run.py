@@ -59,27 +59,6 @@ def round(server: Any, site: Any) -> fr.Outputs:
     return fr.Outputs(server=State(fr.apply(kept, server.params, delta)))
 
 
-@dataclass(frozen=True)
-class RoundLines:
-    """A tracker that tells the parent of each round."""
-
-    report: reporting.Report
-
-    def start(self, plan: Any, facts: Any) -> None:
-        """Start the first round's clock."""
-        self.report.begin()
-
-    def round(self, record: Any) -> None:
-        """Tell of a round."""
-        self.report.round(record.round)
-
-    def evaluation(self, record: Any) -> None:
-        """Nothing is evaluated."""
-
-    def finish(self, result: Any) -> None:
-        """The last round was told already."""
-
-
 def first_parameters(as_tensors: bool) -> dict[str, Any]:
     """Return parameters of the stated size."""
     arrays = {f"leaf{index}": np.full(LEAF, index / 10, dtype=np.float32) for index in range(LEAVES)}
@@ -101,7 +80,8 @@ def main() -> None:
         report.ask(idle=True, driver=os.getpid(), pids=federation.call("pids"),
                    torch_in_driver="torch" in sys.modules)
         result = fr.fit(algorithm, federation, init=first_parameters(as_tensors="torch" in sys.modules),
-                        rounds=report.rounds, tracker=RoundLines(report), fold=sys.argv[5])
+                        rounds=report.rounds, fold=sys.argv[5],
+                        tracker=reporting.RoundLines(report, asks_at_end=False))
         value = result.params["leaf3"]
         if abs(float(value[-1]) - 0.3) > 1e-6:
             raise RuntimeError("the mean of equal parameters is not what was sent")

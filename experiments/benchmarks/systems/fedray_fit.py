@@ -45,28 +45,6 @@ class Site:
         return SiteData({"x": torch.from_numpy(x), "y": torch.from_numpy(y)})
 
 
-@dataclass(frozen=True)
-class RoundLines:
-    """A tracker that tells the parent of each round."""
-
-    report: reporting.Report
-
-    def start(self, plan: Any, facts: Any) -> None:
-        """Start the first round's clock."""
-        self.report.begin()
-
-    def round(self, record: Any) -> None:
-        """Tell of a round; the tracker on disk has written it already."""
-        self.report.round(record.round)
-
-    def evaluation(self, record: Any) -> None:
-        """Nothing is evaluated while rounds are measured."""
-
-    def finish(self, result: Any) -> None:
-        """Tell that `fit` is over, its last checkpoint written."""
-        self.report.ask(finished=True)
-
-
 def dataset(path: str, data: workloads.Data) -> Dataset:
     """Return the workload's sites as a data set that is cheap to send."""
     names = [f"site{index:06d}" for index in range(data.workload.num_sites)]
@@ -95,7 +73,7 @@ def fit(path: str, report: reporting.Report, mode: str, run: Path) -> Any:
     local = fr.learn.sgd(model_of(workload), lr=workloads.LEARNING_RATE, epochs=1,
                          batch_size=workloads.BATCH_SIZE)
     init = {name: torch.from_numpy(value) for name, value in data.init.items()}
-    lines, is_bare = RoundLines(report), mode == "bare"
+    lines, is_bare = reporting.RoundLines(report), mode == "bare"
     runtime = {"runtime": "ray", "packs": PACKS} if mode == "ray" else {"runtime": "in_process"}
     with fr.simulate(dataset(path, data), **runtime) as federation:
         return fr.fit(fr.algorithms.fedavg(local), federation, init=init, rounds=report.rounds,

@@ -68,3 +68,27 @@ def start(*packages: str, loads_torch: bool = True) -> tuple[str, Report, str]:
 def save(out: str, weights: Mapping[str, Any]) -> None:
     """Write the final weights, by torch's names."""
     np.savez(out, **{name: np.asarray(value) for name, value in weights.items()})
+
+
+@dataclass(frozen=True)
+class RoundLines:
+    """A tracker of `fr.fit` that tells the parent of each round, and waits at the end where `asks_at_end`."""
+
+    report: Report
+    asks_at_end: bool = True
+
+    def start(self, plan: Any, facts: Any) -> None:
+        """Start the first round's clock."""
+        self.report.begin()
+
+    def round(self, record: Any) -> None:
+        """Tell of a round; a tracker on disk has written it already."""
+        self.report.round(record.round)
+
+    def evaluation(self, record: Any) -> None:
+        """Nothing is evaluated while rounds are measured."""
+
+    def finish(self, result: Any) -> None:
+        """Tell that `fit` is over, its last checkpoint written."""
+        if self.asks_at_end:
+            self.report.ask(finished=True)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from systems import reporting
-from systems.fedray_fit import RoundLines
 
 import fedray as fr
 from fedray.data.site import Dataset, SiteData
@@ -44,5 +43,5 @@ def main() -> None:
     runtime: dict[str, Any] = {"runtime": "ray", "packs": packs} if packs > 1 else {"runtime": "in_process"}
     with fr.simulate(data, **runtime) as federation:
         fr.fit(fr.algorithms.fedavg(local), federation, init=model.init(seed=0), rounds=report.rounds,
-               schedule=fr.synchronous(cohort=cohort), tracker=RoundLines(report))
+               schedule=fr.synchronous(cohort=cohort), tracker=reporting.RoundLines(report))
     reporting.save(out, {})
