@@ -10,6 +10,8 @@ import contextlib
 import logging
 import math
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,7 +151,7 @@ def run_tuned(plan: Any, book: Book, flags: argparse.Namespace, tell: Callable[[
     if left < 1:
         return
     start_ray("local")
-    with _data(plan, flags) as (given, rounds), _quiet():
+    with _data(plan, flags) as (given, rounds), _quiet(), _signals_given_back():
         study = Study(space, plan.folder.resolve(), os.getcwd(), plan.metric, plan.config_dir,
                       tuple(flags.allow), given)
         able = tune.with_resources(tune.with_parameters(train, study=study), {"cpu": 0.001})
@@ -192,6 +194,18 @@ def _data(plan: Any, flags: argparse.Namespace) -> Iterator[tuple[Given, int]]:
         yield Given(data_key(experiment.tree), from_keepers(experiment.data, keepers)), experiment.rounds
     finally:
         end_keepers(keepers)
+
+
+@contextlib.contextmanager
+def _signals_given_back() -> Iterator[None]:
+    """Undo what Tune leaves behind: a handler of Ctrl-C that outlives the sweep and swallows it once."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Tuned sweeps on Ray: Optuna proposes, ASHA stops the poor ones, the book says what came of each."""
 
 import json
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +23,10 @@ WORDS = ("experiment=debug", "report=none", "evaluate.bins=50", "rounds=9",
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path, monkeypatch, ray_session):
     monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGUSR1)
+    yield
+    # Tune's handler, left behind, would swallow the next Ctrl-C
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGUSR1)) == before
 
 
 def book_of(folder):
