@@ -1,12 +1,13 @@
 """The exact sum: any order, nesting or split of sites gives equal bits.
 
 Every reduced float becomes whole multiples of a grid, held in float64. A leaf's values lie below 2^exponent;
-lane 1 holds the multiples of 2^(exponent - 26), lane 2 those of 2^(exponent - 52), and so on. |whole number|
-<= 2^26 and the weights add up to at most 2^26, so every partial sum stays below 2^53, where float64 addition
-is exact. Two lanes hold a float32 value to 2^-52 of the range, three hold a float64. The exponent follows
-the server's last aggregate and travels with the downlink; values out of range make the fold, not the
-training, repeat on a coarser grid. A contribution of ONE site travels as its own row and weight, and the
-parent lifts it. The passes over the numbers are in `lanes.py`.
+lane 1 holds the multiples of 2^(exponent - b), lane 2 those of 2^(exponent - 2b), and so on. |whole number|
+<= 2^b, b is at most 26, and the weights add up to at most 2^26, so every partial sum stays below 2^53, where
+float64 addition is exact. Two lanes of 23 bits hold a float32 to 2^-46 of the range, which is less than 1e-12
+of the leaf's largest value; three of 26 bits hold a float64. The exponent follows the server's last aggregate
+and travels with the downlink; values out of range make the fold, not the training, repeat on a coarser grid.
+A contribution of ONE site travels as its own row and weight, and the parent lifts it. The passes over the
+numbers are in `lanes.py`.
 
 A plan with `fold="fast"` sums model-shaped leaves (a `Flat` of floats of at most 32 bits) in one float32
 buffer instead: a quarter of the bytes, no equal bits. Numbers and tensors stay exact.
@@ -26,7 +27,7 @@ from fedray.errors import FoldError, QuorumError
 from fedray.rows import Column
 from fedray.runtime import lanes
 
-MAX_WEIGHT = 2**26  # 53 bits of float64 less the bits of a lane, less one
+MAX_WEIGHT = 2**26  # 53 bits of float64 less the 26 bits of a lane, less one
 START_EXPONENT = 4  # the first round's range of a float32 leaf is below 16
 START_EXPONENT_WIDE = 30  # and of what has three lanes (numbers, counts, float64): 2^30, in steps of 2^-48
 HEADROOM_BITS = 6  # a site's value may exceed the mean's largest 64 times before the fold repeats
@@ -248,7 +249,8 @@ def add(
         if leaf.is_fast:
             lanes.accumulate_fast(buffer[0].zero_() if is_new else buffer[0], rows)
         else:
-            lanes.accumulate(buffer, rows, exponent, is_new)
+            need = max(item.needs[index] for item in items)
+            lanes.accumulate(buffer, rows, exponent, is_new, need)
 
 
 def summed(items: Sequence[Operand], exponents: Sequence[int]) -> list[Tensor]:

@@ -23,7 +23,7 @@ from fedray.runtime.plan import Plan
 
 KEPT_BYTES = 64 * 2**20  # operands of a pack that are kept
 MOST_KEPT_BYTES = 512 * 2**20  # of which there may be more while they are fewer than a batch of rows
-BATCH_ROWS = 8  # a pass over the lanes costs four rows of float32
+BATCH_ROWS = 24  # a pass over the lanes costs four rows of float32
 SMALL_BYTES = 2**20  # a sum whose operands are smaller is always kept
 
 Grid = tuple[int, ...]

@@ -2,7 +2,8 @@
 
 No function here makes a temporary of the whole matrix. Scaling by a power of two, rounding to whole numbers
 and the remainder of a float32 are exact in float32, so those passes run there; only the weighted addition is
-float64. Work buffers are reused from block to block. `fold.py` says what the numbers mean.
+float64. Few rows of small weight are added as whole multiples of the finest grid, whose sum fits a float64,
+and that sum is split into lanes once: half the passes, equal totals. `fold.py` says what the numbers mean.
 """
 
 import math
@@ -14,14 +15,14 @@ from torch import Tensor
 
 from fedray.errors import FoldError
 
-LANE_BITS = 26
+LANE_BITS = {2: 23, 3: 26}  # of a lane, by the number of lanes
+FLOAT64_BITS = 53  # whole numbers up to 2^53 are exact
 MAX_EXPONENT = 900  # beyond it a grid is no longer a normal float64
 NO_NEED = -1000  # the exponent of what fits every grid: zeros, and what needs no grid
-WORK_ELEMENTS = 2**18  # rows x columns of a block: 4 MB of buffers, above which they are page-faulted anew
-MOST_COLUMNS = 2**17
-LEAST_COLUMNS = 2**10
+WORK_ELEMENTS = 2**16  # rows x columns of a block: 1 MB of buffers, which stay in a core's cache
+COLUMNS = 2**15  # of a block
 SMALL_ELEMENTS = 2**16  # below it one copy is cheaper than a call for each row
-MOST_ROWS = 64  # rows of several operands that are added in one pass
+MOST_ROWS = 64  # of a block
 TOTAL_COLUMNS = 2**15  # of a block while lanes are put together or divided
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
 FLOAT32_SHIFTS = range(-126, 128)  # powers of two that are normal float32 numbers
@@ -58,75 +59,136 @@ def is_repeated(matrix: Tensor | np.ndarray) -> bool:
     return isinstance(matrix, Tensor) and matrix.shape[0] > 1 and matrix.stride(0) == 0
 
 
-def accumulate(lanes: Tensor, rows: Sequence[Rows], exponent: int, is_new: bool = False) -> None:
+def accumulate(
+    lanes: Tensor, rows: Sequence[Rows], exponent: int, is_new: bool = False, need: int = MAX_EXPONENT
+) -> None:
     """Add sum_i weights[i] * matrix[i] on the grid to the lanes (num_lanes, columns), in place.
 
-    Lanes that are new memory are written instead.
+    Lanes that are new memory are written instead. `need` is an exponent that holds every value, where it is
+    known.
 
     Equal rows are added as one row with the total weight, which is as exact. Raises FoldError on a grid that
     float64 cannot hold.
     """
     if abs(exponent) > MAX_EXPONENT:
         raise FoldError(f"values of size 2^{exponent} cannot be summed exactly: scale the update down")
-    batch: list[Rows] = []
-    for matrix, weights in rows:
-        one = (matrix[:1], weights.sum().view(1)) if is_repeated(matrix) else (matrix, weights)
-        if batch and sum(len(held) for _, held in batch) + len(one[1]) > MOST_ROWS:
-            _accumulate(lanes, batch, exponent, is_new)
-            batch, is_new = [], False
-        batch.append(one)
-    if batch:
-        _accumulate(lanes, batch, exponent, is_new)
+    one_each = [
+        (matrix[:1], weights.sum().view(1)) if is_repeated(matrix) else (matrix, weights)
+        for matrix, weights in rows
+    ]
+    _Pass(lanes, one_each, exponent, need).run(is_new)
 
 
-def _accumulate(lanes: Tensor, rows: Sequence[Rows], exponent: int, is_new: bool) -> None:
-    weights = torch.cat([held for _, held in rows])
-    dead = torch.nonzero(weights == 0).flatten()
-    shift = LANE_BITS - exponent
-    is_narrow = shift in FLOAT32_SHIFTS and all(_is_narrow(matrix) for matrix, _ in rows)
-    dtype = torch.float32 if is_narrow else torch.float64
-    num_lanes, columns = lanes.shape
-    width = min(columns, MOST_COLUMNS, max(LEAST_COLUMNS, WORK_ELEMENTS // len(weights)))
-    # one allocation each; a narrower last block uses their first elements, so that it stays contiguous
-    rest_1, whole_1 = (torch.empty(len(weights) * width, dtype=dtype) for _ in range(2))
-    wide_1 = torch.empty(len(weights) * width, dtype=torch.float64) if is_narrow else whole_1
-    for start in range(0, columns, width):
-        stop = min(columns, start + width)
-        rest, whole, wide = (
-            flat[: len(weights) * (stop - start)].view(len(weights), -1) for flat in (rest_1, whole_1, wide_1)
-        )
-        _scale_into(rest, rows, slice(start, stop), math.ldexp(1.0, shift))
-        if len(dead):
-            rest.index_fill_(0, dead, 0.0)  # a lost row may hold anything
-        for lane in range(num_lanes):
-            torch.round(rest, out=whole)
-            if is_narrow:
-                wide.copy_(whole)
-            if is_new:
-                torch.mv(wide.t(), weights, out=lanes[lane, start:stop])
+class _Bunch:
+    """Rows that share the work buffers: pieces of matrices, and their weights."""
+
+    def __init__(self, pieces: Sequence[Rows]) -> None:
+        counts = [len(weights) for _, weights in pieces]
+        ends = [sum(counts[: number + 1]) for number in range(len(counts))]
+        starts = [end - count for end, count in zip(ends, counts, strict=True)]
+        self.pieces = [(matrix, a, b) for (matrix, _), a, b in zip(pieces, starts, ends, strict=True)]
+        self.weights = torch.cat([weights for _, weights in pieces])
+        self.count = ends[-1]
+        lost = torch.nonzero(self.weights == 0).flatten()
+        self.lost = lost if len(lost) else None
+
+    def scale_into(self, out: Tensor, start: int, factor: float) -> None:
+        """Write the rows' columns from `start` on, scaled, where lost rows are zero, whatever they hold."""
+        width = out.shape[1]
+        for matrix, first, last in self.pieces:
+            target = out if last - first == self.count else out.narrow(0, first, last - first)
+            if isinstance(matrix, np.ndarray):  # of the object store: torch takes none that it cannot write
+                here = matrix[:, start : start + width]
+                np.multiply(here, factor, out=target.numpy(), dtype=target.numpy().dtype)
+            elif matrix.dtype == out.dtype and not matrix.is_cuda:
+                torch.mul(matrix.narrow(1, start, width), factor, out=target)
             else:
-                lanes[lane, start:stop].addmv_(wide.t(), weights)
-            if lane + 1 < num_lanes:
-                rest.sub_(whole).mul_(float(2**LANE_BITS))
+                target.copy_(matrix.narrow(1, start, width)).mul_(factor)
+        if self.lost is not None:
+            out.index_fill_(0, self.lost, 0.0)
+
+
+def _bunches(rows: Sequence[Rows], most: int) -> list[_Bunch]:
+    """Deal rows into bunches of at most `most`."""
+    found: list[list[Rows]] = [[]]
+    left = most
+    for matrix, weights in rows:
+        count, start = len(weights), 0
+        while start < count:
+            stop = min(count, start + left)
+            found[-1].append((matrix[start:stop], weights[start:stop]))
+            left, start = left - (stop - start), stop
+            if left == 0:
+                found.append([])
+                left = most
+    return [_Bunch(pieces) for pieces in found if pieces]
+
+
+class _Pass:
+    """Rows that are added to lanes in one pass over the columns."""
+
+    def __init__(self, lanes: Tensor, rows: Sequence[Rows], exponent: int, need: int) -> None:
+        num_lanes, columns = lanes.shape
+        self.lanes, self.bits = lanes, LANE_BITS[num_lanes]
+        total_bits = math.frexp(sum(float(weights.sum()) for _, weights in rows))[1]
+        is_small = 2 * self.bits + min(need - exponent, 0) + total_bits <= FLOAT64_BITS
+        self.is_one_sum = num_lanes == 2 and is_small  # of more lanes `total` depends on how they are split
+        shift = (2 if self.is_one_sum else 1) * self.bits - exponent
+        self.factor = math.ldexp(1.0, shift)
+        is_narrow = shift in FLOAT32_SHIFTS and all(_is_narrow(matrix) for matrix, _ in rows)
+        self.width = min(columns, COLUMNS)
+        self.bunches = _bunches(rows, min(MOST_ROWS, WORK_ELEMENTS // self.width))
+        size = self.width * max((bunch.count for bunch in self.bunches), default=0)
+        self.rest = torch.empty(size, dtype=torch.float32 if is_narrow else torch.float64)
+        self.whole = self.rest if self.is_one_sum else torch.empty_like(self.rest)
+        self.wide = torch.empty(size, dtype=torch.float64) if is_narrow else self.whole
+
+    def run(self, is_new: bool) -> None:
+        """Add the rows, block by block; what the lanes of a block hold stays in the cache meanwhile."""
+        for start in range(0, self.lanes.shape[1], self.width):
+            lanes = self.lanes[:, start : start + self.width]
+            if is_new:
+                lanes.zero_()
+            if self.is_one_sum:
+                self._add_one_sum(lanes, start)
+            else:
+                self._add_lanes(lanes, start)
+
+    def _add_lanes(self, lanes: Tensor, start: int) -> None:
+        for bunch in self.bunches:
+            rest, whole, wide = self._scaled(bunch, start, lanes.shape[1])
+            for number, lane in enumerate(lanes):
+                lane.addmv_(_rounded(rest, whole, wide).t(), bunch.weights)
+                if number + 1 < len(lanes):
+                    rest.sub_(whole).mul_(float(2**self.bits))
+
+    def _add_one_sum(self, lanes: Tensor, start: int) -> None:
+        low = torch.zeros(lanes.shape[1], dtype=torch.float64)
+        for bunch in self.bunches:
+            low.addmv_(_rounded(*self._scaled(bunch, start, len(low))).t(), bunch.weights)
+        high = torch.round(low * 0.5**self.bits)  # exact: a power of two
+        lanes[0].add_(high)
+        lanes[1].add_(low.sub_(high, alpha=2.0**self.bits))
+
+    def _scaled(self, bunch: _Bunch, start: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the scaled columns of a bunch, and buffers for them rounded and rounded in float64."""
+        size = bunch.count * width  # first elements: of a narrower last block they are contiguous too
+        rest, whole, wide = (
+            flat[:size].view(bunch.count, width) for flat in (self.rest, self.whole, self.wide)
+        )
+        bunch.scale_into(rest, start, self.factor)
+        return rest, whole, wide
+
+
+def _rounded(rest: Tensor, whole: Tensor, wide: Tensor) -> Tensor:
+    torch.round(rest, out=whole)
+    return wide.copy_(whole) if wide.dtype != whole.dtype else whole
 
 
 def _is_narrow(matrix: Tensor | np.ndarray) -> bool:
     if isinstance(matrix, Tensor):
         return matrix.dtype in NARROW
     return matrix.dtype in (np.float32, np.float16)
-
-
-def _scale_into(out: Tensor, rows: Sequence[Rows], here: slice, factor: float) -> None:
-    first = 0
-    for matrix, weights in rows:
-        target = out[first : first + len(weights)]
-        first += len(weights)
-        if isinstance(matrix, np.ndarray):  # of the object store: torch does not take what it cannot write
-            np.multiply(matrix[:, here], factor, out=target.numpy(), dtype=target.numpy().dtype)
-        elif matrix.dtype == out.dtype and matrix.device == out.device:
-            torch.mul(matrix[:, here], factor, out=target)
-        else:
-            target.copy_(matrix[:, here]).mul_(factor)
 
 
 def accumulate_fast(total: Tensor, rows: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -148,7 +210,8 @@ def total(lanes: np.ndarray, exponent: int, in_place: bool) -> np.ndarray:
     """
     num_lanes, columns = lanes.shape
     found = lanes[0] if in_place else np.empty(columns)
-    scales = [math.ldexp(1.0, exponent - LANE_BITS * (lane + 1)) for lane in range(num_lanes)]
+    bits = LANE_BITS[num_lanes]
+    scales = [math.ldexp(1.0, exponent - bits * (lane + 1)) for lane in range(num_lanes)]
     sums, part = np.empty(min(columns, TOTAL_COLUMNS)), np.empty(min(columns, TOTAL_COLUMNS))
     for start in range(0, columns, TOTAL_COLUMNS):
         stop = min(columns, start + TOTAL_COLUMNS)

@@ -131,7 +131,7 @@ def finite_rows(tagged: Tagged, group: Group) -> list[bool]:
             flags &= torch.tensor([all(finite_rows(Same(item), _ONE)) for item in leaf.items])
         elif isinstance(numbers, Tensor) and numbers.is_floating_point():
             rows = group.k if isinstance(tagged, Rows) else 1
-            flags &= torch.isfinite(largest(numbers, rows, group if rows > 1 else None)).cpu()
+            flags &= torch.isfinite(largest(numbers, rows, group if isinstance(tagged, Rows) else None)).cpu()
         elif tree.is_number(numbers):
             flags &= math.isfinite(numbers)
     return flags.tolist()

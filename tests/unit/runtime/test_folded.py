@@ -36,6 +36,7 @@ def counting():
 @pytest.fixture
 def letting_go(monkeypatch):
     """Every sum over more than one row is let go as soon as eight rows are there."""
+    monkeypatch.setattr(folded, "BATCH_ROWS", 8)
     monkeypatch.setattr(folded, "KEPT_BYTES", 0)
     monkeypatch.setattr(folded, "SMALL_BYTES", 0)
 
