@@ -147,12 +147,10 @@ class _Pass:
         """Add the rows, block by block; what the lanes of a block hold stays in the cache meanwhile."""
         for start in range(0, self.lanes.shape[1], self.width):
             lanes = self.lanes[:, start : start + self.width]
-            if is_new:
-                lanes.zero_()
             if self.is_one_sum:
-                self._add_one_sum(lanes, start)
+                self._add_one_sum(lanes, start, is_new)
             else:
-                self._add_lanes(lanes, start)
+                self._add_lanes(lanes.zero_() if is_new else lanes, start)
 
     def _add_lanes(self, lanes: Tensor, start: int) -> None:
         for bunch in self.bunches:
@@ -162,13 +160,16 @@ class _Pass:
                 if number + 1 < len(lanes):
                     rest.sub_(whole).mul_(float(2**self.bits))
 
-    def _add_one_sum(self, lanes: Tensor, start: int) -> None:
+    def _add_one_sum(self, lanes: Tensor, start: int, is_new: bool) -> None:
         low = torch.zeros(lanes.shape[1], dtype=torch.float64)
         for bunch in self.bunches:
             low.addmv_(_rounded(*self._scaled(bunch, start, len(low))).t(), bunch.weights)
-        high = torch.round(low * 0.5**self.bits)  # exact: a power of two
-        lanes[0].add_(high)
-        lanes[1].add_(low.sub_(high, alpha=2.0**self.bits))
+        high = torch.mul(low, 0.5**self.bits, out=lanes[0] if is_new else None).round_()  # a power of two
+        if is_new:
+            torch.sub(low, high, alpha=2.0**self.bits, out=lanes[1])
+        else:
+            lanes[0].add_(high)
+            lanes[1].add_(low.sub_(high, alpha=2.0**self.bits))
 
     def _scaled(self, bunch: _Bunch, start: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the scaled columns of a bunch, and buffers for them rounded and rounded in float64."""
