@@ -58,7 +58,7 @@ class Interpreter:
         need.
         """
         for index in self.plan.local(self.call.stage):
-            if not group.alive:
+            if True not in group.is_alive:
                 return
             group.values[index] = self._node(index, self.plan.nodes[index], group)
 
@@ -69,30 +69,35 @@ class Interpreter:
             self.failures.append(SiteError(group.ids[row], self.call.round, self.call.stage, kind, where))
 
     def _node(self, index: int, node: Node, group: Group) -> Tagged:
-        if node.op is Op.CONST:
+        op = node.op
+        if op is Op.CALL:
+            return self._lifted(index, node, group)
+        if op is Op.CONST:
             return Same(node.params["value"])
-        if node.op is Op.BROADCAST:
+        if op is Op.BROADCAST:
             return Same(self.downlink[index])
-        if node.op is Op.SCATTER:
+        if op is Op.SCATTER:
             found = self._each(group, lambda row: self.downlink[index][group.ids[row]])
             return rows.stack(found) if group.alive else Rows(Ragged(found))
-        if node.op is Op.INPUT:
+        if op is Op.INPUT:
             slot = node.params["slot"]
             if slot in ("data", "id") or slot.split(":")[0] == "rng":
                 return Rows(Ragged(self._inputs(slot, group)))
             return Rows(self.read_state(slot, group.ids))
+        operand = group.values[self.plan.args[index][0]]
+        return values.read(operand, node.params["key"], node.params["attribute"])
+
+    def _lifted(self, index: int, node: Node, group: Group) -> Tagged:
         operands = [group.values[arg] for arg in self.plan.args[index]]
-        if node.op is Op.GET:
-            return values.read(operands[0], node.params["key"], node.params["attribute"])
         lift = node.params["lift"]
+        if lift == "site":
+            return self._call(node, operands, group)
         if lift == "check":
             return self._check(operands[0], group)
         if lift == "leafwise":
             return values.leafwise(_need(node.fn), operands)
-        if lift == "record":
-            assert isinstance(node.fn, Record)
-            return values.record(node.fn, operands, group.k)
-        return self._call(node, operands, group)
+        assert isinstance(node.fn, Record)
+        return values.record(node.fn, operands, group.k)
 
     def _inputs(self, slot: str, group: Group) -> list[Any]:
         """Read what every site has; where one cannot be read, or time presses, site by site."""
@@ -129,8 +134,10 @@ class Interpreter:
         fn = _need(node.fn)
         twin = getattr(fn, "rows", None)
         if twin is not None:
-            found = self._twin(twin, operands[:cut], dict(zip(names, operands[cut:], strict=True)), group)
-            values.check_count(found, group, f"{node.where}: the twin of {function_name(fn)}")
+            named = dict(zip(names, operands[cut:], strict=True)) if names else {}
+            found = self._twin(twin, operands[:cut], named, group)
+            if not values.has_rows(found.value, group.k):
+                values.check_count(found, group, f"{node.where}: the twin of {function_name(fn)}")
             return found
 
         def one(row: int) -> Any:

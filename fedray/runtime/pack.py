@@ -60,7 +60,7 @@ class Pack:
         self._placed: set[RoundKey] = set()  # rounds whose stages run on the device
         self.first_error: BaseException | None = None  # of the last stage; it never leaves this process
         self._data: dict[str, Any] = {}
-        self._rows: Mapping[str, int] = {}  # training rows of each site, which sort the sites into groups
+        self._places = dict.fromkeys(sites, 0)  # in the order of their training rows, which makes the groups
         self._cache: dict[Any, Any] = {}  # of the twins: buffers that outlive groups and rounds
         self._transforms: list[Any] = []
         self._plans: dict[str, Load] = {}
@@ -78,7 +78,8 @@ class Pack:
         if self._tables is not None:
             _ = self._tables.device  # refused here, before anything else is done
         sizes = self._training_rows()
-        self._rows = sizes
+        largest_first = sorted(self.sites, key=lambda site: (-sizes.get(site, 0), site))
+        self._places = {site: place for place, site in enumerate(largest_first)}
         self._lay_together()
         empty = sorted(site for site, size in sizes.items() if size == 0)
         if empty and not self.allow_empty:
@@ -226,7 +227,7 @@ class Pack:
         """
         key = (call.plan, call.round, call.attempt)
         if call.stage == plan.site_stages[0]:
-            chosen = sorted(call.cohort, key=lambda site: (-self._rows.get(site, 0), site))
+            chosen = sorted(call.cohort, key=self._places.__getitem__)
             self._groups = {old: groups for old, groups in self._groups.items() if old[0] != call.plan}
             self._groups[key] = [
                 Group(chosen[start : start + size], self._cache) for start in range(0, len(chosen), size)

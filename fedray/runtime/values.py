@@ -104,6 +104,22 @@ def largest(numbers: Tensor, k: int, group: Group | None = None) -> Tensor:
     return found
 
 
+def has_rows(value: Any, k: int) -> bool:
+    """Tell whether every leaf of a stacked value has k rows."""
+    if isinstance(value, Tensor):
+        return value.dim() > 0 and value.shape[0] == k
+    if isinstance(value, (tree.Flat, Column)):
+        return len(value.buffer if isinstance(value, tree.Flat) else value.numbers) == k
+    if isinstance(value, Ragged):
+        return len(value.items) == k
+    children = value.values() if type(value) is dict else [child for _, child in _children(value)]
+    return bool(children) and all([has_rows(child, k) for child in children])
+
+
+def _children(value: Any) -> list[tuple[Any, Any]]:
+    return [] if tree.is_leaf(value) else tree.children(value)
+
+
 def check_count(found: Tagged, group: Group, what: str) -> None:
     """Raise ValueError where a twin's result does not have a row for every site of the group."""
     for path, leaf in tree.leaves(found.value):
