@@ -2,7 +2,7 @@
 
     python experiments/benchmarks/interpreter.py [--sites 1000] [--nodes 200] [--rounds 40]
 
-In process, one thread, CPU time of the rounds after the first: once a plan that only returns what it received,
+In process, one thread, CPU time of rounds after the first: once a plan that only returns what it received,
 once the same with `--nodes` further nodes, each with a twin that returns its argument. The difference over
 nodes and groups is the cost of a node. Bounds of the design: 2 ms for the empty round, 1 us for a node. The
 last line is JSON.

@@ -6,12 +6,12 @@ Sites make an update of the model's size without training, so that what is measu
 received model, the update, the sum, and what travels. Prints for the aggregator and the packs the peak of
 private memory (anonymous pages, those of the object store apart) over the start, in bytes and in models.
 
-Measured with 64 MiB, 2 packs of 3 sites, 3 rounds, machine shared; models per process (aggregator; packs):
-    fast   5.0; 7.0 and 8.0      without the workers' malloc settings 4.0; 4.7 and 5.7
-    exact  10.0; 13.0 and 15.0   without them 8.0; 8.1 and 10.0
-The bound of two models is missed. In a pack the sum and the update are two; the others are a private copy of
-the received model (a `Flat` of a read-only array is copied), the copy that stacks the rows of a group of one,
-the temporaries of the check for finite numbers, and what malloc keeps.
+Measured, machine shared, 3 rounds, in models of that size (aggregator; packs):
+    1024 MiB, 2 packs of 2 sites, fast    3.0; 2.0 and 2.0
+    512 MiB, 4 packs of 2 sites, fast     3.0; 2.0 each
+    256 MiB, 2 packs of 2 sites, exact    8.0; 7.0 and 7.0
+A pack holds the update and the sum, the aggregator the model before and after the round and the mean. Below
+512 MiB malloc keeps what is freed, which is faster and takes up to three models more.
 """
 
 import argparse

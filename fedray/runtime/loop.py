@@ -209,6 +209,7 @@ class _Run:
                 state_slots=len(self.plan.slots),
                 num_sites=self.federation.num_sites,
                 data_bytes=row_bytes * sum(rows.values()),
+                is_fast=self.plan.fold == "fast",
             )
         )
 

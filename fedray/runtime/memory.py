@@ -23,6 +23,7 @@ M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of malloc.h
 LARGE_BYTES = 4 * 2**20  # updates of a pack's sites from here on are worth keeping freed memory for
 GROUP_BYTES = 13 * 2**18  # parameters of a group: what stays in a core's cache beside its batches, measured
 ROW_COPIES = 4  # of a group's parameters: weights, what pulls them, the update and what is summed
+SERVER_COPIES = 4  # of a model at the aggregator: before and after a round, the mean, and what is sent down
 LANE_COPIES = 4  # of a model in float64 lanes, in a pack and at the aggregator
 KEPT_BYTES = 512 * 2**20  # most operands that a pack keeps for a second fold
 TABLE_BYTES = 2**30  # most state of sites that a pack keeps in memory; beyond it lies on disk
@@ -86,16 +87,18 @@ def forecast(
     state_slots: int,
     num_sites: int,
     data_bytes: int,
+    is_fast: bool = False,
     available: int | None = None,
 ) -> Forecast:
     """Return what a run needs. `model_bytes` is one copy; `state_slots` counts what each site keeps of that
-    size.
+    size; a fast fold adds up in one copy and keeps no operand.
     """
     processes = (PROCESS_BYTES * (num_packs + 1) + RAY_BYTES) if is_ray else 0
     together = min(sites_together(group_size, model_bytes), max(1, cohort))
-    kept_operands = min(KEPT_BYTES * num_packs, cohort * model_bytes)
+    kept_operands = 0 if is_fast else min(KEPT_BYTES * num_packs, cohort * model_bytes)
+    lane_copies = 1 if is_fast else LANE_COPIES
     rows = num_packs * together * model_bytes * ROW_COPIES + kept_operands
-    model = model_bytes * (3 + (1 + LANE_COPIES) * num_packs + LANE_COPIES)
+    model = model_bytes * (SERVER_COPIES + lane_copies * (num_packs + 1))
     model += min(TABLE_BYTES * num_packs, num_sites * state_slots * model_bytes)
     return Forecast(processes, data_bytes, model, rows, available_bytes() if available is None else available)
 
@@ -104,12 +107,12 @@ def forecast(
 def keep_freed_memory() -> bool:
     """Let the allocator keep what is freed, and tell whether it does; else each round pages a model in anew.
 
-    Allocating and filling 99 MB then takes 18 ms instead of 45. Ray's workers get the same from their
+    Allocating and filling 99 MB then takes 18 ms instead of 45. Pieces above 512 MiB are given back. Ray's workers get the same from their
     environment; this is for the process that is running. Only glibc has it.
     """
     try:
         library = ctypes.CDLL(None)
-        return bool(library.mallopt(M_MMAP_THRESHOLD, 2**30) and library.mallopt(M_TRIM_THRESHOLD, 2**30))
+        return bool(library.mallopt(M_MMAP_THRESHOLD, 2**29) and library.mallopt(M_TRIM_THRESHOLD, 2**30))
     except (OSError, AttributeError):
         return False
 

@@ -1,10 +1,10 @@
 """The environment of processes that hold sites or the aggregator. Loads nothing."""
 
-# one thread per pack; keep freed memory, for large states are else page-faulted each round
+# one thread per pack; keep freed memory up to 512 MiB apiece, for large states are else page-faulted each round
 WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_MMAP_THRESHOLD_": "536870912",
     "MALLOC_TRIM_THRESHOLD_": "1073741824",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # the default of 15 starves the packs on a machine that does anything else

@@ -45,7 +45,7 @@ class Aggregator:
         self._names = tuple(sorted(root.sites))
         self.state: Any = None
         self.training: Training | None = None
-        self.last: Attempt | None = None
+        self._trained: set[int] = set()  # processes of the last round; an attempt itself holds two models
         self._grids: dict[str, dict[str, tuple[int, ...]]] = {}  # plan -> lane -> grid
         self._loaded: set[str] = set()
         self._start = ""  # hash of the run's first server state, part of every checkpoint
@@ -120,7 +120,7 @@ class Aggregator:
             if error is None:
                 self._accept(attempt)
                 break
-        self.last = attempt
+        self._trained = attempt.processes
         if error is not None and schedule.on_failure != "skip":
             raise error
         is_counted = error is None and bool(cohort)
@@ -224,7 +224,7 @@ class Aggregator:
 
     def training_processes(self) -> set[int]:
         """Return the ids of the processes that trained in the last round."""
-        return set(self.last.processes) if self.last else set()
+        return set(self._trained)
 
     def arrived(self) -> dict[str, int]:
         """Return the bytes that have arrived under each name since the start."""

@@ -113,7 +113,7 @@ def has_rows(value: Any, k: int) -> bool:
     if isinstance(value, Ragged):
         return len(value.items) == k
     children = value.values() if type(value) is dict else [child for _, child in _children(value)]
-    return bool(children) and all([has_rows(child, k) for child in children])
+    return bool(children) and all(has_rows(child, k) for child in children)
 
 
 def _children(value: Any) -> list[tuple[Any, Any]]:

@@ -27,7 +27,7 @@ def test_a_forecast_counts_processes_data_model_copies_and_rows():
     found = memory.forecast(**SETTINGS)
     assert found.processes == 5 * memory.PROCESS_BYTES + memory.RAY_BYTES  # four packs and the aggregator
     assert found.data == 3 * GIB
-    assert found.model == (3 + 5 * 4 + 4) * 10 * MIB + 200 * 10 * MIB  # one kept model for each of all sites
+    assert found.model == (4 + 5 * 4) * 10 * MIB + 200 * 10 * MIB  # one kept model for each of all sites
     assert found.rows == 4 * 1 * 10 * MIB * memory.ROW_COPIES + 100 * 10 * MIB  # operands kept: 1000 MiB
     assert found.total == found.processes + found.data + found.model + found.rows
 
@@ -37,7 +37,7 @@ def test_one_process_counts_no_process():
 
 
 def test_sites_without_state_keep_no_model():
-    assert memory.forecast(**{**SETTINGS, "state_slots": 0}).model == 27 * 10 * MIB
+    assert memory.forecast(**{**SETTINGS, "state_slots": 0}).model == 24 * 10 * MIB
 
 
 @pytest.mark.parametrize(
@@ -51,9 +51,14 @@ def test_a_small_model_has_many_sites_in_a_group_and_a_large_one_is_alone():
     assert [memory.sites_together(256, size) for size in (400, 66_688, 10 * MIB)] == [256, 51, 1]
 
 
+def test_a_fast_fold_adds_up_in_one_copy_and_keeps_no_operand():
+    fast = memory.forecast(**{**SETTINGS, "state_slots": 0}, is_fast=True)
+    assert fast.model == (4 + 5) * 10 * MIB and fast.rows == 4 * 1 * 10 * MIB * memory.ROW_COPIES
+
+
 def test_state_beyond_its_limit_lies_on_disk():
     many = memory.forecast(**{**SETTINGS, "num_sites": 10**6})
-    assert many.model == 27 * 10 * MIB + 4 * memory.TABLE_BYTES
+    assert many.model == 24 * 10 * MIB + 4 * memory.TABLE_BYTES
 
 
 def test_kept_operands_have_a_bound_per_pack():
@@ -67,7 +72,7 @@ def test_what_fits_passes_and_one_byte_less_is_refused_with_every_number():
     with pytest.raises(MemoryForecastError) as caught:
         memory.check(replace(found, available=found.total - 1))
     said = str(caught.value)
-    for number in ("7.67 GiB needed", "processes 1.32 GiB", "site data 3.00 GiB", "model copies 2.22 GiB"):
+    for number in ("7.64 GiB needed", "processes 1.32 GiB", "site data 3.00 GiB", "model copies 2.19 GiB"):
         assert number in said
     assert "fewer packs" in said and len(said.splitlines()) == 1
 
