@@ -107,8 +107,8 @@ def forecast(
 def keep_freed_memory() -> bool:
     """Let the allocator keep what is freed, and tell whether it does; else each round pages a model in anew.
 
-    Allocating and filling 99 MB then takes 18 ms instead of 45. Pieces above 512 MiB are given back. Ray's workers get the same from their
-    environment; this is for the process that is running. Only glibc has it.
+    Allocating and filling 99 MB then takes 18 ms instead of 45. Pieces above 512 MiB are given back. Ray's
+    workers get the same from their environment; this is for the process that is running. Only glibc has it.
     """
     try:
         library = ctypes.CDLL(None)

@@ -1,6 +1,6 @@
 """The environment of processes that hold sites or the aggregator. Loads nothing."""
 
-# one thread per pack; keep freed memory up to 512 MiB apiece, for large states are else page-faulted each round
+# one thread per pack; keep what is freed, up to 512 MiB apiece: large states are else page-faulted each round
 WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
