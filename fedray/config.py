@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -33,6 +34,7 @@ from fedray.config_help import shorten
 from fedray.config_schema import SCHEMAS, Config
 from fedray.errors import ConfigError
 
+TRUTHS = ("y", "n", "yes", "no", "true", "false", "on", "off")  # in any case, of YAML 1.1
 BROKEN = (HydraException, OmegaConfBaseException, ValueError)
 
 
@@ -56,8 +58,12 @@ def conf_folder() -> Path:
 def config_hash(config: DictConfig) -> str:
     """Return the SHA-256 of the resolved configuration without Hydra's own part."""
     keys = [str(key) for key in config if key != "hydra"]
-    plain = OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True, enum_to_str=True)
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return plain_hash(to_plain(OmegaConf.masked_copy(config, keys)))
+
+
+def plain_hash(tree: Mapping[str, Any]) -> str:
+    """Return the hash of a configuration given as plain values."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def register() -> None:
@@ -234,9 +240,34 @@ def to_plain(config: Any) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def to_yaml(config: DictConfig) -> str:
-    """Return the YAML text of a resolved configuration."""
-    return OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
+def plain_yaml(tree: Mapping[str, Any]) -> str:
+    """Return the YAML text of a configuration given as plain values."""
+    text: str = yaml.dump(tree, default_flow_style=False, allow_unicode=True, sort_keys=False, Dumper=_Dumper)
+    return text
+
+
+class _Dumper(yaml.CSafeDumper):
+    """Write what OmegaConf reads back as equal: it takes more texts for numbers than YAML does."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write a list that occurs twice twice."""
+        return True
+
+
+def _text(dumper: yaml.CSafeDumper, text: str) -> yaml.ScalarNode:
+    is_quoted = text.lower() in TRUTHS or _is_number(text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if is_quoted else None)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+_Dumper.add_representer(str, _text)
 
 
 def check(config: Any) -> None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -23,8 +23,19 @@ from fedray.runtime.loop import EarlyStop
 
 OF_THE_RUN = ("allow_empty", "standardise")  # settings of a data set that its factory does not read
 LOCAL_ONLY = "fedray.algorithms.local_only"  # its sites have models of their own and there is no global one
-Keep = Callable[[Mapping[str, Any], Callable[[], Dataset]], Dataset]  # (settings, make the data) -> the data
 PASS_GROUPS = ("compression", "privacy", "robustness", "secure", "policy")
+
+
+class Keep(Protocol):
+    """What a sweep holds between its trials."""
+
+    def __call__(self, tree: Mapping[str, Any], make: Callable[[], Dataset]) -> Dataset:
+        """Return the data of a configuration, made only where they are not open."""
+        ...
+
+    def shared(self, transform: Any) -> Any:
+        """Return a transform of sites' data that is computed once for all trials that ask for it."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +59,7 @@ class Experiment:
     schedule: Any
     passes: tuple[Any, ...]
     early_stop: EarlyStop | None
+    keep: Keep | None = None
 
     @property
     def name(self) -> str:
@@ -114,7 +126,7 @@ def build_experiment(tree: Mapping[str, Any], keep: Keep | None = None) -> Exper
     chosen = [group for group in PASS_GROUPS if "_target_" in tree[group]]
     passes = tuple(call(group, tree[group], allow, **known) for group in chosen)
     return Experiment(tree=tree, data=data, training=_training(tree, data), schedule=schedule, passes=passes,
-                      early_stop=_early_stop(tree["evaluate"]))
+                      early_stop=_early_stop(tree["evaluate"]), keep=keep)
 
 
 def _data(tree: Mapping[str, Any]) -> Dataset:

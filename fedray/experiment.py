@@ -70,9 +70,14 @@ class Asked:
 def asked_for(composed: "Composed") -> Asked:
     """Return what a checked configuration asks for: a run in a new directory."""
     from fedray import config
-    given = composed.config
-    return Asked(tree=config.to_plain(given), yaml=config.to_yaml(given), digest=config.config_hash(given),
-                 overrides=composed.overrides, run_dir=composed.run_dir)
+    return _asked(config.to_plain(composed.config), composed.overrides, composed.run_dir)
+
+
+def _asked(tree: Mapping[str, Any], overrides: Sequence[str], run_dir: Path,
+           is_resumed: bool = False) -> Asked:
+    from fedray import config
+    return Asked(tree=tree, yaml=config.plain_yaml(tree), digest=config.plain_hash(tree),
+                 overrides=tuple(overrides), run_dir=run_dir, is_resumed=is_resumed)
 
 
 def asked_again(path: str | Path, overrides: Sequence[str] = (), allow: Sequence[str] = ()) -> Asked:
@@ -84,9 +89,7 @@ def asked_again(path: str | Path, overrides: Sequence[str] = (), allow: Sequence
     folder = RunDirectory.open(path)
     changed = config.recompose(folder.config_yaml, overrides, allow)
     config.check(changed)
-    return Asked(tree=config.to_plain(changed), yaml=config.to_yaml(changed),
-                 digest=config.config_hash(changed), overrides=tuple(overrides), run_dir=Path(path),
-                 is_resumed=True)
+    return _asked(config.to_plain(changed), overrides, Path(path), is_resumed=True)
 
 
 def start(composed: "Composed", live: bool = True, *, keep: Any = None, tracker: Any = None) -> Outcome:
@@ -187,7 +190,7 @@ def prepare(experiment: "Experiment", federation: Any) -> Ready:
     program = standardising(experiment.data)
     rules = policies(experiment.passes)
     preparation: Preparation = fr.compute(program, federation, passes=rules, seed=experiment.seed)
-    federation.prepare(preparation)
+    federation.prepare(experiment.keep.shared(preparation) if experiment.keep else preparation)
     return Ready(experiment=experiment.for_features(preparation.features), preparation=preparation,
                  programs=(*programs, program))
 

@@ -6,7 +6,9 @@ The derivation is fixed for ever: the first 8 bytes, big-endian, of the SHA-256 
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 
@@ -42,3 +44,27 @@ class Key:
     def child(self, label: str) -> "Key":
         """Return the stream of the same owner under another label."""
         return Key(self.seed, self.round, self.site, label)
+
+
+@dataclass(frozen=True, slots=True)
+class Keys(Sequence[Key]):
+    """One key for each of several sites, made when it is asked for."""
+
+    seed: int
+    round: int
+    sites: tuple[str, ...]
+    label: str = ""
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    @overload
+    def __getitem__(self, index: int) -> Key: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Keys": ...
+
+    def __getitem__(self, index: int | slice) -> "Key | Keys":
+        if isinstance(index, slice):
+            return Keys(self.seed, self.round, self.sites[index], self.label)
+        return Key(self.seed, self.round, self.sites[index], self.label)

@@ -54,12 +54,12 @@ class Column:
 
 
 class Ragged:
-    """One object per row that is not stacked."""
+    """One object per row that is not stacked. The sequence is kept as it is: nobody writes to it."""
 
     __slots__ = ("items",)
 
     def __init__(self, items: Sequence[Any]) -> None:
-        self.items = list(items)
+        self.items = items
 
 
 class Group:
@@ -68,11 +68,12 @@ class Group:
     `cache` outlives the group and the round: a twin keeps its work buffers there, under keys of its own.
     """
 
-    __slots__ = ("cache", "ids", "is_alive", "largest", "values")
+    __slots__ = ("_everyone", "cache", "ids", "is_alive", "largest", "values")
 
     def __init__(self, ids: Sequence[str], cache: dict[Any, Any] | None = None) -> None:
         self.ids = tuple(ids)
         self.is_alive = [True] * len(self.ids)
+        self._everyone = range(len(self.ids))
         self.values: dict[int, Tagged] = {}
         self.largest: dict[
             int, tuple[Any, Tensor]
@@ -85,10 +86,10 @@ class Group:
         return len(self.ids)
 
     @property
-    def alive(self) -> list[int]:
+    def alive(self) -> Sequence[int]:
         """Rows that are still in the round."""
         if all(self.is_alive):
-            return list(range(len(self.ids)))
+            return self._everyone
         return [index for index, is_alive in enumerate(self.is_alive) if is_alive]
 
 

@@ -5,6 +5,7 @@ be smaller and is kept. A batch of all rows is the table as it is, without a dra
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,16 @@ from torch import Tensor
 from fedray.rng import Key
 
 Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """The data of several sites, their training rows, and whether all fit a training's stacked form."""
+
+    items: Sequence[Any]
+    rows: Sequence[Batch]
+    sizes: Sequence[int]
+    fits: bool
 
 
 def training_rows(data: Any) -> Batch:
@@ -39,13 +50,10 @@ def count_steps(rows: int, batch_size: int | None, epochs: int | None, steps: in
 
 
 def steps_of(
-    rows: Sequence[Batch], batch_size: int | None, epochs: int | None, steps: Sequence[int | None]
-) -> tuple[list[int], list[int]]:
-    """Return the rows and the number of batches of each of several sites."""
-    sizes = [num_rows(batch) for batch in rows]
-    return sizes, [
-        count_steps(size, batch_size, epochs, most) for size, most in zip(sizes, steps, strict=True)
-    ]
+    sizes: Sequence[int], batch_size: int | None, epochs: int | None, steps: Sequence[int | None]
+) -> list[int]:
+    """Return the number of batches of each of several sites, from their numbers of rows."""
+    return [count_steps(size, batch_size, epochs, most) for size, most in zip(sizes, steps, strict=True)]
 
 
 def batches(

@@ -83,10 +83,10 @@ class Planes:
             plane.zero_()
         return self
 
-    def load(self, buffer: Tensor, order: Sequence[int] | None = None) -> "Planes":
+    def load(self, buffer: Tensor, order: Tensor | None = None) -> "Planes":
         """Copy from a flat buffer of one row or of k; row p comes from `order[p]`."""
         if order is not None and buffer.shape[0] > 1:
-            buffer = buffer[torch.tensor(order, device=buffer.device)]
+            buffer = buffer[order]
         for number, offset, leaf in self.places.values():
             self.tensors[number][:, offset : offset + leaf.size] = buffer[
                 :, leaf.offset : leaf.offset + leaf.size
@@ -115,10 +115,10 @@ class Planes:
             found[number][offset : offset + leaf.size] = by_leaf[name]
         return found
 
-    def difference(self, origin: Tensor, order: Sequence[int] | None) -> Tensor:
+    def difference(self, origin: Tensor, order: Tensor | None) -> Tensor:
         """Return rows - origin as a flat buffer in the given order; `origin` has one row or k."""
         result = blank(self.rows, self.schema, origin.device)
-        back = None if order is None else torch.tensor(order, device=origin.device).argsort()
+        back = None if order is None else order.argsort()
         for number, offset, leaf in self.places.values():
             here, there = slice(offset, offset + leaf.size), slice(leaf.offset, leaf.offset + leaf.size)
             rows = self.tensors[number][:, here]

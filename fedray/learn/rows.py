@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedray import tree
 from fedray.learn import together
-from fedray.learn.batches import Batch, steps_of, training_rows, valid_rows
+from fedray.learn.batches import Batch, Read, num_rows, steps_of, training_rows, valid_rows
 from fedray.learn.chain import Chain, chain_of
 from fedray.learn.heads import Head, head_of
 from fedray.learn.layout import WIDE, is_wide, layout_of
@@ -28,7 +28,7 @@ from fedray.tree import Flat
 if TYPE_CHECKING:
     from fedray.learn.local import LocalTraining
 
-
+KEPT_READS = 16  # groups whose data are known to fit
 
 @dataclass(frozen=True)
 class Stackable:
@@ -80,7 +80,7 @@ def buffer_of(tagged: Tagged, schema: tree.Schema) -> Tensor:
     )
 
 
-def _items(tagged: Tagged, k: int) -> list[Any]:
+def _items(tagged: Tagged, k: int) -> Sequence[Any]:
     if isinstance(tagged, Rows) and isinstance(tagged.value, Ragged):
         return tagged.value.items
     return [tagged.value] * k
@@ -103,17 +103,18 @@ def train_rows(
     k, keys, items = group.k, _items(rng, group.k), _items(data, group.k)
     schema = params.value.schema if isinstance(params.value, Flat) else how.schema
     start = buffer_of(params, schema)
-    rows = [training_rows(item) for item in items]
-    if not all(fits_chain(local, how, batch) for batch in rows):
+    read = _read(group, local, how, items)
+    if not read.fits:
         return _one_by_one(local, how, group, (params, data, rng), given)
+    rows = read.rows
     extras = _extras(local, schema, start, keys, given)
     meeting = together.current()
     if meeting is not None and together.fits(local, how, given):
-        rates = torch.full((k, 1), local.rate(keys[0].round), dtype=torch.float64)
-        request = together.Request(local, how, schema, start, items, keys, extras, rates, group.cache)
+        rates = torch.tensor([[local.rate(keys[0].round)]], dtype=torch.float64)
+        request = together.Request(local, how, schema, start, read, keys, extras, rates, group.cache)
         return meeting.train(request)
     most = _numbers(given.get("steps"), k, local.steps)
-    sizes, taken = steps_of(rows, local.batch_size, local.epochs, most)
+    sizes, taken = read.sizes, steps_of(read.sizes, local.batch_size, local.epochs, most)
     lone = {i for i in range(k) if taken[i] <= 1} if OneStep.fits(local, extras, start[0].nbytes) else set()
     parts = [[i] for i in sorted(lone)] + ([rest] if (rest := [i for i in range(k) if i not in lone]) else [])
     found = []
@@ -134,6 +135,20 @@ def train_rows(
     delta, loss = (_joined(parts_of, at) for parts_of in zip(*found, strict=True))
     numbers: Any = (column(sizes), column(taken), {"loss": Column(loss, False)})
     return Update(Flat(delta, schema), *numbers)
+
+
+def _read(group: Group, local: "LocalTraining", how: Stackable, items: Sequence[Any]) -> Read:
+    """Return what a group's data are to a training, looked at once where the same sequence comes again."""
+    kept: dict[Any, tuple[Any, Read]] = group.cache.setdefault("read", {})
+    key = (id(items), id(local))
+    if key not in kept:
+        if len(kept) >= KEPT_READS:
+            kept.pop(next(iter(kept)))
+        rows = [training_rows(item) for item in items]
+        fits = all(fits_chain(local, how, batch) for batch in rows)
+        found = Read(items, rows, [num_rows(batch) for batch in rows], fits)
+        kept[key] = (local, found)  # which keeps both, and so their ids
+    return kept[key][1]
 
 
 def fits_chain(local: "LocalTraining", how: Stackable, batch: Batch) -> bool:
@@ -202,7 +217,9 @@ def _extras(
     given: Mapping[str, Tagged],
 ) -> Extras:
     lr = given.get("lr")
-    rates = [float(rate) for rate in _numbers(lr, len(keys), local.rate(keys[0].round))]
+    rates = [local.rate(keys[0].round)]
+    if lr is not None:
+        rates = [float(rate) for rate in _numbers(lr, len(keys), rates[0])]
     return Extras(
         None if (fix := given.get("correction")) is None else buffer_of(fix, schema),
         start if (anchor := given.get("anchor")) is None else buffer_of(anchor, schema),

@@ -72,6 +72,8 @@ class Training:
         self.local, self.chain, self.head = local, how.chain, how.head
         self.schema, self.device, self.width = schema, device, width
         self.k, self.lanes = sites * lanes, lanes
+        self.plan: Any = None  # Layout, from `begin` on
+        self.order: Tensor | None = None
         self.space, self.generator = Space(), torch.Generator()
         self.mapped_outputs = 0
         self._bound: dict[tuple[bool, int], list[Any]] = {}  # layers whose views are taken, by active sites
@@ -80,15 +82,24 @@ class Training:
 
     def begin(self, plan: Layout, start: Tensor, extras: Extras, keys: Sequence[Key]) -> None:
         """Take a group: its batches, its parameters of one row or k, and a key for each site."""
-        self.plan, self.start, self.keys = plan, start, keys
-        self.places = [site * self.lanes + lane for site in plan.order for lane in range(self.lanes)]
-        self.order = None if plan.is_sorted else self.places
-        self.rate = extras.rate
+        if plan is not self.plan:
+            self.plan = plan
+            self.order = None if plan.is_sorted else self._order()
+        self.start, self.keys, self.rate = start, keys, extras.rate
         if isinstance(self.rate, Tensor):
-            self.rate = self.rate.to(start)[self.places]
+            self.rate = self._sorted(self.rate.to(start))
         self.lost = torch.zeros(self.k, dtype=torch.float64)
         self._choose(extras)
         self._load(extras)
+
+    def _order(self) -> Tensor:
+        """Return the place, in the given order, of each row of parameters."""
+        places = [site * self.lanes + lane for site in self.plan.order for lane in range(self.lanes)]
+        return torch.tensor(places, device=self.device)
+
+    def _sorted(self, rows: Tensor) -> Tensor:
+        """Bring rows of the given order into that of the parameters."""
+        return rows if self.order is None else rows[self.order]
 
     def _choose(self, extras: Extras) -> None:
         """Settle how a step moves: by settings and by what was given, never by who is in the group."""
@@ -334,7 +345,7 @@ class Training:
         """Return the mean loss over the rows that each site saw, (k,) in the given order."""
         seen = self._spread(torch.tensor(self.plan.seen, dtype=torch.float64))
         mean = self.lost / seen.clamp_min(1)
-        return torch.empty_like(mean).index_copy_(0, torch.tensor(self.places), mean)
+        return mean if self.order is None else torch.empty_like(mean).index_copy_(0, self.order.cpu(), mean)
 
 
 class OneStep(Training):

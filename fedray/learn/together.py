@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedray.learn.batches import steps_of, training_rows
+from fedray.learn.batches import Read, steps_of
 from fedray.learn.layout import layout_of
 from fedray.learn.stacked import KEPT_TRAININGS, Extras, Training
 from fedray.learn.update import Update
-from fedray.rng import Key
+from fedray.rng import Key, Keys
 from fedray.rows import Column, column
 from fedray.tree import Flat, Schema
 
@@ -36,10 +36,10 @@ class Request:
     how: Any
     schema: Schema
     start: Tensor  # (1 or k, stride)
-    data: Sequence[Any]
+    read: Read
     keys: Sequence[Key]
     extras: Extras
-    rates: Tensor  # (k, 1) float64
+    rates: Tensor  # (1, 1) float64
     cache: dict[Any, Any]
 
     @property
@@ -47,12 +47,20 @@ class Request:
         """What requests must have in common to be one program."""
         return (
             self.settings, self.extras.correction is None, self.extras.prox, self.extras.anchor is self.start,
-            tuple((key.site, key.round, key.label) for key in self.keys), tuple(map(id, self.data)),
+            len(self.start), _names(self.keys), tuple(map(id, self.read.items)),
         )  # fmt: skip
 
     @property
     def settings(self) -> Any:
         """What a training depends on besides numbers that are a trial's own."""
+        kept: dict[int, tuple[Any, Any]] = self.cache.setdefault("settings", {})
+        if id(self.local) not in kept:
+            if len(kept) >= KEPT_TRAININGS:
+                kept.pop(next(iter(kept)))
+            kept[id(self.local)] = (self.local, self._settings())  # which keeps `local`, and so its id
+        return kept[id(self.local)][1]
+
+    def _settings(self) -> Any:
         local, model = self.local, self.local.model
         fixed = {
             name: getattr(local, name)
@@ -149,6 +157,13 @@ class Meeting:
             answers[id(request)].append(update)
 
 
+def _names(keys: Sequence[Key]) -> Any:
+    """Return what keys are besides their seed."""
+    if isinstance(keys, Keys):
+        return keys.sites, keys.round, keys.label
+    return tuple((key.site, key.round, key.label) for key in keys)
+
+
 def fits(local: Any, how: Any, given: Mapping[str, Any]) -> bool:
     """Tell whether a training can be one of several lanes."""
     is_linear = local.form != "vmap" and how.chain.inputs > 0  # the first layer can be shared
@@ -185,12 +200,11 @@ def train_together(requests: Sequence[Request]) -> list[Update]:
         programs = [[(s, slice(at, at + most))] for s in range(seeds) for at in range(0, sites, most)]
     deltas = torch.empty(len(requests), sites, first.schema.stride, dtype=first.schema.dtype)
     losses = torch.empty(len(requests), sites, dtype=torch.float64)
-    rows = [training_rows(item) for item in first.data]
     for program in programs:
-        _run(requests, lanes, program, rows, deltas, losses)
+        _run(requests, lanes, program, deltas, losses)
     local = first.local
-    counts = steps_of(rows, local.batch_size, local.epochs, [local.steps] * sites)
-    numbers = [column(found) for found in counts]
+    steps = steps_of(first.read.sizes, local.batch_size, local.epochs, [local.steps] * sites)
+    numbers = [column(found) for found in (first.read.sizes, steps)]
     return [
         Update(Flat(delta, first.schema), *numbers, {"loss": Column(loss, False)})  # type: ignore[arg-type, dict-item]
         for delta, loss in zip(deltas, losses, strict=True)
@@ -198,14 +212,15 @@ def train_together(requests: Sequence[Request]) -> list[Update]:
 
 
 def _run(
-    requests: Sequence[Request], lanes: int, program: Sequence[tuple[int, slice]], rows: Sequence[Any],
-    deltas: Tensor, losses: Tensor,
+    requests: Sequence[Request], lanes: int, program: Sequence[tuple[int, slice]], deltas: Tensor,
+    losses: Tensor,
 ) -> None:  # fmt: skip
     """Train some sites of some seeds, every lane of them, and put the updates where they belong."""
-    first, local = requests[0], requests[0].local
-    chosen = [rows[i] for _, part in program for i in range(len(rows))[part]]
+    first, local, read = requests[0], requests[0].local, requests[0].read
+    chosen = [batch for _, part in program for batch in read.rows[part]]
     keys = [key for seed, part in program for key in requests[seed * lanes].keys[part]]
-    sizes, taken = steps_of(chosen, local.batch_size, local.epochs, [local.steps] * len(chosen))
+    sizes = [size for _, part in program for size in read.sizes[part]]
+    taken = steps_of(sizes, local.batch_size, local.epochs, [local.steps] * len(chosen))
     plan = layout_of(first.cache, sizes, taken, local.batch_size, chosen[0], first.schema.dtype)
     kept: dict[Any, Training] = first.cache.setdefault("together", {})
     shape = (first.schema, first.start.device, len(chosen), plan.width, lanes)
@@ -215,20 +230,21 @@ def _run(
             kept.pop(next(iter(kept)))
         kept[key] = Training(local, first.how, *shape)
     training = kept[key]
-    members = [[requests[seed * lanes + lane] for lane in range(lanes)] for seed, _ in program]
-    has_correction = first.extras.correction is not None
+    members = [requests[seed * lanes : (seed + 1) * lanes] for seed, _ in program]
+    start = _rows(members, program, lambda each: each.start)
+    has_correction, is_anchored = first.extras.correction is not None, first.extras.anchor is not first.start
     extras = Extras(
         _rows(members, program, lambda each: each.extras.correction) if has_correction else None,
-        _rows(members, program, lambda each: each.extras.anchor),
+        _rows(members, program, lambda each: each.extras.anchor) if is_anchored else start,
         first.extras.prox,
         _rows(members, program, lambda each: each.rates),
     )
-    training.begin(plan, _rows(members, program, lambda each: each.start), extras, keys)
+    training.begin(plan, start, extras, keys)
     training.run(chosen)
     delta, loss = training.delta(), training.mean_loss()
     at = 0
     for seed, part in program:
-        count = len(range(len(rows))[part])
+        count = len(read.rows[part])
         here = slice(at * lanes, (at + count) * lanes)
         deltas[seed * lanes : (seed + 1) * lanes, part] = delta[here].view(count, lanes, -1).transpose(0, 1)
         losses[seed * lanes : (seed + 1) * lanes, part] = loss[here].view(count, lanes).T
@@ -239,7 +255,10 @@ def _rows(members: Sequence[Sequence[Request]], program: Sequence[tuple[int, sli
     """Return one row for every site and lane: site by site, lane by lane."""
     found = []
     for lanes, (_, part) in zip(members, program, strict=True):
-        k = len(lanes[0].keys)
-        columns = [read(each).expand(k, -1)[part] for each in lanes]
-        found.append(torch.stack(columns, dim=1).flatten(0, 1))
+        k, columns = len(lanes[0].keys[part]), [read(each) for each in lanes]
+        if all(len(column) == 1 for column in columns):
+            found.append(torch.cat(columns).repeat(k, 1))
+        else:
+            sites = len(lanes[0].keys)
+            found.append(torch.stack([each.expand(sites, -1)[part] for each in columns], 1).flatten(0, 1))
     return torch.cat(found) if len(found) > 1 else found[0]

@@ -25,7 +25,7 @@ from fedray.runtime.plan import Plan
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _LIBRARIES = (_PACKAGE + os.sep, os.path.dirname(os.path.dirname(torch.__file__)) + os.sep)
-ReadInputs = Callable[[str, Sequence[str]], list[Any]]  # (slot, site ids) -> values: data, ids and keys
+ReadInputs = Callable[[str, Sequence[str]], Sequence[Any]]  # (slot, site ids) -> values: data, ids and keys
 ReadState = Callable[[str, Sequence[str]], Any]  # (slot, site ids) -> stacked value
 
 
@@ -99,7 +99,7 @@ class Interpreter:
         assert isinstance(node.fn, Record)
         return values.record(node.fn, operands, group.k)
 
-    def _inputs(self, slot: str, group: Group) -> list[Any]:
+    def _inputs(self, slot: str, group: Group) -> Sequence[Any]:
         """Read what every site has; where one cannot be read, or time presses, site by site."""
         if self.call.deadline is None and all(group.is_alive):
             try:
@@ -172,6 +172,8 @@ class Interpreter:
 
     def _check(self, operand: Tagged, group: Group) -> Tagged:
         is_finite = values.finite_rows(operand, group)
+        if all(is_finite):
+            return operand
         for row in group.alive:
             if not is_finite[row]:
                 self.lose(group, row, "not finite")
@@ -189,14 +191,18 @@ def _need(fn: Callable[..., Any] | None) -> Callable[..., Any]:
 
 def weights_of(tagged: Tagged | None, group: Group) -> torch.Tensor:
     """Return each row's weight, float64, zero for lost rows; without a weight every living row counts one."""
-    alive = torch.tensor(group.is_alive, dtype=torch.float64)
+    is_whole = all(group.is_alive)
+    alive = torch.ones(group.k, dtype=torch.float64)
+    if not is_whole:
+        alive.copy_(torch.tensor(group.is_alive))
     if tagged is None:
         return alive
     value = rows.expand(tagged, group.k)
     numbers = value.numbers if isinstance(value, Column) else value
     if not isinstance(numbers, torch.Tensor):
         numbers = torch.full((group.k,), float(numbers), dtype=torch.float64)
-    return torch.where(alive > 0, numbers.reshape(group.k).to("cpu", torch.float64), alive)
+    numbers = numbers.reshape(group.k).to("cpu", torch.float64)
+    return numbers if is_whole else torch.where(alive > 0, numbers, alive)
 
 
 def broken_weights(weights: torch.Tensor) -> list[int]:

@@ -14,7 +14,7 @@ from fedray import rows, tree
 from fedray.core.graph import Placement
 from fedray.core.verify import verify
 from fedray.errors import DataError, HostError
-from fedray.rng import Key
+from fedray.rng import Keys
 from fedray.rows import Group
 from fedray.runtime import checkpoint, devices
 from fedray.runtime.folded import Folded
@@ -25,6 +25,7 @@ from fedray.runtime.plan import Plan, lane_names
 from fedray.runtime.site_table import SiteTable
 
 RoundKey = tuple[str, int, int]  # plan, round, attempt
+KEPT_GROUPS = 64  # groups whose sites' data are kept as a sequence
 
 
 @contextmanager
@@ -61,12 +62,14 @@ class Pack:
         self.first_error: BaseException | None = None  # of the last stage; it never leaves this process
         self._data: dict[str, Any] = {}
         self._places = dict.fromkeys(sites, 0)  # in the order of their training rows, which makes the groups
+        self._read: dict[tuple[str, ...], Sequence[Any]] = {}  # of groups that were read lately
         self._cache: dict[Any, Any] = {}  # of the twins: buffers that outlive groups and rounds
         self._transforms: list[Any] = []
         self._plans: dict[str, Load] = {}
         self._state: dict[str, SiteTable] = {}  # slot -> current values
         self._pending: dict[RoundKey, list[tuple[str, Group, rows.Tagged]]] = {}
         self._groups: dict[RoundKey, list[Group]] = {}
+        self._last_dealt: tuple[Any, Sequence[tuple[str, ...]]] = (None, ())
         self._last: tuple[Any, Folded] | None = None
 
     def hello(self) -> dict[str, int]:
@@ -79,7 +82,7 @@ class Pack:
             _ = self._tables.device  # refused here, before anything else is done
         sizes = self._training_rows()
         largest_first = sorted(self.sites, key=lambda site: (-sizes.get(site, 0), site))
-        self._places = {site: place for place, site in enumerate(largest_first)}
+        self._places, self._last_dealt = {site: place for place, site in enumerate(largest_first)}, (None, ())
         self._lay_together()
         empty = sorted(site for site, size in sizes.items() if size == 0)
         if empty and not self.allow_empty:
@@ -109,6 +112,7 @@ class Pack:
         """Pass every site's data through `transform` from now on."""
         self._transforms.append(transform)
         self._data = {site: transform(data) for site, data in self._data.items()}
+        self._read = {}
         self._lay_together()
 
     def _lay_together(self) -> None:
@@ -227,12 +231,10 @@ class Pack:
         """
         key = (call.plan, call.round, call.attempt)
         if call.stage == plan.site_stages[0]:
-            chosen = sorted(call.cohort, key=self._places.__getitem__)
             self._groups = {old: groups for old, groups in self._groups.items() if old[0] != call.plan}
-            self._groups[key] = [
-                Group(chosen[start : start + size], self._cache) for start in range(0, len(chosen), size)
-            ]
-        elif key not in self._groups:
+            self._groups[key] = [Group(ids, self._cache) for ids in self._dealt(call.cohort, size)]
+            return self._groups[key]
+        if key not in self._groups:
             raise HostError(
                 f"pack {self.name} was asked for stage {call.stage} of round {call.round}, "
                 "and has not run the stages before it"
@@ -243,6 +245,15 @@ class Pack:
                 is_alive and site in cohort for is_alive, site in zip(group.is_alive, group.ids, strict=True)
             ]
         return self._groups[key]
+
+    def _dealt(self, cohort: Sequence[str], size: int) -> Sequence[tuple[str, ...]]:
+        """Return the sites of each group; a cohort that comes again is dealt as it was."""
+        asked = (tuple(cohort), size)
+        if self._last_dealt[0] != asked:
+            chosen = sorted(cohort, key=self._places.__getitem__)
+            groups = [tuple(chosen[start : start + size]) for start in range(0, len(chosen), size)]
+            self._last_dealt = (asked, groups)
+        return self._last_dealt[1]
 
     def _open(self, site: str) -> Any:
         if site not in self._data:
@@ -255,16 +266,27 @@ class Pack:
             self._data[site] = data
         return self._data[site]
 
-    def _inputs(self, call: StageCall, slot: str, sites: Sequence[str], is_placed: bool) -> list[Any]:
+    def _opened(self, sites: tuple[str, ...]) -> Sequence[Any]:
+        """Return the data of some sites; a group that comes again is given the very sequence it had."""
+        if sites in self._read:
+            return self._read[sites]
+        found = [self._data[site] if site in self._data else self._open(site) for site in sites]
+        if all(site in self._data for site in sites):
+            while len(self._read) >= KEPT_GROUPS:
+                self._read.pop(next(iter(self._read)))
+            self._read[sites] = found
+        return found
+
+    def _inputs(self, call: StageCall, slot: str, sites: Sequence[str], is_placed: bool) -> Sequence[Any]:
         if slot == "data":
-            found = [self._data[site] if site in self._data else self._open(site) for site in sites]
+            found = self._opened(tuple(sites))
             if is_placed and self._tables is not None:
                 pairs = zip(sites, found, strict=True)
                 return [self._tables.of(site, data, self._data, _together) for site, data in pairs]
             return found
         if slot == "id":
-            return list(sites)
-        return [Key(call.seed, call.round, site, slot[4:]) for site in sites]
+            return sites
+        return Keys(call.seed, call.round, tuple(sites), slot[4:])
 
     def _table(self, slot: str, plan: str) -> SiteTable:
         """Return the table of a slot; a program that is no training run starts it itself."""

@@ -34,6 +34,7 @@ class Kept:
         self._key: tuple[str, str] | None = None
         self._data: Dataset | None = None
         self._keepers: list[Any] = []
+        self._transform: Once | None = None
         self._lock = threading.Lock()
 
     def __call__(self, tree: Mapping[str, Any], make: Callable[[], Dataset]) -> Dataset:
@@ -56,10 +57,37 @@ class Kept:
             self._key, self._data = key, data
         return self._data
 
+    def shared(self, transform: Any) -> Any:
+        """Return a transform that is computed once for each site, where trials in this process ask for equal
+        ones.
+        """
+        if self._key is None or self._key[0] != "in_process":
+            return transform
+        with self._lock:
+            if self._transform is None or self._transform.transform != transform:
+                self._transform = Once(transform)
+            return self._transform
+
     def close(self) -> None:
         """Forget the data and end the keepers."""
         end_keepers(self._keepers)
-        self._keepers, self._data = [], None
+        self._keepers, self._data, self._transform = [], None, None
+
+
+class Once:
+    """Transform a site's data the first time, and answer with the same data from then on."""
+
+    def __init__(self, transform: Callable[[SiteData], SiteData]) -> None:
+        self.transform = transform
+        self._made: dict[int, tuple[SiteData, SiteData]] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, data: SiteData) -> SiteData:
+        """Return the transformed data."""
+        with self._lock:
+            if id(data) not in self._made:
+                self._made[id(data)] = (data, self.transform(data))  # which keeps the data, and so its id
+            return self._made[id(data)][1]
 
 
 class KeptSite:

@@ -18,6 +18,8 @@ from fedray.learn.together import Meeting
 from fedray.sweep.stacking import batches
 from fedray.sweep.trials import FAILED, INTERRUPTED, Book, Line, Trial, guarded, line_of
 
+log = logging.getLogger(__name__)
+
 MOST = 32  # trials of one program
 STOP_S = 30.0  # that a trial has to end after Ctrl-C
 
@@ -88,5 +90,7 @@ def _one(
     try:
         with meeting.joined():
             outcome = guarded(lambda _: run(), trial)
+    except (KeyboardInterrupt, SystemExit) as ending:  # a thread's traceback would be printed
+        log.debug("%s: ended by %s", trial.name, type(ending).__name__)
     finally:
         ended.put(line_of(trial, time.monotonic() - started, outcome))

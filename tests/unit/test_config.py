@@ -129,6 +129,14 @@ def test_data_that_needs_scikit_learn_names_the_install_command(monkeypatch):
     assert "pip install 'fedray[report]'" in problems_of("experiment=digits")[0]
 
 
+def test_yaml_of_plain_values_is_read_back_as_equal_also_where_a_text_looks_like_a_number():
+    texts = ["true", "Yes", "1e-3", "1_000", "null", "", "0x1F", "1:30", "inf", ".nan", "- b", "é", "a\nb"]
+    tree = {"texts": texts, "none": None, "float": 1e-5, "int": 3, "bool": True, "again": texts}
+    text = config.plain_yaml(tree)
+    assert OmegaConf.to_container(OmegaConf.create(text)) == tree
+    assert text == OmegaConf.to_yaml(OmegaConf.create(tree))
+
+
 def test_run_directory_is_time_name_and_hash_of_the_config():
     first, same, other = compose_run([]), compose_run(["name=icu_mortality"]), compose_run(["rounds=3"])
     assert first.run_dir.parts[0] == "runs"

@@ -3,16 +3,22 @@
 import json
 import pickle
 import sys
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedray import cli, config, experiment, track
 from fedray.config import compose_run
-from fedray.data.site import Dataset
+from fedray.data.site import Dataset, SiteData
+from fedray.learn import together
+from fedray.learn.together import train_together as train
 from fedray.sweep.job import Jobs
 from fedray.sweep.kept import Kept, KeptSite, data_key
 from fedray.sweep.space import grid
+from fedray.sweep.together import run_together
 from fedray.sweep.trials import Book
 from tests.cluster import sweep_data
 
@@ -22,6 +28,18 @@ TOY = ("experiment=debug", "report=none", "evaluate.bins=50", "rounds=1")
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@dataclass(frozen=True)
+class Doubled:
+    factor: int
+
+    def __call__(self, data):
+        return data.with_columns(y=data["y"] * self.factor)
+
+
+def interrupted():
+    raise KeyboardInterrupt
 
 
 def counted(*more):
@@ -65,10 +83,34 @@ def test_trials_on_other_data_follow_each_other_so_that_each_set_is_opened_once(
 
 def test_standardising_a_kept_data_set_twice_does_not_standardise_it_again():
     words = [*TOY, "data.prepared=false", "data.standardise=true"]
-    assert cli.main(["sweep", *words, "local.lr=0.1,0.3"]) == 0
+    assert cli.main(["sweep", "--apart", *words, "local.lr=0.1,0.3"]) == 0
     swept = json.loads((only_sweep() / "local.lr=0.3" / "result.json").read_text())["params_sha256"]
     alone = experiment.start(compose_run([*words, "local.lr=0.3"]), live=False)
     assert swept == alone.result.params_sha256
+
+
+def test_trials_on_columns_of_one_scale_read_the_same_rows_and_train_as_one_program(monkeypatch):
+    programs = []
+    monkeypatch.setattr(together, "train_together", lambda asked: programs.append(len(asked)) or train(asked))
+    words = [*TOY, "data.prepared=false", "data.standardise=true"]
+    assert cli.main(["sweep", *words, "local.lr=0.1,0.3"]) == 0
+    assert 2 in programs  # those of the rehearsal are on made-up rows, of each trial alone
+
+
+def test_a_transform_is_computed_once_for_all_trials_and_another_one_anew():
+    kept, data = Kept(), SiteData({"y": torch.zeros(3)})
+    kept(config.to_plain(config.compose(*TOY, "runtime=in_process")), lambda: Dataset({"a": int}))
+    first, again, other = (kept.shared(transform) for transform in (Doubled(2), Doubled(2), Doubled(3)))
+    assert first(data) is again(data) and other(data) is not first(data)
+
+
+def test_trial_that_is_interrupted_ends_without_a_traceback(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    chosen = grid(["seed=0,1"])
+    configs = [{"seed": 0}, {"seed": 1}]
+    lines = list(run_together(chosen, configs, Book(tmp_path / "trials.jsonl"), lambda trial: interrupted))
+    assert [line.status for line in lines] == ["failed", "failed"] and not told
 
 
 def test_kept_site_tells_what_its_opener_tells_and_is_pickled_closed():

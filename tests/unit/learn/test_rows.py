@@ -9,7 +9,7 @@ from torch import nn
 from fedray import learn, tree
 from fedray.data.site import SiteData
 from fedray.learn.dropout import words, words_of
-from fedray.rng import Key
+from fedray.rng import Key, Keys
 from fedray.rows import Group, Ragged, Rows, Same
 from fedray.testing import check_rows, difference
 
@@ -336,3 +336,9 @@ def test_check_rows_finds_twins_that_are_not_the_plain_form(twin):
     fn.rows = twin
     with pytest.raises(AssertionError):
         check_rows(fn, [[torch.ones(3)] for _ in range(4)])
+
+
+def test_keys_of_several_sites_are_the_keys_of_each():
+    keys = Keys(3, 7, ("a", "b", "c"), "drop")
+    assert list(keys) == [Key(3, 7, site, "drop") for site in "abc"]
+    assert list(keys[1:]) == list(keys)[1:] and len(keys) == 3
