@@ -122,6 +122,13 @@ class Kind(Enum):
     cluster = "cluster"
 
 
+class Placement(Enum):
+    """Whether the sites may leave the actors."""
+
+    auto = "auto"
+    actors = "actors"
+
+
 @dataclass
 class Runtime:
     """Where the sites and the aggregator run."""
@@ -155,6 +162,8 @@ class RayLocal(Runtime):
     """Always ray here."""
     num_cpus: int | None = None
     """Processors that Ray may use; null takes all."""
+    placement: Placement = Placement.auto
+    """auto: sites with rounds under 20 ms of work move into the aggregator's process; actors: they stay."""
 
 
 @dataclass

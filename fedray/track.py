@@ -66,6 +66,8 @@ def round_row(record: Any) -> dict[str, Any]:
             "asked": record.asked,
             "counted": record.counted,
             "seconds": record.seconds,
+            "work_s": getattr(record, "work_s", 0.0),
+            "placement": getattr(record, "placement", "aggregator"),
             "bytes_up": record.bytes_up,
             "bytes_down": record.bytes_down,
             "metrics": record.metrics,

@@ -98,7 +98,8 @@ def main() -> None:
     given = parser.parse_args()
     sites = {f"h{i:02d}": Rows(10 + i) for i in range(given.packs * given.sites)}
     model = {"w": torch.zeros(given.mib * MIB // 4)}
-    with fr.simulate(sites, runtime="ray", packs=given.packs, group_size=1) as federation:
+    layout = {"packs": given.packs, "group_size": 1, "placement": "actors"}
+    with fr.simulate(sites, runtime="ray", **layout) as federation:
         federation.hello()
         time.sleep(1)
         peaks = Peaks(federation.call("pids"))

@@ -60,7 +60,7 @@ def main() -> int:
     time.sleep(3)
     idle, peak = private_bytes(), Peak()
     peak.start()
-    with fr.simulate(hospitals, runtime="ray", packs=2) as federation:
+    with fr.simulate(hospitals, runtime="ray", packs=2, placement="actors") as federation:
         result = fr.fit(
             fr.algorithms.fedavg(local),
             federation,

@@ -59,6 +59,7 @@ class Attempt:
     grids: dict[str, tuple[int, ...]] = field(default_factory=dict)
     next_grids: dict[str, tuple[int, ...]] = field(default_factory=dict)
     bytes_down: int = 0
+    work_s: float = 0.0
     processes: set[int] = field(default_factory=set)
 
     def run(self, cohort: Sequence[str]) -> None:
@@ -107,6 +108,7 @@ class Attempt:
         box = root.transport.put(downlink)
         self.bytes_down += nbytes(downlink) * len(root.by_child(on_time))
         answer = root.run(call, box)
+        self.work_s += answer.work_s
         while not answer.is_folded:  # ends: exponents only grow, up to what the values need
             wider = {
                 name: tuple(map(max, needs, call.exponents.get(name, needs)))
@@ -114,6 +116,7 @@ class Attempt:
             }
             call = replace(call, exponents={**call.exponents, **wider}, commits=())
             answer = root.run(call, box)
+            self.work_s += answer.work_s
         self._check_names(stage, answer)
         self.processes |= set(answer.processes)
         self.grids.update({name: call.exponents.get(name, found) for name, found in answer.needs.items()})

@@ -139,8 +139,8 @@ def decode(spec: Any, tensors: Mapping[str, torch.Tensor], kinds: Mapping[str, t
 def _write(path: Path, spec: Any, tensors: dict[str, torch.Tensor]) -> None:
     """Write `path.safetensors`, then `path.json`, each by one rename."""
     for target, write in (
-        (path.with_suffix(".safetensors"), lambda temp: save_file(tensors or _NOTHING, temp)),
-        (path.with_suffix(".json"), lambda temp: Path(temp).write_text(json.dumps(spec))),
+        (f"{path}.safetensors", lambda temp: save_file(tensors or _NOTHING, temp)),
+        (f"{path}.json", lambda temp: Path(temp).write_text(json.dumps(spec))),
     ):
         temporary = f"{target}.{os.getpid()}.part"
         write(temporary)
@@ -152,9 +152,9 @@ _NOTHING = {"_": torch.zeros(1)}
 
 def _read(path: Path) -> tuple[Any, dict[str, torch.Tensor]]:
     try:
-        with safe_open(str(path.with_suffix(".safetensors")), framework="pt") as file:
+        with safe_open(f"{path}.safetensors", framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return json.loads(path.with_suffix(".json").read_text()), tensors
+        return json.loads(Path(f"{path}.json").read_text()), tensors
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"the checkpoint {path.name} cannot be read ({type(error).__name__}): "

@@ -7,12 +7,13 @@ tree is described by `HostSpec`s, which are small and pickle: sites are opened w
 import heapq
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedray.errors import ConfigError, FedrayError
 from fedray.runtime import devices
+from fedray.runtime import placement as placements
 from fedray.runtime.pack import Pack
 from fedray.runtime.records import CallRecord
 from fedray.runtime.region import Region
@@ -69,6 +70,33 @@ def in_process_transport(latency: Latency | None = None) -> MakeTransport:
         return InProcess({spec.name: make_host(spec, make) for spec in specs}, latency)
 
     return make
+
+
+def made_inside(specs: Sequence[HostSpec], placement: str) -> Callable[[], Region] | None:
+    """Return how the sites are put into the aggregator's process; None where they stay in actors.
+
+    Packs on a GPU stay: Ray has given it to them, and none to the aggregator.
+    """
+    if placement == "actors" or device_of(specs) != devices.CPU:
+        return None
+    return lambda: make_region("aggregator", _one_pack(specs), in_process_transport())
+
+
+def _one_pack(specs: Sequence[HostSpec]) -> Sequence[HostSpec]:
+    """Return a spec of one pack with all sites below, whatever the layout: on one core several cost more.
+
+    Where a data set makes its openers when they are asked for, the packs are kept with their mappings.
+    """
+    packs = list(_packs(specs))
+    if not all(isinstance(pack.sites, dict) for pack in packs):
+        return packs
+    sites = {site: opener for pack in packs for site, opener in pack.sites.items()}
+    return [replace(packs[0], name="pack", sites=sites)]
+
+
+def _packs(specs: Sequence[HostSpec]) -> Iterator[HostSpec]:
+    for spec in specs:
+        yield from _packs(spec.children) if spec.children else (spec,)
 
 
 class Federation:
@@ -154,6 +182,7 @@ class Topology:
     group_size: int = 256
     allow_empty: bool = False
     device: str = devices.CPU
+    placement: str = "actors"  # or "auto": see placement.py
 
     def __post_init__(self) -> None:
         for name in ("packs", "sites_per_actor", "group_size"):
@@ -161,6 +190,7 @@ class Topology:
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value}: give 1 or more")
         devices.check(self.device)
+        placements.check(self.placement)
 
     def specs(
         self, data: Mapping[str, Callable[[], Any]], layout: Tree | None, default_packs: int
@@ -270,6 +300,7 @@ def simulate(
     allow_empty: bool = False,
     num_cpus: int | None = None,
     device: str = devices.CPU,
+    placement: str = "auto",
 ) -> Federation:
     """Run every site on this machine: in this process, or with `runtime="ray"` in Ray actors that hold packs
     of sites.
@@ -277,12 +308,13 @@ def simulate(
     `data` maps site ids to functions that open a site's data. `regions` nests: {"eu": {"de": [...]}, "us":
     [...]}. `sites_per_actor=1` gives each site an actor of its own. Results have equal bits in every layout.
     `device="cuda"` computes on a GPU, which the packs share; bits are then those of the GPU.
+    `placement="auto"`: on Ray, sites whose rounds are under 20 ms of work move into the aggregator's process.
     `latency(site, round) -> seconds` runs the schedule on a simulated clock (in process only).
     Raises ConfigError on a layout that does not fit the data, or a device that is not there.
     """
     if runtime not in ("in_process", "ray"):
         raise ConfigError(f"runtime={runtime!r}: choose 'in_process' or 'ray'")
-    topology = Topology(packs, sites_per_actor, group_size, allow_empty, device)
+    topology = Topology(packs, sites_per_actor, group_size, allow_empty, device, placement)
     devices.available(device)
     openers, declared = as_openers(data), declared_regions(data, regions)
     if runtime == "in_process":

@@ -64,6 +64,7 @@ class Contribution:
     needs: Exponents = field(default_factory=dict)
     is_folded: bool = True
     processes: tuple[int, ...] = ()
+    work_s: float = field(default=0.0, compare=False)  # that packs computed: see placement.py
 
     def bytes_by_name(self) -> dict[str, int]:
         """Return the payload bytes under each name."""
@@ -153,4 +154,5 @@ def join(parts: Sequence[Contribution], exponents: Exponents) -> Contribution:
         needs=needs,
         is_folded=is_folded,
         processes=tuple(pid for part in parts for pid in part.processes),
+        work_s=sum(part.work_s for part in parts),
     )

@@ -168,7 +168,7 @@ class _Run:
         elif self.checkpoint is not None:
             self.checkpoint.path.mkdir(parents=True, exist_ok=True)
         self.learn_sizes(state)
-        training = Training(self.plan, schedule, self.seed, uuid.uuid4().hex)
+        training = Training(self.plan, schedule, self.seed, uuid.uuid4().hex, self.result.row_invariant)
         self.next_round = self.federation.call("start", training, state, restore)
         self.saved_round = self.next_round - 1
         if self.tracker is not None:
@@ -242,6 +242,12 @@ class _Run:
                 f"{error}. The rehearsal on made-up rows failed too: {self.rehearsal}"
             ) from error
         _warn("round", round, record.asked, record.counted, record.failures)
+        if self.result.metrics and self.result.metrics[-1].placement != record.placement:
+            work_ms = 1e3 * self.result.metrics[-1].work_s
+            logger.info(
+                "rounds of %.1f ms of work: from round %d on the sites run in the aggregator's process",
+                work_ms, round,
+            )
         self.result.metrics.append(record)
         if self.tracker is not None:
             self.tracker.round(record)

@@ -4,8 +4,10 @@ Traffic is one record per pack, not per site. Site state written in a round stay
 that counts the site; a call that is asked twice is answered with the same bytes.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -159,6 +161,7 @@ class Pack:
         """Run a stage for the cohort and return what leaves, folded. Raises HostError where the plan is
         unknown.
         """
+        started = time.monotonic()
         self.commit(call.commits)
         if call.plan not in self._plans:
             raise HostError(f"pack {self.name} was asked to run a plan that it was never given")
@@ -168,7 +171,8 @@ class Pack:
             with one_thread():
                 self._last = (identity, self._compute(call, downlink))
         with one_thread():
-            return self._last[1].answer(call)
+            answer = self._last[1].answer(call)
+        return replace(answer, work_s=time.monotonic() - started)
 
     def _compute(self, call: StageCall, downlink: Mapping[int, Any]) -> Folded:
         plan, device = self._plans[call.plan].plan, self._device_of(call, downlink)

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from fedray import tree
-from fedray.runtime.federation import HostSpec, make_host, make_region
+from fedray.runtime.federation import HostSpec, made_inside, make_host, make_region
 from fedray.runtime.host import Contribution, Load, StageCall
 from fedray.runtime.pack import Pack
 from fedray.runtime.round import Aggregator
@@ -85,13 +85,12 @@ class AggregatorActor:
     """The aggregator in a process of its own; its methods are called by name."""
 
     def __init__(
-        self, specs: Sequence[HostSpec], regions: Mapping[str, str], actors: Mapping[str, Any]
+        self, specs: Sequence[HostSpec], regions: Mapping[str, str], actors: Mapping[str, Any], placement: str
     ) -> None:
         from fedray.runtime.ray_transport import RayTransport
 
-        self._transport = RayTransport(specs, actors)
-        root = make_region("aggregator", specs, lambda _: self._transport)
-        self._aggregator = Aggregator(root, regions)
+        root = make_region("aggregator", specs, lambda _: RayTransport(specs, actors))
+        self._aggregator = Aggregator(root, regions, make_inside=made_inside(specs, placement))
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the aggregator."""
@@ -99,8 +98,15 @@ class AggregatorActor:
 
     def pids(self) -> dict[str, int]:
         """Return the process ids of the aggregator and of its hosts, by name (tests and `status`)."""
-        return {"aggregator": os.getpid(), **self._transport.pids()}
+        return {"aggregator": os.getpid(), **self._of_hosts("pids", os.getpid())}
 
     def nodes(self) -> dict[str, str]:
         """Return the id of the node that each host is on."""
-        return dict(self._transport.nodes())
+        return self._of_hosts("nodes", str(ray.get_runtime_context().get_node_id()))
+
+    def _of_hosts(self, method: str, here: Any) -> dict[str, Any]:
+        """Ask the transport about its actors; hosts that have moved in are here."""
+        root = self._aggregator.root
+        if root.transport.placement == "aggregator":
+            return dict.fromkeys(root.children, here)
+        return dict(getattr(root.transport, method)())

@@ -18,6 +18,7 @@ from fedray.runtime.federation import (
     Tree,
     as_openers,
     declared_regions,
+    made_inside,
     make_region,
 )
 from fedray.runtime.ray_actors import AggregatorActor, Box, HostActor
@@ -40,6 +41,7 @@ class RayTransport:
     """Hosts as actors, started here or handed over; what is started again belongs to this process."""
 
     can_restart = True
+    placement = "actors"
 
     def __init__(self, specs: Sequence[HostSpec], actors: Mapping[str, Any] | None = None) -> None:
         self._specs = {spec.name: spec for spec in specs}
@@ -149,11 +151,11 @@ class RemoteAggregator:
     raised.
     """
 
-    def __init__(self, specs: Sequence[HostSpec], regions: Mapping[str, str]) -> None:
+    def __init__(self, specs: Sequence[HostSpec], regions: Mapping[str, str], placement: str) -> None:
         # the first hosts are started from here, so that they come up beside the aggregator and not after it
         self._hosts = start_hosts(specs)
         start = ray.remote(AggregatorActor).options(num_cpus=0).remote
-        self._actor: Any = start(list(specs), dict(regions), self._hosts)
+        self._actor: Any = start(list(specs), dict(regions), self._hosts, placement)
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         if method.startswith("_"):
@@ -199,9 +201,10 @@ def _num_cpus() -> int:
     return int(resources().get("CPU", 2))
 
 
-def aggregator_here(specs: Sequence[HostSpec], regions: Mapping[str, str]) -> Aggregator:
+def aggregator_here(specs: Sequence[HostSpec], regions: Mapping[str, str], placement: str) -> Aggregator:
     """Make an aggregator in this process whose hosts are actors."""
-    return Aggregator(make_region("aggregator", specs, make_transport), regions)
+    root = make_region("aggregator", specs, make_transport)
+    return Aggregator(root, regions, make_inside=made_inside(specs, placement))
 
 
 def federate(
@@ -211,7 +214,7 @@ def federate(
     address: str,
     regions: Mapping[str, str],
     num_cpus: int | None,
-    aggregator: Callable[[Sequence[HostSpec], Mapping[str, str]], Any] = RemoteAggregator,
+    aggregator: Callable[[Sequence[HostSpec], Mapping[str, str], str], Any] = RemoteAggregator,
 ) -> Federation:
     """Make a federation of Ray actors: an aggregator, and packs and regions below it."""
     if ":" in topology.device:
@@ -221,7 +224,8 @@ def federate(
     start_ray(address, num_cpus)
     cpus = max(2, _num_cpus())
     specs = topology.specs(data, layout, cpus)
-    return Federation(aggregator(specs, regions), specs, tuple(data), "ray", regions=regions)
+    made = aggregator(specs, regions, topology.placement)
+    return Federation(made, specs, tuple(data), "ray", regions=regions)
 
 
 def federate_here(
@@ -235,11 +239,12 @@ def federate_here(
     allow_empty: bool = False,
     num_cpus: int | None = None,
     device: str = "cpu",
+    placement: str = "actors",
 ) -> Federation:
     """Run every site on Ray with the aggregator in this process; options as in `simulate` and `connect`.
 
     For a process that does nothing else: it holds the server's state, and its `fit` sees every byte of it.
     """
-    topology = Topology(packs, sites_per_actor, group_size, allow_empty, device)
+    topology = Topology(packs, sites_per_actor, group_size, allow_empty, device, placement)
     declared = declared_regions(data, regions)
     return federate(as_openers(data), topology, regions, address, declared, num_cpus, aggregator_here)

@@ -26,6 +26,8 @@ class RoundRecord:
     grids: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     status: str = "counted"  # or "skipped"
     fold: str = "exact"  # or "fast": hashes of two runs then differ
+    work_s: float = 0.0  # that the packs computed, added up over them
+    placement: str = "aggregator"  # whose process the sites were in, or "actors": see placement.py
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

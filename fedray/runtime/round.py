@@ -16,6 +16,7 @@ from fedray.errors import CheckpointError, FedrayError, QuorumError, SiteError
 from fedray.runtime import checkpoint
 from fedray.runtime.attempt import Attempt, Setting, sha256_of
 from fedray.runtime.host import Commit, Load
+from fedray.runtime.placement import Work
 from fedray.runtime.plan import Plan
 from fedray.runtime.records import CallRecord, RoundRecord
 from fedray.runtime.region import Region
@@ -32,15 +33,31 @@ class Training:
     schedule: Synchronous
     seed: int
     run: str
+    row_invariant: bool | None = None  # as the probe found
+
+    @property
+    def is_layout_free(self) -> bool:
+        """Tell whether equal bits are promised in every layout."""
+        return self.plan.fold == "exact" and self.row_invariant is not False
 
 
 class Aggregator:
-    """The server: state, rounds, commits, checkpoints."""
+    """The server: state, rounds, commits, checkpoints.
+
+    `make_inside` makes hosts for all sites in this process, which take over when rounds are measured to be
+    small; None leaves the sites where they are.
+    """
 
     def __init__(
-        self, root: Region, regions: Mapping[str, str] | None = None, latency: Latency | None = None
+        self,
+        root: Region,
+        regions: Mapping[str, str] | None = None,
+        latency: Latency | None = None,
+        make_inside: Callable[[], Region] | None = None,
     ) -> None:
         self.root, self.regions, self.latency = root, dict(regions or {}), latency
+        self._make_inside = make_inside
+        self._work = Work()
         self.sizes: dict[str, int] = {}
         self._names = tuple(sorted(root.sites))
         self.state: Any = None
@@ -76,6 +93,7 @@ class Aggregator:
         Raises CheckpointError where the checkpoint belongs to another plan or another start.
         """
         self.training, self.state, self._start = training, state, sha256_of(state)
+        self._work = Work()
         self._loaded.clear()
         self._grids.pop(training.plan.digest, None)
         self._initial = _site_starts(training.plan, state)
@@ -105,21 +123,10 @@ class Aggregator:
         """
         training = self._in_training()
         schedule, started = training.schedule, self.root.transport.now()
+        self._move_in_where_small(training, round)
         up = sum(self.root.bytes_up.values())
         cohort = schedule.cohort_of(round, training.seed, self._names, self.sizes)
-        failures: list[SiteError] = []
-        error: QuorumError | None = None
-        attempt = self._attempt(training, round, 0)
-        for number in range(schedule.attempts if cohort else 0):  # poisson sampling may ask nobody
-            attempt, error = self._attempt(training, round, number), None
-            try:
-                attempt.run(cohort)
-            except QuorumError as caught:
-                error = caught
-            failures += attempt.failures
-            if error is None:
-                self._accept(attempt)
-                break
+        attempt, failures, error = self._ask(training, round, cohort)
         self._trained = attempt.processes
         if error is not None and schedule.on_failure != "skip":
             raise error
@@ -130,7 +137,7 @@ class Aggregator:
             metrics=numbers_in(training.plan, attempt.outputs.get("metrics")),
             asked=len(cohort),
             counted=len(attempt.counted) if is_counted else 0,
-            failures=tuple(failures),
+            failures=failures,
             seconds=self.root.transport.now() - started,
             bytes_up=sum(self.root.bytes_up.values()) - up,
             bytes_down=attempt.bytes_down,
@@ -138,7 +145,42 @@ class Aggregator:
             grids=attempt.grids,
             status="counted" if is_counted else "skipped",
             fold=training.plan.fold,
+            work_s=attempt.work_s,
+            placement=self.root.transport.placement,
         )
+
+    def _ask(
+        self, training: Training, round: int, cohort: tuple[str, ...]
+    ) -> tuple[Attempt, tuple[SiteError, ...], QuorumError | None]:
+        """Ask the cohort as often as the schedule allows; return the last attempt and what went wrong."""
+        failures: list[SiteError] = []
+        error: QuorumError | None = None
+        attempt = self._attempt(training, round, 0)
+        for number in range(training.schedule.attempts if cohort else 0):  # poisson sampling may ask nobody
+            attempt, error = self._attempt(training, round, number), None
+            try:
+                attempt.run(cohort)
+            except QuorumError as caught:
+                error = caught
+            failures += attempt.failures
+            if error is None:
+                self._accept(attempt)
+                break
+        return attempt, tuple(failures), error
+
+    def _move_in_where_small(self, training: Training, round: int) -> None:
+        """Take the sites into this process where their rounds are small, and no bit can change by it.
+
+        Not where a deadline has to pass over a site that hangs, nor where a site has taken its process down.
+        """
+        is_needed_outside = training.schedule.deadline_s is not None or self.root.restarts > 0
+        is_wanted = self._work.is_small and training.is_layout_free
+        if self._make_inside is None or is_needed_outside or not is_wanted:
+            return
+        if self.root.is_replaying:
+            self._save_sites(self._scratch_folder(), round - 1)
+        self.root.move(self._make_inside)
+        self._make_inside = None
 
     def _attempt(self, training: Training, round: int, number: int) -> Attempt:
         return Attempt(
@@ -167,11 +209,15 @@ class Aggregator:
             [Commit(attempt.plan.digest, attempt.round, attempt.number, frozenset(attempt.counted))]
         )
         attempt.hashes["server"] = sha256_of(self.state)[:16]
+        self._work.take(attempt.work_s)
         if self.root.is_replaying:
             self._kept_bytes += attempt.bytes_down
             if self._kept_bytes > JOURNAL_BYTES:
-                self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="fedray-sites-")
-                self._save_sites(self._scratch.name, attempt.round)
+                self._save_sites(self._scratch_folder(), attempt.round)
+
+    def _scratch_folder(self) -> str:
+        self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="fedray-sites-")
+        return self._scratch.name
 
     def _save_sites(self, directory: str, round: int) -> None:
         self.root.commit([])

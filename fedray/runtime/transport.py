@@ -26,6 +26,7 @@ class Transport(Protocol):
     """
 
     can_restart: bool
+    placement: str  # of its hosts: "actors" or, in the process that calls them, "aggregator"
 
     def put(self, value: Any) -> Any:
         """Make a value readable by all hosts, once."""
@@ -64,6 +65,7 @@ class InProcess:
     """Hosts in this process; a call runs when it is submitted. With a latency model, time is simulated."""
 
     can_restart = False
+    placement = "aggregator"
 
     def __init__(self, hosts: dict[str, Any], latency: Latency | None = None) -> None:
         self.hosts, self.latency = hosts, latency

@@ -36,7 +36,7 @@ class Dies:
 
 
 def main(name, folder, stop, where="in_process"):
-    with fr.simulate(study.hospitals(), runtime=where, packs=2) as federation:
+    with fr.simulate(study.hospitals(), runtime=where, packs=2, placement="actors") as federation:
         fr.fit(
             study.algorithm(name),
             federation,

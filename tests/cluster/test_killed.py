@@ -76,7 +76,7 @@ def test_packs_killed_before_the_answer_and_before_the_commit_change_no_bit(ray_
     inside = points(100)
     between = sorted(random.Random(7).sample(range(ROUNDS - 1), BETWEEN))
     algorithm = study.algorithm(name, KillsItself(study.local(), inside, str(tmp_path)))
-    with fr.simulate(study.hospitals(), runtime="ray", packs=2) as federation:
+    with fr.simulate(study.hospitals(), runtime="ray", packs=2, placement="actors") as federation:
         tracker = KillsBetween(federation, between)
         result = fr.fit(
             algorithm,

@@ -54,13 +54,14 @@ def test_a_site_that_breaks_leaves_the_bits_of_a_run_that_never_asked_it(name, h
 
 @pytest.mark.parametrize("name", study.ALGORITHMS)
 def test_two_ray_actors_give_the_bits_of_one_process(ray_session, name):
-    assert study.train(name, runtime="ray", packs=2).params_sha256 == study.expected(name).params_sha256
+    trained = study.train(name, runtime="ray", packs=2, placement="actors")
+    assert trained.params_sha256 == study.expected(name).params_sha256
 
 
 def test_nested_regions_of_actors_give_the_bits_of_one_process(ray_session):
     regions = {"eu": {"de": SITES[:5]}, "us": SITES[5:]}
     assert (
-        study.train("scaffold", runtime="ray", regions=regions).params_sha256
+        study.train("scaffold", runtime="ray", regions=regions, placement="actors").params_sha256
         == study.expected("scaffold").params_sha256
     )
 
@@ -70,7 +71,7 @@ def test_training_happens_in_the_packs_and_bytes_are_one_partial_sum_per_pack_an
 
     from fedray.runtime.pack import expected_bytes
 
-    with fr.simulate(study.hospitals(), runtime="ray", packs=2) as federation:
+    with fr.simulate(study.hospitals(), runtime="ray", packs=2, placement="actors") as federation:
         result = fr.fit(study.algorithm("fedavg"), federation, init=study.model().init(0), rounds=2, seed=5)
         pids = federation.call("pids")
         trained = federation.call("training_processes")

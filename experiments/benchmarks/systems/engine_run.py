@@ -74,7 +74,7 @@ def main() -> None:
     _, report, out = reporting.start("ray", loads_torch=False)
     algorithm = fr.Algorithm(State, round, name="echo")
     sites = {f"site{index:03d}": Rows() for index in range(int(sys.argv[4]))}
-    with fr.simulate(sites, runtime="ray", packs=PACKS) as federation:
+    with fr.simulate(sites, runtime="ray", packs=PACKS, placement="actors") as federation:
         federation.hello()
         time.sleep(SETTLE_S)
         report.ask(idle=True, driver=os.getpid(), pids=federation.call("pids"),

@@ -74,7 +74,8 @@ def fit(path: str, report: reporting.Report, mode: str, run: Path) -> Any:
                          batch_size=workloads.BATCH_SIZE)
     init = {name: torch.from_numpy(value) for name, value in data.init.items()}
     lines, is_bare = reporting.RoundLines(report), mode == "bare"
-    runtime = {"runtime": "ray", "packs": PACKS} if mode == "ray" else {"runtime": "in_process"}
+    on_ray = {"runtime": "ray", "packs": PACKS, "placement": "actors"}
+    runtime = on_ray if mode == "ray" else {"runtime": "in_process"}
     with fr.simulate(dataset(path, data), **runtime) as federation:
         return fr.fit(fr.algorithms.fedavg(local), federation, init=init, rounds=report.rounds,
                       schedule=fr.synchronous(cohort=workload.cohort),

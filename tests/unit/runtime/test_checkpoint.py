@@ -32,6 +32,15 @@ def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path, make, 
     assert [record.round for record in resumed.metrics] == list(range(stop, 5))
 
 
+def test_packs_of_one_region_are_resumed_each_from_its_own_file(tmp_path):
+    names = list(sites())
+    layout = {"regions": {"eu": names[:8], "us": names[8:]}, "packs": 2}
+    train(stateful(ToyLocal()), rounds=2, checkpoint=Checkpoints(tmp_path), **layout)
+    resumed = train(stateful(ToyLocal()), checkpoint=Checkpoints(tmp_path), resume=True, **layout)
+    assert len(list(tmp_path.glob("sites-1-*.json"))) == 4
+    assert resumed.params_sha256 == train(stateful(ToyLocal())).params_sha256
+
+
 def test_another_plan_is_refused(tmp_path):
     train(averaging(ToyLocal()), rounds=1, checkpoint=Checkpoints(tmp_path))
     with pytest.raises(CheckpointError, match="another plan"):

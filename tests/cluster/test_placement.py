@@ -1,0 +1,97 @@
+"""Small rounds move into the aggregator's process: the bits stay, the actors and their memory go."""
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+import fedray as fr
+from fedray.errors import HostError
+from fedray.runtime import placement
+from fedray.runtime.checkpoint import Checkpoints
+from fedray.runtime.pack import expected_bytes
+from fedray.runtime.placement import MEASURED_ROUNDS
+from fedray.runtime.ray_transport import federate_here
+from tests.equivalence import study
+
+ROUNDS, MOST_ROUNDS, ENDS_WITHIN_S = 6, 60, 20.0  # the first rounds of processes that just started are slow
+SITES = sorted(study.hospitals())
+
+
+def fit(federation, name, rounds, every=ROUNDS, **options):
+    return fr.fit(study.algorithm(name), federation, init=study.model().init(0), rounds=rounds, seed=5,
+                  evaluate={"valid": fr.algorithms.evaluation(study.model(), split="valid")}, every=every,
+                  schedule=fr.synchronous(cohort=0.75), **options)
+
+
+def expected(name, rounds, **options):
+    with fr.simulate(study.hospitals()) as federation:
+        return fit(federation, name, rounds, **options)
+
+
+def are_gone(pids):
+    deadline = time.monotonic() + ENDS_WITHIN_S
+    while any(map(psutil.pid_exists, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(map(psutil.pid_exists, pids))
+
+
+def test_sites_that_move_in_keep_state_and_bits_and_send_one_partial_sum(ray_session, monkeypatch):
+    monkeypatch.setattr(placement, "SMALL_ROUND_S", 3600.0)
+    with federate_here(study.hospitals(), "local", packs=2, placement="auto") as federation:
+        actors = federation.aggregator.root.transport.pids().values()
+        result = fit(federation, "scaffold", ROUNDS, every=2)
+        trained, arrived = federation.call("training_processes"), federation.call("arrived")
+        assert are_gone(actors) and trained == {os.getpid()}
+    wanted = expected("scaffold", ROUNDS, every=2)
+    assert result.params_sha256 == wanted.params_sha256
+    assert [record.hashes for record in result.metrics] == [record.hashes for record in wanted.metrics]
+    assert [record.metrics for record in result.evaluations] == [one.metrics for one in wanted.evaluations]
+    places = ["actors"] * MEASURED_ROUNDS + ["aggregator"] * (ROUNDS - MEASURED_ROUNDS)
+    assert [record.placement for record in result.metrics] == places
+    one = sum(expected_bytes(result.plan, 1, 18).values())
+    assert [record.bytes_up for record in result.metrics] == [2 * one] * 3 + [one] * 3
+    assert sum(arrived.values()) > 9 * one  # of evaluations too
+
+
+def test_regions_of_actors_move_in_as_they_are_measured(ray_session):
+    regions = {"eu": {"de": SITES[:5]}, "us": SITES[5:]}
+    with fr.simulate(study.hospitals(), runtime="ray", regions=regions) as federation:
+        before = federation.call("pids")
+        result = fit(federation, "scaffold", MOST_ROUNDS)
+        assert federation.call("training_processes") == {before["aggregator"]}
+        assert set(federation.call("pids").values()) == {before["aggregator"]}
+        assert are_gone(pid for name, pid in before.items() if name != "aggregator")
+    assert result.params_sha256 == expected("scaffold", MOST_ROUNDS).params_sha256
+
+
+class KillsAggregator:
+    """A tracker that kills the aggregator, and with it all sites, after the first round inside it."""
+
+    def __init__(self, federation):
+        self.federation = federation
+
+    def start(self, plan, facts):
+        pass
+
+    def round(self, record):
+        if record.placement == "aggregator":
+            os.kill(self.federation.call("pids")["aggregator"], signal.SIGKILL)
+
+    def evaluation(self, record):
+        pass
+
+
+def test_an_aggregator_killed_with_the_sites_inside_is_resumed_with_equal_bits(ray_session, tmp_path):
+    checkpoint = Checkpoints(tmp_path, every_s=0.0)
+    federation = fr.simulate(study.hospitals(), runtime="ray", packs=2)
+    with pytest.raises(HostError, match="aggregator's process is gone"):
+        fit(federation, "ditto", MOST_ROUNDS, checkpoint=checkpoint, tracker=KillsAggregator(federation))
+    with pytest.raises(HostError):
+        federation.close()
+    with fr.simulate(study.hospitals()) as again:
+        result = fit(again, "ditto", MOST_ROUNDS, checkpoint=checkpoint, resume=True)
+    assert len(result.metrics) < MOST_ROUNDS
+    assert result.params_sha256 == expected("ditto", MOST_ROUNDS).params_sha256
