@@ -178,7 +178,8 @@ def test_the_blocked_fold_has_the_bits_of_the_whole_matrix_fold(k, weigh, dtype,
             if exponent < max(need, -lanes.MAX_EXPONENT):
                 continue
             expected = reference_lanes(matrix, weights, exponent, num_lanes)
-            for known in ({}, {"need": need}):
+            for known, small in (({}, 0), ({"need": need}, 0), ({}, 2**14)):
+                monkeypatch.setattr(lanes, "SMALL_ELEMENTS", small)
                 found = torch.zeros(num_lanes, 157, dtype=torch.float64)
                 lanes.accumulate(found, [(matrix, weights)], exponent, **known)
                 assert units(found) == units(expected) and found.abs().max() <= 2**52
@@ -187,7 +188,9 @@ def test_the_blocked_fold_has_the_bits_of_the_whole_matrix_fold(k, weigh, dtype,
 
 
 @pytest.mark.parametrize("exponent", [-140, -126, -100, 100, 128, 152, 153, 890])
-def test_grids_at_the_ends_of_float32_have_the_bits_of_the_whole_matrix_fold(exponent):
+@pytest.mark.parametrize("small", [0, 2**14])
+def test_grids_at_the_ends_of_float32_have_the_bits_of_the_whole_matrix_fold(exponent, small, monkeypatch):
+    monkeypatch.setattr(lanes, "SMALL_ELEMENTS", small)
     matrix = awkward(3, 40, torch.float32, 0, 1) * 2.0**-20 * (2.0 ** min(exponent, 120))
     weights = torch.tensor([3.0, 1.0, 1e6], dtype=torch.float64)
     found = torch.zeros(2, 40, dtype=torch.float64)
@@ -195,7 +198,9 @@ def test_grids_at_the_ends_of_float32_have_the_bits_of_the_whole_matrix_fold(exp
     assert units(found) == units(reference_lanes(matrix, weights, exponent, 2))
 
 
-def test_several_operands_add_up_in_the_lanes_that_are_given():
+@pytest.mark.parametrize("small", [0, 2**14])
+def test_several_operands_add_up_in_the_lanes_that_are_given(small, monkeypatch):
+    monkeypatch.setattr(lanes, "SMALL_ELEMENTS", small)
     blocks = [awkward(k, 33, torch.float32, 3, k) for k in (1, 60, 2, 70)]
     weights = [torch.arange(len(block)).double() for block in blocks]
     found = torch.zeros(2, 33, dtype=torch.float64)
@@ -210,6 +215,7 @@ def test_a_value_shared_by_all_rows_is_added_once_with_the_total_weight(monkeypa
     expanded = fold.operand(expand(shared, 3), weights)
     copied = fold.operand({"w": shared.value["w"].repeat(3, 1), "n": expanded.matrices[1]}, weights)
     rows = []
+    monkeypatch.setattr(lanes, "SMALL_ELEMENTS", 0)
     inner = lanes._bunches
     monkeypatch.setattr(
         lanes, "_bunches", lambda found, most: rows.append(len(found[0][1])) or inner(found, most)
