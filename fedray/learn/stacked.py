@@ -3,11 +3,11 @@
 Start at `Training.run`. A group's parameters are planes (`planes.py`), its batches blocks (`layout.py`), its
 model a chain of layers by hand (`layers.py`, `chain.py`), its loss a head (`heads.py`). In each step the
 sites that still have a batch are the first rows of everything. Where a step is plain gradient descent, a
-matrix's
-gradient is never formed: the product that would give it moves the matrix (`is_fused`).
+matrix's gradient is never formed: the product that would give it moves the matrix (`is_fused`).
 Row i has the same bits in every group that holds its site, alone or among two hundred.
 """
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,7 @@ class Training:
         self.space, self.generator = Space(), torch.Generator()
         self.mapped_outputs = 0
         self._bound: dict[tuple[bool, int], list[Any]] = {}  # layers whose views are taken, by active sites
+        self._tables: dict[str, tuple[Layout, list[Tensor], Tensor, Tensor]] = {}  # by column
         self._planes: dict[str, Planes] = {}
         self._frames: dict[bool, Frame] = {}
 
@@ -174,15 +175,34 @@ class Training:
         if not plan.chunks:
             return
         draws = draw(plan, self.keys, self.local.batch_size, self.generator)
-        counts = np.diff([*plan.starts, plan.num_draws])
-        tables = []
-        for name in (model.inputs[0], model.target):
-            table, begins = table_of([rows[i][name] for i in plan.order])
-            tables.append((name, table, draws + torch.from_numpy(np.repeat(begins, counts))))
+        tables = [(name, *self._table(name, rows)) for name in (model.inputs[0], model.target)]
         for chunk in plan.chunks:
-            picked = plan.slots[chunk.blocks].view(-1)
-            x, y = (self._gathered(name, table, at.index_select(0, picked)) for name, table, at in tables)
+            at = plan.slots[chunk.blocks].view(-1)
+            drawn = draws.index_select(0, at)
+            x, y = (
+                self._gathered(name, table, drawn + begins.index_select(0, at))
+                for name, table, begins in tables
+            )
             self._chunk(chunk.moves, chunk.blocks, x, y)
+
+    def _table(self, name: str, rows: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+        """Return a column of all sites in one table, and where the site of each draw begins in it.
+
+        What is a view is remembered for when the same sites come again; the key keeps the columns, and so
+        their ids.
+        """
+        plan = self.plan
+        columns = [rows[i][name] for i in plan.order]
+        known = self._tables.get(name)
+        if known is not None and known[0] is plan and all(map(operator.is_, known[1], columns)):
+            return known[2], known[3]
+        table, begins = table_of(columns)
+        counts = np.diff([*plan.starts, plan.num_draws])
+        found = table, torch.from_numpy(np.repeat(begins, counts))
+        self._tables.pop(name, None)
+        if table.untyped_storage().data_ptr() == columns[0].untyped_storage().data_ptr():
+            self._tables[name] = (plan, columns, *found)
+        return found
 
     def _gathered(self, name: str, table: Tensor, rows: Tensor) -> Tensor:
         """Return rows of a table, in memory that is used again: new memory would be paged in each time."""
