@@ -2,7 +2,7 @@
 
     python experiments/benchmarks/interpreter.py [--sites 1000] [--nodes 200] [--rounds 40]
 
-In process, one thread, CPU time of rounds after the first: once a plan that only returns what it received,
+In process, one thread, CPU time of rounds after the second: once a plan that only returns what it received,
 once the same with `--nodes` further nodes, each with a twin that returns its argument. The difference over
 nodes and groups is the cost of a node. Bounds of the design: 2 ms for the empty round, 1 us for a node. The
 last line is JSON.
@@ -12,12 +12,12 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from gpu import Clock
 from peers import machine
 
 import fedray as fr
@@ -83,36 +83,12 @@ def algorithm(nodes: int) -> Algorithm:
     return Algorithm(State, round, name=f"{nodes} nodes")
 
 
-class Clock:
-    """A tracker that notes the CPU time at the end of each round."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def start(self, plan: Any, facts: Any) -> None:
-        """Take the plan; nothing is noted."""
-
-    def round(self, record: Any) -> None:
-        """Note the time."""
-        self.times.append(time.process_time())
-
-    def evaluation(self, record: Any) -> None:
-        """Take an evaluation; nothing is noted."""
-
-    def finish(self, result: Any) -> None:
-        """Take the result; nothing is noted."""
-
-    def median(self) -> float:
-        """Return the median seconds of a round after the first."""
-        return statistics.median(b - a for a, b in zip(self.times, self.times[1:], strict=False))
-
-
 def measure(nodes: int, sites: int, rounds: int) -> float:
     """Return the CPU seconds of a round."""
     clock = Clock()
     with fr.simulate({f"site{index:05d}": Row() for index in range(sites)}, group_size=GROUP) as federation:
         fr.fit(algorithm(nodes), federation, init={"w": torch.zeros(8)}, rounds=rounds, tracker=clock)
-    return clock.median()
+    return statistics.median(clock.seconds("cpu"))
 
 
 def main() -> int:
