@@ -12,36 +12,19 @@ import argparse
 import json
 import statistics
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from gpu import Clock
 from peers import machine
+from systems.engine_run import Rows, State
 
 import fedray as fr
 from fedray.core.trace import Algorithm
-from fedray.data.site import SiteData
 from fedray.rows import expand, rows_of
 
 GROUP = 256  # sites of a group
-
-
-@dataclass(frozen=True)
-class State:
-    """The server's parameters."""
-
-    params: Any
-
-
-@dataclass(frozen=True)
-class Row:
-    """Opens a site of one row."""
-
-    def __call__(self) -> SiteData:
-        """Return the row."""
-        return SiteData({"x": torch.zeros(1, 1), "y": torch.zeros(1)})
 
 
 def echo(params: Any, data: Any, rng: Any) -> Any:
@@ -86,7 +69,7 @@ def algorithm(nodes: int) -> Algorithm:
 def measure(nodes: int, sites: int, rounds: int) -> float:
     """Return the CPU seconds of a round."""
     clock = Clock()
-    with fr.simulate({f"site{index:05d}": Row() for index in range(sites)}, group_size=GROUP) as federation:
+    with fr.simulate({f"site{index:05d}": Rows() for index in range(sites)}, group_size=GROUP) as federation:
         fr.fit(algorithm(nodes), federation, init={"w": torch.zeros(8)}, rounds=rounds, tracker=clock)
     return statistics.median(clock.seconds("cpu"))
 

@@ -205,7 +205,8 @@ def _signals_given_back() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
-                signal.signal(number, handler)
+                if handler is not None:  # one that Python did not set cannot be set by it
+                    signal.signal(number, handler)
 
 
 @contextlib.contextmanager
