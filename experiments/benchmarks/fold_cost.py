@@ -4,7 +4,8 @@
 
 CPU seconds on one thread for the sum of a pack (`sum`: what the operands need, and their addition into lanes,
 in groups as a pack takes them), for adding the partial sums of two packs as they come out of an object store
-(`join`), and for the mean in float32 with its hash and the next grid (`mean`). Making the rows is excluded;
+(`join`, what a region does), and for their mean in float32 with its hash and the next grid (`mean`, what the
+aggregator does, which adds them while it reads). Making the rows is excluded;
 the first run of each is a warm-up. `peak` is the private memory of a pack over what it holds before its rows:
 one or two groups of rows, work buffers. Workers of Ray keep freed memory; for their figures run with
 MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824 (`peak` then shows nothing new).
@@ -40,8 +41,8 @@ import numpy as np
 import torch
 
 from fedray import tree
-from fedray.runtime import fold
-from fedray.runtime.attempt import sha256_of
+from fedray.runtime import fold, totals
+from fedray.runtime.hashes import sha256_of
 
 SHAPES = {  # sites, parameters, rows of a group
     "W1": (200, 16_641, 50),
@@ -124,12 +125,12 @@ def partial(size: int) -> fold.LaneSum:
     return part
 
 
-def mean_of(part: fold.LaneSum) -> None:
-    """Do what the aggregator does with a sum."""
-    total = fold.result(part, GRID, is_exact=True)
-    total.divided_by(part.weight)
-    sha256_of(total.value)
-    fold.next_exponents(total.value, part)
+def mean_of(parts: list[fold.LaneSum]) -> None:
+    """Do what the aggregator does with the sums of its hosts."""
+    total = totals.result(fold.joined("w", parts, GRID), GRID, is_exact=True)
+    total.divided_by(sum(part.weight for part in parts))
+    sha256_of(total.parts)
+    totals.next_exponents(total.parts, parts)
 
 
 def peak_of(name: str) -> int:
@@ -150,8 +151,8 @@ def line(name: str, repeats: int) -> str:
     parts = [partial(size) for _ in range(2)]
     kinds = {
         "sum": of_groups(name, repeats),
-        "join": measured(lambda: fold.merge("w", parts, GRID), repeats),
-        "mean": measured(lambda: mean_of(parts[0]), repeats),
+        "join": measured(lambda: fold.added(parts, GRID), repeats),
+        "mean": measured(lambda: mean_of(parts), repeats),
     }
     shown = "  ".join(
         f"{kind} {statistics.median(found):.4f} [{min(found):.4f}, {max(found):.4f}]"

@@ -6,27 +6,21 @@ sends the downlink to the hosts below, takes what they deliver, and checks the q
 stage.
 """
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-import torch
-
 from fedray import tree
 from fedray.core.graph import Node, Op, Placement
 from fedray.errors import QuorumError, SiteError, VerifyError
-from fedray.runtime import fold
+from fedray.runtime import totals
+from fedray.runtime.hashes import sha256_of
 from fedray.runtime.host import Contribution, Exponents, StageCall
 from fedray.runtime.pack import nbytes
 from fedray.runtime.plan import Plan, lane_names
 from fedray.runtime.region import Region
 from fedray.runtime.schedule import Latency, Synchronous
-
-HASHED_BYTES = 8 * 2**20  # leaves up to this size are hashed bit by bit
-BLOCK_WORDS = 2**14  # 32-bit words of a block digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +101,7 @@ class Attempt:
         )
         box = root.transport.put(downlink)
         self.bytes_down += nbytes(downlink) * len(root.by_child(on_time))
-        answer = root.run(call, box)
+        answer = root.ask(call, box)
         self.work_s += answer.work_s
         while not answer.is_folded:  # ends: exponents only grow, up to what the values need
             wider = {
@@ -115,7 +109,7 @@ class Attempt:
                 for name, needs in answer.needs.items()
             }
             call = replace(call, exponents={**call.exponents, **wider}, commits=())
-            answer = root.run(call, box)
+            answer = root.ask(call, box)
             self.work_s += answer.work_s
         self._check_names(stage, answer)
         self.processes |= set(answer.processes)
@@ -171,10 +165,10 @@ class Attempt:
                 continue
             env[index] = {}
             for name, _, _, is_exact in node.params["lanes"]:
-                total = fold.result(answer.sums[name], self.grids[name], is_exact)
-                plain = total.value if is_exact else total
-                self.hashes[name] = sha256_of(plain)[:16]
-                self.next_grids[name] = fold.next_exponents(plain, answer.sums[name])
+                total = totals.result(answer.sums[name], self.grids[name], is_exact)
+                read = total.parts if is_exact else total
+                self.hashes[name] = sha256_of(read)[:16]
+                self.next_grids[name] = totals.next_exponents(read, answer.sums[name])
                 env[index][name] = total
 
     def _check_names(self, stage: int, answer: Contribution) -> None:
@@ -197,41 +191,3 @@ class Attempt:
             f"the quorum is {needed} ({why}{first}). The server state is unchanged; lower schedule.quorum, "
             "raise schedule.deadline_s, or mend the sites"
         )
-
-
-def sha256_of(value: Any) -> str:
-    """Return the SHA-256 of a value's paths, dtypes and bits; equal values have equal hashes everywhere.
-
-    Of a leaf of more than 8 MB the digests of its blocks enter in place of its bits: wrapping dot products of
-    the 32-bit words with fixed odd 64-bit numbers, one digest for each 64 kB. That finds changed bits and
-    moved blocks at twice the speed of SHA-256, without a copy; it does not stop who seeks a collision.
-    """
-    digest = hashlib.sha256()
-    for path, leaf in tree.leaves(value):
-        numbers = leaf.buffer if isinstance(leaf, tree.Flat) else leaf
-        digest.update(path.encode())
-        if hasattr(numbers, "detach"):
-            digest.update(str(numbers.dtype).encode())
-            bits = numbers.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            digest.update((bits if bits.nbytes <= HASHED_BYTES else block_digests(bits)).data)
-        else:
-            digest.update((numbers.hex() if isinstance(numbers, float) else repr(numbers)).encode())
-    return digest.hexdigest()
-
-
-def block_digests(bits: np.ndarray) -> np.ndarray:
-    """Return the length of some bytes and a 64-bit digest of each block of them."""
-    words = bits[: bits.nbytes // 4 * 4].view("<u4")
-    # the finaliser of splitmix64 spreads the counter over all 64 bits
-    factors = np.arange(1, BLOCK_WORDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-        factors = (factors ^ (factors >> np.uint64(shift))) * np.uint64(factor)
-    factors |= np.uint64(1)
-    starts = range(0, len(words), BLOCK_WORDS)
-    found = np.empty(len(starts) + 2, dtype="<u8")
-    for index, start in enumerate(starts):
-        block = words[start : start + BLOCK_WORDS].astype(np.uint64)
-        found[index] = np.dot(block, factors[: len(block)])  # modulo 2^64
-    found[-2] = int.from_bytes(bits[len(words) * 4 :].tobytes(), "little")
-    found[-1] = bits.nbytes
-    return found

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fedray import tree
-from fedray.errors import FoldError, QuorumError
+from fedray.errors import FoldError
 from fedray.rows import Column
 from fedray.runtime import lanes
 
@@ -112,52 +112,6 @@ class LaneSum:
     def nbytes(self) -> int:
         """Bytes that travel."""
         return sum(array.nbytes for array in self.arrays)
-
-
-class ExactSum:
-    """The result of a weighted sum, still in float64 (float32 where it is fast): `divide` rounds it once."""
-
-    __slots__ = ("dtypes", "value")
-
-    def __init__(self, value: Any, dtypes: Sequence[torch.dtype | None]) -> None:
-        self.value, self.dtypes = value, tuple(dtypes)
-
-    def divided_by(self, weight: float) -> Any:
-        """Return sum / weight in the leaves' own dtypes, once: the sum may be used up.
-
-        Raises QuorumError where the weights add up to zero.
-        """
-        if weight == 0:
-            raise QuorumError(
-                "the weights of the sites that delivered add up to 0: no site had a row to learn from"
-            )
-        leaves = [
-            _over(leaf, weight, dtype)
-            for (_, leaf), dtype in zip(tree.leaves(self.value), self.dtypes, strict=True)
-        ]
-        return tree.replace_leaves(self.value, leaves)
-
-
-def _over(leaf: Any, weight: float, dtype: torch.dtype | None) -> Any:
-    if isinstance(leaf, tree.Flat):
-        kept = dtype or torch.float64
-        return tree.Flat(lanes.divided(leaf.buffer, weight, kept), replace(leaf.schema, dtype=kept))
-    if isinstance(leaf, Tensor) and dtype is not None and dtype.is_floating_point:
-        return lanes.divided(leaf, weight, dtype)
-    return _cast(leaf / weight, dtype)
-
-
-def _cast(leaf: Any, dtype: torch.dtype | None) -> Any:
-    if isinstance(leaf, tree.Flat):
-        kept = dtype or torch.float64
-        return tree.Flat(leaf.buffer.to(kept), replace(leaf.schema, dtype=kept))
-    if isinstance(leaf, Tensor) and dtype is not None:
-        if dtype.is_floating_point:
-            return leaf.to(dtype)
-        # a mean of whole numbers may be a fraction: it stays float64
-        is_whole = bool((leaf == leaf.round()).all())
-        return leaf.to(torch.int64 if dtype == torch.bool else dtype) if is_whole else leaf
-    return leaf
 
 
 def _matrix(leaf: Any, k: int) -> Tensor:
@@ -276,13 +230,15 @@ def single(item: Operand, index: int) -> LaneSum:
     return LaneSum(item.spec, (), arrays, int(item.weights[index]), is_row=True)
 
 
-def lifted(part: LaneSum, exponents: Sequence[int]) -> LaneSum:
-    """Return a part as lanes on the grid."""
-    if not part.is_row:
-        return part
-    buffers = empty(part.spec)
-    _lift_into(buffers, [part], exponents)
-    return closed(part.spec, exponents, buffers, part.weight)
+def lanes_of(parts: Sequence[LaneSum], exponents: Sequence[int]) -> list[LaneSum]:
+    """Return parts of one name as lanes on the grid: lanes as they are, the rows of lone sites as one sum."""
+    summed, alone = [part for part in parts if not part.is_row], [part for part in parts if part.is_row]
+    if alone:
+        buffers = empty(alone[0].spec)
+        _lift_into(buffers, alone, exponents)
+        weight = sum(part.weight for part in alone)
+        summed.append(closed(alone[0].spec, exponents, buffers, weight))
+    return summed
 
 
 def _lift_into(buffers: Sequence[Tensor], rows: Sequence[LaneSum], exponents: Sequence[int]) -> None:
@@ -304,79 +260,28 @@ def check_weight(name: str, weight: int) -> None:
         )
 
 
-def merge(name: str, parts: Sequence[LaneSum], exponents: Sequence[int]) -> LaneSum:
-    """Add partial sums; the order of `parts` does not matter. Raises FoldError where structures or grids
-    differ.
+def joined(name: str, parts: Sequence[LaneSum], exponents: Sequence[int]) -> tuple[LaneSum, ...]:
+    """Return the parts of one name, which can be added in any order: see `added` and totals.py.
 
-    The sum is written into the first part whose memory can be written: that part is used up. Parts out of an
-    object store cannot be, and then there is one new buffer, whatever the number of parts.
+    Raises FoldError where structures or grids differ, or weights add up to too much.
     """
-    first = parts[0]
-    weight = sum(part.weight for part in parts)
-    check_weight(name, weight)
-    if len(parts) == 1:
-        return first
-    if any(specs(part.spec) != specs(first.spec) for part in parts):
+    check_weight(name, sum(part.weight for part in parts))
+    if any(specs(part.spec) != specs(parts[0].spec) for part in parts[1:]):
         raise FoldError(f"sites sent {name!r} in different shapes: every site must return the same structure")
-    summed = [part for part in parts if not part.is_row]
-    if any(part.exponents != tuple(exponents) for part in summed):
+    if len(parts) > 1 and any(part.exponents != tuple(exponents) for part in parts if not part.is_row):
         raise FoldError(f"partial sums of {name!r} lie on different grids")
-    arrays = _added(summed) if summed else [buffer.numpy() for buffer in empty(first.spec)]
-    if rows := [part for part in parts if part.is_row]:
-        _lift_into([torch.from_numpy(array) for array in arrays], rows, exponents)
-    return LaneSum(first.spec, tuple(exponents), tuple(arrays), weight, is_row=False)
+    return tuple(parts)
 
 
-def _added(parts: Sequence[LaneSum]) -> list[np.ndarray]:
-    target = next((part for part in parts if all(array.flags.writeable for array in part.arrays)), None)
-    if target is not None:
-        found, others = list(target.arrays), [part for part in parts if part is not target]
-    elif len(parts) > 1:
-        pairs = zip(parts[0].arrays, parts[1].arrays, strict=True)
-        found, others = [np.add(a, b) for a, b in pairs], list(parts[2:])
-    else:
-        found, others = [array.copy() for array in parts[0].arrays], []
-    for part in others:
-        for array, more in zip(found, part.arrays, strict=True):
-            np.add(array, more, out=array)
-    return found
-
-
-def result(part: LaneSum, exponents: Sequence[int], is_exact: bool) -> Any:
-    """Return the sum as a value: in float64 as an `ExactSum`, else rounded once to the leaves' dtypes.
-
-    An `ExactSum` lies in the part's own memory where that can be written: the part is used up.
-    """
-    part = lifted(part, exponents)
-    leaves: list[Any] = []
-    for array, exponent, leaf in zip(part.arrays, exponents, specs(part.spec), strict=True):
-        is_ours = array.flags.writeable
-        if leaf.is_fast:
-            numbers = array[0] if is_ours else array[0].copy()
-        else:
-            numbers = lanes.total(array, exponent, in_place=is_exact and is_ours)
-        leaves.append(_as_value(torch.from_numpy(numbers), leaf))
-    dtypes = [leaf.dtype for leaf in specs(part.spec)]
-    if is_exact:
-        return ExactSum(tree.replace_leaves(part.spec, leaves), dtypes)
-    cast = [_cast(leaf, dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)]
-    return tree.replace_leaves(part.spec, cast)
-
-
-def _as_value(numbers: Tensor, leaf: LeafSpec) -> Any:
-    if leaf.schema is not None:
-        return tree.Flat(numbers.view(1, -1), replace(leaf.schema, dtype=numbers.dtype))
-    return numbers.view(leaf.shape) if leaf.dtype is not None else float(numbers[0])
-
-
-def next_exponents(value: Any, part: LaneSum) -> tuple[int, ...]:
-    """Return next round's grid from this round's aggregate (public): its largest mean value and headroom."""
-    found = []
-    for (_, leaf), spec in zip(tree.leaves(value), specs(part.spec), strict=True):
-        numbers = leaf.buffer if isinstance(leaf, tree.Flat) else leaf
-        largest = lanes.largest_of(numbers.reshape(1, -1)) if isinstance(numbers, Tensor) else abs(numbers)
-        # division keeps the order, so the largest of the means is the mean of the largest
-        exponent = lanes.exponent_of(largest / max(part.weight, 1))
-        headroom = HEADROOM_BITS if spec.num_lanes == 2 else HEADROOM_BITS_WIDE
-        found.append(spec.start if exponent == lanes.NO_NEED else exponent + headroom)
-    return tuple(found)
+def added(parts: Sequence[LaneSum], exponents: Sequence[int]) -> LaneSum:
+    """Add parts to one partial sum, in one new buffer whatever their number: no part is written to."""
+    if len(parts) == 1:
+        return parts[0]
+    first, *others = lanes_of(parts, exponents)
+    arrays = first.arrays
+    for number, part in enumerate(others):
+        into = arrays if number else [None] * len(arrays)
+        arrays = tuple(
+            np.add(a, b, out=out) for a, b, out in zip(arrays, part.arrays, into, strict=True)
+        )
+    return replace(first, arrays=arrays, weight=sum(part.weight for part in parts))

@@ -7,7 +7,7 @@ stage is run again: a site stage is pure, so its bits are equal.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +24,7 @@ from fedray.runtime.plan import Plan
 KEPT_BYTES = 64 * 2**20  # operands of a pack that are kept
 MOST_KEPT_BYTES = 512 * 2**20  # of which there may be more while they are fewer than a batch of rows
 BATCH_ROWS = 24  # a pass over the lanes costs four rows of float32
+FAST_BYTES = 32 * 2**20  # operands of a fast sum that are added together: large rows each by itself
 SMALL_BYTES = 2**20  # a sum whose operands are smaller is always kept
 
 Grid = tuple[int, ...]
@@ -157,7 +158,8 @@ class Folded:
     def _let_go(self) -> None:
         """Add large operands to their sums, so that the pack keeps few of them."""
         for item in self.sums.values():
-            if item.is_fast and (self.can_run_again or all(leaf.is_fast for leaf in item.leaves)):
+            is_final = self.can_run_again or all(leaf.is_fast for leaf in item.leaves)
+            if item.is_fast and is_final and item.nbytes >= FAST_BYTES:
                 item.let_go(self._grid(item, self.call))
         kept = sum(item.nbytes for item in self.sums.values())
         if not self.can_run_again or kept <= KEPT_BYTES or len(self.delivered) == 1:
@@ -190,11 +192,11 @@ class Folded:
         }
         is_wide = all(item.fits(grids[name]) for name, item in self.sums.items())
         sums = (
-            {name: item.total(grids[name], len(self.delivered) == 1) for name, item in self.sums.items()}
+            {name: (item.total(grids[name], len(self.delivered) == 1),) for name, item in self.sums.items()}
             if is_wide
             else {}
         )
-        _freeze(list(sums.values()))
+        _freeze(sums.values())
         return Contribution(
             delivered=tuple(sorted(self.delivered)),
             failures=self.failures,
@@ -210,8 +212,8 @@ def _key(call: StageCall) -> tuple[tuple[str, Grid], ...]:
     return tuple(sorted(call.exponents.items()))
 
 
-def _freeze(sums: Sequence[fold.LaneSum]) -> None:
-    """Forbid writing to an answer: who adds it to others in this process must not change what is kept."""
-    for part in sums:
+def _freeze(sums: Iterable[Sequence[fold.LaneSum]]) -> None:
+    """Forbid writing to an answer: who reads it in this process must not change what is kept."""
+    for part in (part for parts in sums for part in parts):
         for array in part.arrays:
             array.flags.writeable = False

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from fedray import tree
 from fedray.errors import SiteError
-from fedray.runtime.fold import LaneSum, merge
+from fedray.runtime.fold import LaneSum, added, joined
 from fedray.runtime.plan import Plan
 
 Exponents = Mapping[str, tuple[int, ...]]
@@ -54,12 +54,13 @@ class Contribution:
 
     `needs` gives each lane's smallest exponents, at least the stated start where the call names none. Where
     they exceed the grid that was asked for, `sums` is empty, `is_folded` is false, and the host is asked
-    again on a coarser grid, which costs a fold and no training.
+    again on a coarser grid, which costs a fold and no training. A sum is one part, or the parts of several
+    hosts that nobody had to add yet.
     """
 
     delivered: tuple[str, ...]
     failures: tuple[SiteError, ...]
-    sums: Mapping[str, LaneSum] = field(default_factory=dict)
+    sums: Mapping[str, tuple[LaneSum, ...]] = field(default_factory=dict)
     gathered: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     needs: Exponents = field(default_factory=dict)
     is_folded: bool = True
@@ -68,7 +69,7 @@ class Contribution:
 
     def bytes_by_name(self) -> dict[str, int]:
         """Return the payload bytes under each name."""
-        found = {name: part.nbytes for name, part in self.sums.items()}
+        found = {name: sum(part.nbytes for part in parts) for name, parts in self.sums.items()}
         for name, values in self.gathered.items():
             found[name] = found.get(name, 0) + sum(tree.nbytes(value) for value in values.values())
         return found
@@ -121,7 +122,7 @@ class Host(Protocol):
 
 
 def join(parts: Sequence[Contribution], exponents: Exponents) -> Contribution:
-    """Fold the answers of several hosts into one record; their order does not matter."""
+    """Put the answers of several hosts into one record, sums side by side; their order does not matter."""
     if len(parts) == 1:
         return parts[0]
     needs: dict[str, tuple[int, ...]] = {}
@@ -132,9 +133,9 @@ def join(parts: Sequence[Contribution], exponents: Exponents) -> Contribution:
     names = list(dict.fromkeys(name for part in parts for name in part.sums))
     sums = (
         {
-            name: merge(
+            name: joined(
                 name,
-                [part.sums[name] for part in parts if name in part.sums],
+                [one for part in parts for one in part.sums.get(name, ())],
                 exponents.get(name, needs[name]),
             )
             for name in names
@@ -156,3 +157,9 @@ def join(parts: Sequence[Contribution], exponents: Exponents) -> Contribution:
         processes=tuple(pid for part in parts for pid in part.processes),
         work_s=sum(part.work_s for part in parts),
     )
+
+
+def folded(answer: Contribution, exponents: Exponents) -> Contribution:
+    """Return a record whose sums are one partial sum each, as it travels."""
+    grids = {name: exponents.get(name, answer.needs[name]) for name in answer.sums}
+    return replace(answer, sums={name: (added(parts, grids[name]),) for name, parts in answer.sums.items()})

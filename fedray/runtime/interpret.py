@@ -171,7 +171,7 @@ class Interpreter:
             return rows.stack(results) if group.alive else Rows(Ragged(results))
 
     def _check(self, operand: Tagged, group: Group) -> Tagged:
-        is_finite = values.finite_rows(operand, group)
+        is_finite = values.finite_rows(operand, group, is_largest_needed=self.plan.fold == "exact")
         if all(is_finite):
             return operand
         for row in group.alive:

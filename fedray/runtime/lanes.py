@@ -23,7 +23,6 @@ WORK_ELEMENTS = 2**16  # rows x columns of a block: 1 MB of buffers, which stay 
 COLUMNS = 2**15  # of a block
 SMALL_ELEMENTS = 2**14  # up to it a pass over the whole is cheaper than blocks, and a copy than a call a row
 MOST_ROWS = 64  # of a block
-TOTAL_COLUMNS = 2**15  # of a block while lanes are put together or divided
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
 FLOAT32_SHIFTS = range(-126, 128)  # powers of two that are normal float32 numbers
 
@@ -213,48 +212,23 @@ def _is_narrow(matrix: Tensor | np.ndarray) -> bool:
 
 
 def accumulate_fast(total: Tensor, rows: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Add sum_i weights[i] * matrix[i] to a float32 buffer (columns,), in place and in float32."""
+    """Add sum_i weights[i] * matrix[i] to a float32 buffer (columns,), in place and in float32.
+
+    Block by block, so that what is written stays in the cache while all rows are added.
+    """
+    terms: list[tuple[Tensor, Tensor | float]] = []
     for matrix, weights in rows:
         alive = torch.nonzero(weights).flatten().tolist()
         is_plain = matrix.dtype == total.dtype and matrix.device == total.device and matrix.is_contiguous()
         if len(alive) == len(weights) > 1 and is_plain:
-            total.addmv_(matrix.t(), weights.to(total.dtype))  # one pass over all rows
-            continue
-        for row in alive:
-            total.add_(matrix[row].to(total), alpha=float(weights[row]))
-
-
-def total(lanes: np.ndarray, exponent: int, in_place: bool) -> np.ndarray:
-    """Return the sum that lanes hold, in float64, small lanes first; `in_place` writes it over lane one.
-
-    Each product is exact (a power of two), so that there is one rounding for each addition.
-    """
-    num_lanes, columns = lanes.shape
-    found = lanes[0] if in_place else np.empty(columns)
-    bits = LANE_BITS[num_lanes]
-    scales = [math.ldexp(1.0, exponent - bits * (lane + 1)) for lane in range(num_lanes)]
-    sums, part = np.empty(min(columns, TOTAL_COLUMNS)), np.empty(min(columns, TOTAL_COLUMNS))
-    for start in range(0, columns, TOTAL_COLUMNS):
-        stop = min(columns, start + TOTAL_COLUMNS)
-        block, term = sums[: stop - start], part[: stop - start]
-        block.fill(0.0)  # 0 + -0 is 0: a sum has no negative zero
-        for lane in range(num_lanes - 1, -1, -1):
-            block += np.multiply(lanes[lane, start:stop], scales[lane], out=term)
-        found[start:stop] = block
-    return found
-
-
-def divided(numbers: Tensor, weight: float, dtype: torch.dtype) -> Tensor:
-    """Return numbers / weight: one division in float64 and one rounding to the dtype, without a wide copy.
-
-    Where the dtype is that of the numbers the mean is written over them: a sum is divided once.
-    """
-    found = numbers.contiguous() if numbers.dtype == dtype else torch.empty(numbers.shape, dtype=dtype)
-    source, target = numbers.reshape(-1), found.view(-1)
-    quotient = torch.empty(min(len(source), TOTAL_COLUMNS), dtype=torch.float64)
-    for start in range(0, len(source), TOTAL_COLUMNS):
-        block = source[start : start + TOTAL_COLUMNS]
-        here = quotient[: len(block)]
-        torch.div(block.double() if block.dtype != torch.float64 else block, weight, out=here)
-        target[start : start + TOTAL_COLUMNS].copy_(here)
-    return found
+            terms.append((matrix.t(), weights.to(total.dtype)))  # one pass over all rows
+        else:
+            terms += [(matrix[row].to(total), float(weights[row])) for row in alive]
+    for start in range(0, len(total), COLUMNS):
+        target = total[start : start + COLUMNS]
+        for numbers, weight in terms:
+            block = numbers[start : start + COLUMNS]
+            if isinstance(weight, float):
+                target.add_(block, alpha=weight)
+            else:
+                target.addmv_(block, weight)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedray.errors import HostError, SiteError
-from fedray.runtime.host import Commit, Contribution, Load, StageCall, join
+from fedray.runtime.host import Commit, Contribution, Load, StageCall, folded, join
 from fedray.runtime.records import CallRecord
 from fedray.runtime.transport import Lost, Transport
 
@@ -118,7 +118,11 @@ class Region:
             child.journal = []
 
     def run(self, call: StageCall, downlink: Any) -> Contribution:
-        """Ask the hosts that hold sites of the cohort and fold their answers as they come in."""
+        """Ask the hosts that hold sites of the cohort and fold their answers to one partial sum a name."""
+        return folded(self.ask(call, downlink), call.exponents)
+
+    def ask(self, call: StageCall, downlink: Any) -> Contribution:
+        """Ask the hosts that hold sites of the cohort and put their answers side by side."""
         self.owe(call.commits)
         tickets: dict[Any, tuple[str, StageCall]] = {}
         for name, cohort in self.by_child(call.cohort).items():

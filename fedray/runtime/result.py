@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedray.runtime.attempt import sha256_of
+from fedray.runtime.hashes import sha256_of
 from fedray.runtime.plan import Plan
 from fedray.runtime.records import EvaluationRecord, RoundRecord
 

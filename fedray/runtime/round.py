@@ -14,7 +14,8 @@ from fedray import tree
 from fedray.core.graph import Placement
 from fedray.errors import CheckpointError, FedrayError, QuorumError, SiteError
 from fedray.runtime import checkpoint
-from fedray.runtime.attempt import Attempt, Setting, sha256_of
+from fedray.runtime.attempt import Attempt, Setting
+from fedray.runtime.hashes import sha256_of
 from fedray.runtime.host import Commit, Load
 from fedray.runtime.placement import Work
 from fedray.runtime.plan import Plan

@@ -53,10 +53,10 @@ class _Watching(Region):
         pack = self.hosts["rehearsal"]
         return pack.first_error if isinstance(pack, Pack) else None
 
-    def run(self, call: StageCall, downlink: Any) -> Contribution:
+    def ask(self, call: StageCall, downlink: Any) -> Contribution:
         """Run a stage and note the bytes of each name."""
-        answer = super().run(call, downlink)
-        for name, part in answer.sums.items():
+        answer = super().ask(call, downlink)
+        for name, (part,) in answer.sums.items():
             self.seen[name] = Size(part.nbytes, sum(leaf.sum_bytes for leaf in specs(part.spec)))
         for name, values in answer.gathered.items():
             self.seen[name] = Size(max(tree.nbytes(value) for value in values.values()), 0)

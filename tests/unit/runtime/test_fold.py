@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from fedray import tree
 from fedray.errors import FoldError, QuorumError
 from fedray.rows import Column, Same, expand, stack
-from fedray.runtime import fold, lanes
+from fedray.runtime import fold, hashes, lanes, totals
+from fedray.runtime.hashes import sha256_of
 
 
 def stacked(rows, dtype=torch.float32):
@@ -50,12 +51,14 @@ def test_every_split_and_order_gives_equal_bits(rows, data):
     exponents = tuple(max(need, fold.START_EXPONENT) for need in whole.needs)
     parts = parts_of(rows, weights, exponents, cuts)
     order = data.draw(st.permutations(parts))
-    merged = fold.lifted(fold.merge("x", order, exponents), exponents)
+    merged = fold.added(fold.joined("x", order, exponents), exponents)
     expected = fold.fold(whole, exponents)
     assert all(units(a) == units(b) for a, b in zip(merged.arrays, expected.arrays, strict=True))
-    values = [fold.result(part, exponents, is_exact=True).value for part in (merged, expected)]
-    assert torch.equal(values[0]["delta"].buffer, values[1]["delta"].buffer)
-    assert values[0]["loss"] == values[1]["loss"]
+    values = [totals.result(parts, exponents, is_exact=True).value
+              for parts in (order, [merged], [expected])]
+    for found in values[:2]:
+        assert torch.equal(found["delta"].buffer, values[2]["delta"].buffer)
+        assert found["loss"] == values[2]["loss"]
 
 
 @settings(max_examples=60, deadline=None)
@@ -64,7 +67,7 @@ def test_the_weighted_mean_is_within_1e12_of_the_largest_value(rows, data):
     weights = data.draw(st.lists(st.integers(1, 5000), min_size=len(rows), max_size=len(rows)))
     operand = fold.operand(stacked(rows).value, torch.tensor(weights, dtype=torch.float64))
     exponents = tuple(max(need, -30) for need in operand.needs)
-    total = fold.result(fold.fold(operand, exponents), exponents, is_exact=True)
+    total = totals.result([fold.fold(operand, exponents)], exponents, is_exact=True)
     largest = max(abs(x) for row in rows for x in row)
     for column in range(2):
         exact = sum(Fraction(row[column]) * w for row, w in zip(rows, weights, strict=True)) / sum(weights)
@@ -75,7 +78,7 @@ def test_the_weighted_mean_is_within_1e12_of_the_largest_value(rows, data):
 def test_float64_statistics_keep_76_bits_below_the_largest_value():
     rows = [[1e9 + 1e-6], [-1e9], [3e-6]]
     operand = fold.operand(stacked(rows, torch.float64).value, torch.ones(3, dtype=torch.float64))
-    total = fold.result(fold.fold(operand, operand.needs), operand.needs, is_exact=False)
+    total = totals.result([fold.fold(operand, operand.needs)], operand.needs, is_exact=False)
     error = float(total["delta"]["w"][0]) - math.fsum(row[0] for row in rows)
     assert abs(error) <= 2.0 ** (operand.needs[0] - 76)
 
@@ -84,7 +87,7 @@ def test_a_lost_row_cannot_count_even_when_it_is_not_finite():
     operand = fold.operand(
         stacked([[1.0], [float("nan")], [2.0]]).value, torch.tensor([1.0, 0.0, 1.0]).double()
     )
-    total = fold.result(fold.fold(operand, operand.needs), operand.needs, is_exact=True)
+    total = totals.result([fold.fold(operand, operand.needs)], operand.needs, is_exact=True)
     assert float(total.divided_by(2.0)["delta"]["w"][0]) == 1.5
 
 
@@ -97,12 +100,12 @@ def test_weights_beyond_53_bits_are_refused_with_the_remedy():
         False,
     )
     with pytest.raises(FoldError, match="weight_cap"):
-        fold.merge("delta", [part, part], (4,))
+        fold.joined("delta", [part, part], (4,))
 
 
 def test_a_weight_sum_of_zero_is_a_quorum_error():
     operand = fold.operand(stacked([[1.0]]).value, torch.zeros(1, dtype=torch.float64))
-    total = fold.result(fold.fold(operand, (4, 4)), (4, 4), is_exact=True)
+    total = totals.result([fold.fold(operand, (4, 4))], (4, 4), is_exact=True)
     with pytest.raises(QuorumError):
         total.divided_by(0.0)
 
@@ -111,7 +114,7 @@ def test_sites_with_other_shapes_are_refused():
     a = fold.operand(stack([{"w": torch.ones(2)}]).value, torch.ones(1).double())
     b = fold.operand(stack([{"w": torch.ones(3)}]).value, torch.ones(1).double())
     with pytest.raises(FoldError, match="different shapes"):
-        fold.merge("delta", [fold.fold(a, (4,)), fold.fold(b, (4,))], (4,))
+        fold.joined("delta", [fold.fold(a, (4,)), fold.fold(b, (4,))], (4,))
 
 
 def reference_lanes(matrix, weights, exponent, num_lanes):
@@ -183,8 +186,8 @@ def test_the_blocked_fold_has_the_bits_of_the_whole_matrix_fold(k, weigh, dtype,
                 found = torch.zeros(num_lanes, 157, dtype=torch.float64)
                 lanes.accumulate(found, [(matrix, weights)], exponent, **known)
                 assert units(found) == units(expected) and found.abs().max() <= 2**52
-                total = lanes.total(found.numpy(), exponent, in_place=False)
-                assert total.tobytes() == reference_total(expected, exponent).tobytes()
+                total = totals.Total([found.numpy()], exponent, fold.LeafSpec((157,), dtype, None)).whole()
+                assert total.numpy().tobytes() == reference_total(expected, exponent).tobytes()
 
 
 @pytest.mark.parametrize("exponent", [-140, -126, -100, 100, 128, 152, 153, 890])
@@ -225,13 +228,23 @@ def test_a_value_shared_by_all_rows_is_added_once_with_the_total_weight(monkeypa
     assert rows == [1, 3, 3, 3] and expanded.needs == copied.needs and expanded.nbytes == 20 + 24
 
 
-def test_the_mean_has_the_bits_of_a_division_in_float64_rounded_once():
-    for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        numbers = (
-            torch.randn(1, 70_001, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 1e5
-        )
-        expected = (numbers / 7).to(dtype)
-        assert torch.equal(lanes.divided(numbers, 7, dtype), expected)
+@pytest.mark.parametrize("num_parts", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_total_read_in_blocks_has_the_bits_of_the_whole(num_parts, dtype, monkeypatch):
+    monkeypatch.setattr(totals, "COLUMNS", 64)  # several blocks, the last one narrower
+    rows = [awkward(2, 157, dtype, 8, seed) for seed in range(num_parts)]
+    spec, weights = fold.LeafSpec((157,), dtype, None), torch.tensor([3.0, 5.0], dtype=torch.float64)
+    parts = [fold.fold(fold.operand(matrix, weights), (20,)) for matrix in rows]
+    every = reference_lanes(torch.cat(rows), weights.repeat(num_parts), 20, spec.num_lanes)
+    expected = torch.from_numpy(reference_total(every, 20))
+    total = totals.result([frozen(part) for part in parts], (20,), is_exact=True)
+    assert torch.equal(total.value, expected)
+    assert torch.equal(total.divided_by(7), (expected / 7).to(dtype))
+    assert total.parts.largest() == float(expected.abs().max())
+    assert sha256_of({"w": total.parts}) == sha256_of({"w": expected})
+    monkeypatch.setattr(hashes, "HASHED_BYTES", 64)
+    monkeypatch.setattr(hashes, "BLOCK_WORDS", 32)
+    assert sha256_of({"w": total.parts}) == sha256_of({"w": expected})
 
 
 def frozen(part):
@@ -248,19 +261,12 @@ def partial(seed, weight=3):
     return fold.fold(operand, (4,))
 
 
-def test_merge_writes_to_no_part_out_of_an_object_store():
+def test_adding_writes_to_no_part():
     parts = [frozen(partial(seed)) for seed in range(4)]
     before = [part.arrays[0].copy() for part in parts]
-    merged = fold.merge("w", parts, (4,))
+    merged = fold.added(fold.joined("w", parts, (4,)), (4,))
     assert np.array_equal(merged.arrays[0], sum(before)) and merged.weight == 12
     assert all(np.array_equal(part.arrays[0], old) for part, old in zip(parts, before, strict=True))
-
-
-def test_merge_adds_into_the_first_part_that_can_be_written():
-    parts = [frozen(partial(0)), partial(1), frozen(partial(2))]
-    expected = sum(part.arrays[0].copy() for part in parts)
-    merged = fold.merge("w", parts, (4,))
-    assert merged.arrays[0] is parts[1].arrays[0] and np.array_equal(merged.arrays[0], expected)
 
 
 def test_rows_of_lone_sites_and_lanes_merge_to_the_bits_of_one_fold():
@@ -269,25 +275,16 @@ def test_rows_of_lone_sites_and_lanes_merge_to_the_bits_of_one_fold():
     whole = fold.operand({"w": rows}, weights)
     parts = [fold.single(whole, 0), fold.fold(fold.operand({"w": rows[1:3]}, weights[1:3]), (4,))]
     parts.append(fold.single(whole, 3))
-    merged = fold.merge("w", [frozen(part) for part in parts], (4,))
+    merged = fold.added(fold.joined("w", [frozen(part) for part in parts], (4,)), (4,))
     assert units(merged.arrays[0]) == units(fold.fold(whole, (4,)).arrays[0])
-
-
-def test_an_exact_sum_lies_in_its_own_part_and_a_frozen_part_stays_as_it_is():
-    free, kept = partial(1), frozen(partial(1))
-    before = kept.arrays[0].copy()
-    a = fold.result(free, (4,), is_exact=True).value["w"]
-    b = fold.result(kept, (4,), is_exact=True).value["w"]
-    assert torch.equal(a, b) and a.numpy().base is not None
-    assert np.shares_memory(a.numpy(), free.arrays[0]) and np.array_equal(kept.arrays[0], before)
 
 
 def test_a_sum_and_its_mean_are_gone_when_nobody_holds_them_without_the_garbage_collector():
     gc.disable()
     try:
-        total = fold.result(partial(1), (4,), is_exact=True)
+        total = totals.result([partial(1)], (4,), is_exact=True)
         mean = total.divided_by(3)
-        held = [weakref.ref(total.value["w"]), weakref.ref(mean["w"])]
+        held = [weakref.ref(total.parts["w"]), weakref.ref(mean["w"])]
         del total, mean
         assert [reference() for reference in held] == [None, None]
     finally:
@@ -296,9 +293,10 @@ def test_a_sum_and_its_mean_are_gone_when_nobody_holds_them_without_the_garbage_
 
 def test_the_next_grid_is_that_of_the_largest_mean():
     part = partial(2, weight=7)
-    value = fold.result(part, (4,), is_exact=True).value
-    exponent = math.frexp(float((value["w"] / 7).abs().max()))[1]
-    assert fold.next_exponents(value, part) == (exponent + fold.HEADROOM_BITS,)
+    total = totals.result([part], (4,), is_exact=True)
+    exponent = math.frexp(float((total.value["w"] / 7).abs().max()))[1]
+    assert totals.next_exponents(total.parts, [part]) == (exponent + fold.HEADROOM_BITS,)
+    assert totals.next_exponents(total.value, [part]) == (exponent + fold.HEADROOM_BITS,)
 
 
 def test_a_fast_sum_is_one_float32_buffer_and_numbers_beside_it_stay_exact():
@@ -311,6 +309,6 @@ def test_a_fast_sum_is_one_float32_buffer_and_numbers_beside_it_stay_exact():
         (np.float32, (1, 32)),
         (np.float64, (3, 1)),
     ]
-    mean = fold.result(fold.merge("x", [part, fold.fold(operand, (4, 30))], (4, 30)), (4, 30), True)
+    mean = totals.result(fold.joined("x", [part, fold.fold(operand, (4, 30))], (4, 30)), (4, 30), True)
     assert mean.divided_by(10)["delta"]["w"].tolist() == pytest.approx([1.1, 0.95, 1.4], rel=1e-6)
     assert mean.divided_by(10)["loss"] == 1.1

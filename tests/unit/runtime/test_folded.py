@@ -10,7 +10,8 @@ import fedray as fr
 from fedray.core.explain import egress_rows
 from fedray.core.trace import Algorithm, Outputs
 from fedray.errors import CheckpointError, ConfigError, FoldError
-from fedray.runtime import fold, folded, lanes
+from fedray.rows import Group, Rows
+from fedray.runtime import fold, folded, lanes, values
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.plan import compile
 from tests.unit.runtime.test_round import averaging, stateful
@@ -130,7 +131,7 @@ def test_one_delivered_site_still_sends_its_own_row(letting_go):
         found, inner = [], pack.run
         pack.run = lambda call, box: found.append(inner(call, box)) or found[-1]
         fr.fit(averaging(ToyLocal()), federation, init=INIT, rounds=1)
-    part = found[0].sums["delta"]
+    (part,) = found[0].sums["delta"]
     assert part.is_row and part.arrays[0].dtype == np.float32 and part.arrays[0].shape == (32,)
 
 
@@ -142,7 +143,7 @@ def test_an_answer_cannot_be_written_and_stays_what_it_was(letting_go):
         fr.fit(averaging(ToyLocal()), federation, init=INIT, rounds=1)
     call, box, first = found[0]
     assert inner(call, box).sums is first.sums
-    assert not any(array.flags.writeable for part in first.sums.values() for array in part.arrays)
+    assert not any(array.flags.writeable for (part,) in first.sums.values() for array in part.arrays)
 
 
 def test_weights_beyond_53_bits_are_refused_in_a_pack():
@@ -188,7 +189,8 @@ def test_a_run_says_that_it_is_fast():
     assert exact.plan.digest != result.plan.digest
 
 
-def test_a_fast_pack_keeps_no_row(kept_rows, monkeypatch):
+def test_a_fast_pack_keeps_no_large_row(kept_rows, monkeypatch):
+    monkeypatch.setattr(folded, "FAST_BYTES", 32 * 4)  # one row of the model
     held = []
     inner = lanes.accumulate_fast
     monkeypatch.setattr(
@@ -210,6 +212,16 @@ def test_a_lost_row_does_not_count_in_a_fast_sum():
     assert torch.allclose(broken.params.buffer, fit(rest, rounds=1)[0].params.buffer, atol=1e-6)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30])
+def test_large_rows_that_are_not_finite_are_found_where_no_sum_needs_the_largest(bad, monkeypatch):
+    monkeypatch.setattr(values, "LARGE_ROW", 64)
+    numbers = torch.randn(3, 64, generator=torch.Generator().manual_seed(6))
+    numbers[1, 17] = bad  # the square of the last one is not finite, it is
+    group = Group(["a", "b", "c"])
+    assert values.finite_rows(Rows(numbers), group, is_largest_needed=False) == [True, bad == 1e30, True]
+    assert values.finite_rows(Rows(numbers[::2]), Group(["a", "c"]), is_largest_needed=False) == [True, True]
+
+
 def test_an_exact_run_is_not_resumed_as_a_fast_one(tmp_path):
     train(averaging(ToyLocal()), rounds=1, checkpoint=Checkpoints(tmp_path, every_s=0))
     with pytest.raises(CheckpointError, match="another plan"):
@@ -221,10 +233,11 @@ def test_an_unknown_fold_is_refused():
         compile(averaging(ToyLocal()), fold="quick")
 
 
-def test_a_fast_sum_of_many_rows_equals_a_sum_in_float32():
+def test_a_fast_sum_of_many_rows_equals_a_sum_in_float32(monkeypatch):
     rows = torch.randn(6, 40, generator=torch.Generator().manual_seed(4))
     weights = torch.tensor([1.0, 5.0, 2.0, 0.0, 3.0, 9.0], dtype=torch.float64)
     found = torch.zeros(40)
+    monkeypatch.setattr(lanes, "COLUMNS", 16)  # several blocks, the last one narrower
     lanes.accumulate_fast(found, [(rows[:3], weights[:3]), (rows[3:], weights[3:])])
     assert torch.allclose(found.double(), weights @ rows.double(), atol=1e-5)
     assert fold.LeafSpec((), torch.float32, None).zeros().shape == (2, 1)
