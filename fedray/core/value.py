@@ -7,7 +7,7 @@ import builtins
 import operator
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from types import FrameType
 from typing import Any, NoReturn
@@ -158,22 +158,22 @@ class Record:
 
     def __call__(self, *parts: Any) -> Any:
         """Return the structure with its holes filled in order."""
-        source = iter(parts)
+        return _filled(self.template, iter(parts))
 
-        def fill(thing: Any) -> Any:
-            if thing is HOLE:
-                return next(source)
-            if isinstance(thing, Mapping):
-                return {key: fill(child) for key, child in thing.items()}
-            if isinstance(thing, tuple) and hasattr(thing, "_fields"):
-                return type(thing)(*(fill(child) for child in thing))
-            if isinstance(thing, (list, tuple)):
-                return type(thing)(fill(child) for child in thing)
-            if isinstance(thing, _Shape):
-                return thing.kind(**{name: fill(child) for name, child in thing.fields.items()})
-            return thing
 
-        return fill(self.template)
+def _filled(thing: Any, source: Iterator[Any]) -> Any:
+    """Fill the holes. Not a closure that calls itself: it would hold the parts until a garbage collection."""
+    if thing is HOLE:
+        return next(source)
+    if isinstance(thing, Mapping):
+        return {key: _filled(child, source) for key, child in thing.items()}
+    if isinstance(thing, tuple) and hasattr(thing, "_fields"):
+        return type(thing)(*(_filled(child, source) for child in thing))
+    if isinstance(thing, (list, tuple)):
+        return type(thing)(_filled(child, source) for child in thing)
+    if isinstance(thing, _Shape):
+        return thing.kind(**{name: _filled(child, source) for name, child in thing.fields.items()})
+    return thing
 
 
 class _Hole:

@@ -100,6 +100,10 @@ class Host(Protocol):
         """Return a made-up site: the columns of one site with zeros in a few rows."""
         ...
 
+    def rehearse(self, asked: Any) -> Any:
+        """Try programs on made-up rows; `asked` arrives as a downlink does."""
+        ...
+
     def prepare(self, transform: Any) -> None:
         """Pass every site's data through a function, there."""
         ...

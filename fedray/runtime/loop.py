@@ -27,12 +27,11 @@ from fedray.runtime import memory
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.federation import Federation, device_of
 from fedray.runtime.plan import Plan, compile
-from fedray.runtime.probe import row_invariant
 from fedray.runtime.records import EvaluationRecord
+from fedray.runtime.rehearsal import ToRehearse
 from fedray.runtime.result import EarlyStop, Result, params_of
 from fedray.runtime.round import Training
 from fedray.runtime.schedule import Synchronous, synchronous
-from fedray.runtime.sizes import rehearse
 
 logger = logging.getLogger(__name__)
 ALL_SITES = synchronous()
@@ -215,17 +214,14 @@ class _Run:
 
     def learn_sizes(self, state: Any) -> None:
         """Learn the bytes of each name that leaves, and whether rows are invariant, from made-up rows."""
-        blank = self.federation.call("blank")
-        if blank is None:
+        device = device_of(self.federation.specs)
+        found = self.federation.call("rehearse", ToRehearse(self.plan, self.programs, state, device))
+        if found is None:
             return
-        self.plan, why = rehearse(self.plan, state, blank)
-        self.result.plan = self.plan
-        for split, program in self.programs.items():
-            self.programs[split], _ = rehearse(program, params_of(state), blank)
-        self.rehearsal = why
-        if not why:
-            device = device_of(self.federation.specs)
-            self.result.row_invariant = row_invariant(self.plan, state, blank, device)
+        self.plan = self.result.plan = self.plan.with_sizes(found.sizes)
+        for split, sizes in found.of_programs.items():
+            self.programs[split] = self.programs[split].with_sizes(sizes)
+        self.rehearsal, self.result.row_invariant = found.why, found.row_invariant
         if self.result.row_invariant is False:
             logger.warning(
                 "row_invariant=false: sites that are computed together have other bits than alone here; "

@@ -110,6 +110,11 @@ class Pack:
         data = self._open(next(iter(self.sites)))
         return data.blank() if hasattr(data, "blank") else None
 
+    def rehearse(self, asked: Any) -> Any:
+        """Try programs on a made-up site."""
+        blank = self.blank()
+        return asked.on(blank) if blank is not None else None
+
     def prepare(self, transform: Any) -> None:
         """Pass every site's data through `transform` from now on."""
         self._transforms.append(transform)

@@ -49,6 +49,10 @@ class HostActor:
         """Return a made-up site: the columns of one site with zeros in a few rows."""
         return self._host.blank()
 
+    def rehearse(self, asked: Box) -> Any:
+        """See `Host.rehearse`."""
+        return self._host.rehearse(asked.open() if isinstance(self._host, Pack) else asked)
+
     def prepare(self, transform: Box) -> None:
         """See `Host.prepare`."""
         self._host.prepare(transform.open() if isinstance(self._host, Pack) else transform)

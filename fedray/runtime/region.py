@@ -78,6 +78,10 @@ class Region:
         """Return a made-up site: the columns of one site with zeros in a few rows."""
         return self._wait_one(next(iter(self.children)), "blank")
 
+    def rehearse(self, asked: Any) -> Any:
+        """Let a host try programs on made-up rows; what to try is put like a downlink."""
+        return self._wait_one(next(iter(self.children)), "rehearse", asked)
+
     def prepare(self, transform: Any) -> None:
         """Pass every site's data through a function, where it lies."""
         self.setup.append(("prepare", (transform,)))

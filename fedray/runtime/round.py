@@ -84,6 +84,10 @@ class Aggregator:
         """Return a made-up site: the columns of one site with zeros in a few rows."""
         return self.root.blank()
 
+    def rehearse(self, asked: Any) -> Any:
+        """Let a host try programs on made-up rows: see rehearsal.py. None where data cannot be made up."""
+        return self.root.rehearse(self.root.transport.put(asked))
+
     def prepare(self, transform: Any) -> None:
         """Pass every site's data through a function, where it lies."""
         self.root.prepare(transform)

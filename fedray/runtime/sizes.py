@@ -1,8 +1,8 @@
 """Sizes: the bytes of every name that leaves, learnt from a rehearsal on made-up rows before any site is
 asked.
 
-The rehearsal runs the plan's site stages once, in this process, for one site whose data are zeros shaped as
-the data of the federation. It needs no patient row: hosts tell names, shapes and dtypes of columns, nothing
+The rehearsal runs the plan's site stages once, in one host (rehearsal.py), for one site whose data are zeros
+shaped as the data of the federation. It needs no patient row: names, shapes and dtypes of columns, nothing
 else.
 """
 

@@ -1,5 +1,8 @@
 """A round: who is counted, what is committed, what happens to broken and lost sites."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -129,6 +132,33 @@ def test_a_value_out_of_range_repeats_the_fold_and_not_the_training():
     result = train(Algorithm(lambda params: params, round), rounds=1, packs=3)
     assert len(set(calls)) == 13 and len(calls) == 13 and float(result.params["b"]) == 1e6
     assert result.metrics[0].grids["big"][0] >= 20
+
+
+@pytest.mark.parametrize("fold", ["exact", "fast"])
+def test_a_model_is_gone_when_the_next_ones_are_there_without_the_garbage_collector(fold):
+    held = []
+
+    class Watching:
+        def round(self, record):
+            held.append(weakref.ref(federation.aggregator.state["params"].buffer))
+
+        def __getattr__(self, name):
+            return lambda *args: None
+
+    def round(server, site):
+        update = fr.map(ToyLocal(), fr.broadcast(server["params"]), site.data, site.rng)
+        mean = fr.mean(update.delta, weight=update.num_examples)
+        return Outputs(server={"params": server["params"] + mean})
+
+    algorithm = Algorithm(lambda params: {"params": params}, round)
+    gc.disable()
+    try:
+        with fr.simulate(sites(), packs=2) as federation:
+            fr.fit(algorithm, federation, init=INIT, rounds=5, tracker=Watching(), fold=fold)
+            assert [reference() is not None for reference in held[:3]] == [False] * 3
+            assert held[4]() is not None
+    finally:
+        gc.enable()
 
 
 def test_every_attempt_of_a_host_is_answered_with_the_same_bytes():

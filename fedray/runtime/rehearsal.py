@@ -1,0 +1,45 @@
+"""Rehearsal: what made-up rows tell of a run before any site is asked.
+
+One host does it: the bytes of every name that leaves, and whether rows are invariant. So the driver and the
+aggregator hold no second model for it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedray.runtime import devices
+from fedray.runtime.plan import Plan, Size
+from fedray.runtime.probe import row_invariant
+from fedray.runtime.result import params_of
+from fedray.runtime.sizes import rehearse
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """Sizes by name of the plan and of each evaluation program, and why the plan could not be tried ("")."""
+
+    sizes: Mapping[str, Size]
+    of_programs: Mapping[str, Mapping[str, Size]]
+    why: str
+    row_invariant: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class ToRehearse:
+    """The plan of a run, its evaluation programs by split, and the server's first state."""
+
+    plan: Plan
+    programs: Mapping[str, Plan]
+    state: Any
+    device: str = devices.CPU
+
+    def on(self, blank: Any) -> Rehearsal:
+        """Try them on a made-up site."""
+        plan, why = rehearse(self.plan, self.state, blank)
+        of_programs = {
+            split: rehearse(program, params_of(self.state), blank)[0].sizes
+            for split, program in self.programs.items()
+        }
+        is_invariant = None if why else row_invariant(plan, self.state, blank, self.device)
+        return Rehearsal(plan.sizes, of_programs, why, is_invariant)
