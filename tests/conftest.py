@@ -1,11 +1,13 @@
 """What all tests share: one Ray for the session, the folder of real data, and the markers they set."""
 
+import gc
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,6 +21,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for fixture, marker in MARKED_BY_FIXTURE.items():
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(marker)
+
+
+def pytest_collection_finish() -> None:
+    """Take what is imported by now out of every later garbage collection: a tenth of the suite's time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +71,12 @@ def actors_alive(patience_s: float) -> list[str]:
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.2)
+
+
+def are_gone(pids: Iterable[int]) -> bool:
+    """Return whether all processes are gone, which is waited for: Ray returns before what it kills ends."""
+    pids = list(pids)
+    deadline = time.monotonic() + ACTORS_END_S
+    while any(map(psutil.pid_exists, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(map(psutil.pid_exists, pids))

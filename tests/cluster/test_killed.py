@@ -114,6 +114,7 @@ class KillsBetween:
             self.killed += 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATEFUL)
 def test_a_driver_killed_between_rounds_is_resumed_with_equal_bits(tmp_path, name):
     stop = random.Random(name).randrange(1, ROUNDS - 1)
@@ -127,6 +128,7 @@ def test_a_driver_killed_between_rounds_is_resumed_with_equal_bits(tmp_path, nam
     assert resumed.stdout.strip() == study.train(name, rounds=ROUNDS).params_sha256, resumed.stderr[-2000:]
 
 
+@pytest.mark.ray
 def test_a_killed_driver_leaves_no_process_of_its_ray(tmp_path):
     script = [sys.executable, "-m", "tests.cluster.driver", "fedavg", str(tmp_path), "1", "ray"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}

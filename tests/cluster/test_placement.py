@@ -2,9 +2,7 @@
 
 import os
 import signal
-import time
 
-import psutil
 import pytest
 
 import fedray as fr
@@ -14,9 +12,10 @@ from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.pack import expected_bytes
 from fedray.runtime.placement import MEASURED_ROUNDS
 from fedray.runtime.ray_transport import federate_here
+from tests.conftest import are_gone
 from tests.equivalence import study
 
-ROUNDS, MOST_ROUNDS, ENDS_WITHIN_S = 6, 60, 20.0  # the first rounds of processes that just started are slow
+ROUNDS, MOST_ROUNDS = 6, 60  # the first rounds of processes that just started are slow
 SITES = sorted(study.hospitals())
 
 
@@ -29,13 +28,6 @@ def fit(federation, name, rounds, every=ROUNDS, **options):
 def expected(name, rounds, **options):
     with fr.simulate(study.hospitals()) as federation:
         return fit(federation, name, rounds, **options)
-
-
-def are_gone(pids):
-    deadline = time.monotonic() + ENDS_WITHIN_S
-    while any(map(psutil.pid_exists, pids)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not any(map(psutil.pid_exists, pids))
 
 
 def test_sites_that_move_in_keep_state_and_bits_and_send_one_partial_sum(ray_session, monkeypatch):

@@ -27,13 +27,20 @@ def build_small(folder: Path, tables: dict[str, pd.DataFrame], **options: object
 
 @pytest.fixture(scope="module")
 def demo(fedray_data, tmp_path_factory):
-    """Build the demo's three data sets once."""
+    """Build the demo's three data sets once: ten seconds, so who uses them is slow."""
     folder = tmp_path_factory.mktemp("eicu")
     return {name: eicu.build(fedray_data / "eicu-demo", folder / name, task=task, cohort=cohort)
             for name, (task, cohort) in eicu.PRESETS.items()}
 
 
+@pytest.fixture(scope="module")
+def main_rows(demo):
+    """Return the rows of the demo's largest data set."""
+    return built(demo["cohort_main"])
+
+
 # --- counts of the demo ---------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "stays", "deaths", "hospitals"), [
     ("cohort_main", 2000, 171, 186), ("cohort_grid24", 1868, 152, 185), ("landmark24", 1354, 119, 186)])
 def test_demo_cohort_has_the_known_size(demo, name, stays, deaths, hospitals):
@@ -42,25 +49,27 @@ def test_demo_cohort_has_the_known_size(demo, name, stays, deaths, hospitals):
         stays, deaths, hospitals)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("features", "count"), [("aps16", 28), ("apsx", 39), ("ctx", 101), ("full", 211)])
 def test_feature_set_has_the_known_number_of_columns(demo, features, count):
     data = eicu.eicu_mortality(demo["cohort_grid24"], features=features)
     assert data[next(iter(data))]()["x"].shape[1] == len(data.features) == count
 
 
-def test_demo_reference_scores_the_known_stays(demo):
-    rows = built(demo["cohort_main"])
-    scored = rows[names.REFERENCE].notna()
-    assert (scored.sum(), rows[names.OUTCOME][scored].sum()) == (1627, 133)
-    assert rows[names.REFERENCE][scored].between(0, 1).all()
+@pytest.mark.slow
+def test_demo_reference_scores_the_known_stays(main_rows):
+    scored = main_rows[names.REFERENCE].notna()
+    assert (scored.sum(), main_rows[names.OUTCOME][scored].sum()) == (1627, 133)
+    assert main_rows[names.REFERENCE][scored].between(0, 1).all()
 
 
-def test_every_diagnosis_group_but_none_else_occurs_in_the_demo(demo):
-    rows = built(demo["cohort_main"])
-    assert (rows[list(names.DIAGNOSIS_COLUMNS)].sum() > 0).all()
-    assert (rows[list(names.DIAGNOSIS_COLUMNS)].sum(axis=1) == 1).all()
+@pytest.mark.slow
+def test_every_diagnosis_group_but_none_else_occurs_in_the_demo(main_rows):
+    assert (main_rows[list(names.DIAGNOSIS_COLUMNS)].sum() > 0).all()
+    assert (main_rows[list(names.DIAGNOSIS_COLUMNS)].sum(axis=1) == 1).all()
 
 
+@pytest.mark.slow
 def test_demo_split_has_the_published_sizes(demo):
     rows = built(demo["cohort_grid24"])
     tests = [rows[f"split_{seed}"] == 2 for seed in range(20)]
@@ -166,10 +175,10 @@ def test_number_of_measurements_is_no_feature(tmp_path):
     pd.testing.assert_frame_equal(build_small(tmp_path / "b", {**tables, **twice}, cohort="grid24"), once)
 
 
-def test_patient_with_stays_in_two_hospitals_is_on_one_side(demo):
-    rows = built(demo["cohort_main"])
-    assert (rows.groupby("uniquepid")["site"].nunique() > 1).sum() > 10
-    sides = rows.groupby("uniquepid")[[f"split_{seed}" for seed in range(20)]].nunique()
+@pytest.mark.slow
+def test_patient_with_stays_in_two_hospitals_is_on_one_side(main_rows):
+    assert (main_rows.groupby("uniquepid")["site"].nunique() > 1).sum() > 10
+    sides = main_rows.groupby("uniquepid")[[f"split_{seed}" for seed in range(20)]].nunique()
     assert (sides == 1).all(axis=None)
 
 

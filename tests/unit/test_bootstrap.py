@@ -122,6 +122,7 @@ def refuse_all(listener: socket.socket, heard: list[bytes]) -> None:
             connection.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")
 
 
+@pytest.mark.slow  # makes an environment with pip in it
 def test_proxy_is_asked_for_the_packages(tree: Path) -> None:
     heard: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -151,13 +151,6 @@ def test_own_model_of_the_working_directory_is_trained_when_allowed(capsys):
     assert json.loads(capsys.readouterr().out)["rounds"] == 1
 
 
-def test_sweep_trains_each_combination_in_its_own_directory(capsys):
-    assert cli.main(["run", "-m", *TOY, "rounds=1", "seed=0,1"]) == 0
-    (folder,) = Path("runs").glob("*-sweep-debug")
-    assert {"seed=0", "seed=1"} <= {path.name for path in folder.iterdir()}
-    assert len((folder / "trials.jsonl").read_text().splitlines()) == 2
-
-
 def test_eicu_build_is_reused_while_the_files_are_the_same(tmp_path):
     words = ["experiment=eicu_demo", "runtime=in_process", "report=none", "rounds=1",
              *toy_overrides("eicu_demo", tmp_path)]

@@ -57,7 +57,7 @@ def only_sweep():
 
 
 def test_trials_of_a_sweep_open_each_site_once_and_give_the_bits_of_single_runs():
-    assert cli.main(["sweep", "--apart", *counted("local.lr=0.1,0.3", "seed=0,1")]) == 0
+    assert cli.main(["sweep", "--apart", *counted("local.lr=0.1,0.3")]) == 0
     assert len(openings()) == len(set(openings())) == 4
     for line in Book(only_sweep() / "trials.jsonl").lines().values():
         alone = experiment.start(compose_run(line.overrides, allow=["tests"]), live=False)
@@ -210,6 +210,8 @@ def test_hydras_multirun_prints_json_alone_where_that_is_asked_for_and_gives_arg
     assert cli.main(["run", "-m", *TOY, "seed=0,1", "--json"]) == 0
     assert [line["status"] for line in json.loads(capsys.readouterr().out)] == ["done", "done"]
     assert sys.argv == before
+    assert {"seed=0", "seed=1"} <= {path.name for path in only_sweep().iterdir()}
+    assert len((only_sweep() / "trials.jsonl").read_text().splitlines()) == 2
 
 
 def test_hydras_multirun_goes_on_after_a_job_that_fails_and_can_be_resumed():
