@@ -21,14 +21,14 @@ from fedray import tree
 Twin = TypeVar("Twin", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which makes one in half the time: there is one for every node and group
 class Same:
     """One value for every site of the group."""
 
     value: Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rows:
     """A stacked value: row i belongs to the group's i-th site."""
 

@@ -9,6 +9,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -37,18 +38,35 @@ def place_of(error: BaseException) -> str:
     return f"{os.path.basename(last[0].filename)}:{last[0].lineno}" if last else ""
 
 
+# index, node, and of a twin that needs no more than its arguments: itself, its only one or what reads several
+Step = tuple[int, Node, Callable[..., Any] | None, int, Callable[[Mapping[int, Any]], Sequence[Any]] | None]
+
+
+def steps_of(plan: Plan, stage: int) -> list[Step]:
+    """Return the nodes of a stage in order, with what `run` looks up once for all groups and rounds."""
+    found: list[Step] = []
+    for index in plan.local(stage):
+        node, args = plan.nodes[index], plan.args[index]
+        is_plain = node.op is Op.CALL and node.params["lift"] == "site" and not node.params["kwargs"]
+        twin = getattr(node.fn, "rows", None) if is_plain and args else None
+        several = itemgetter(*args) if len(args) > 1 else None
+        found.append((index, node, twin, args[0] if args else -1, several))
+    return found
+
+
 class Interpreter:
     """Run the nodes of one stage of a plan for a group."""
 
     def __init__(
         self,
         plan: Plan,
+        steps: Sequence[Step],
         call: StageCall,
         downlink: Mapping[int, Any],
         read_inputs: ReadInputs,
         read_state: ReadState,
     ) -> None:
-        self.plan, self.call, self.downlink = plan, call, downlink
+        self.plan, self.steps, self.call, self.downlink = plan, steps, call, downlink
         self.read_inputs, self.read_state = read_inputs, read_state
         self.failures: list[SiteError] = []
         self.first: BaseException | None = None  # stays here: its message may hold a value
@@ -57,10 +75,21 @@ class Interpreter:
         """Compute every node of the stage; the group keeps the values that later stages and reductions
         need.
         """
-        for index in self.plan.local(self.call.stage):
-            if True not in group.is_alive:
+        held, is_alive, k, is_timed = group.values, group.is_alive, group.k, self.call.deadline is not None
+        for index, node, twin, only, get in self.steps:
+            if True not in is_alive:
                 return
-            group.values[index] = self._node(index, self.plan.nodes[index], group)
+            if twin is None or is_timed:
+                held[index] = self._node(index, node, group)
+                continue
+            try:
+                found = twin(group, held[only]) if get is None else twin(group, *get(held))
+            except Exception:  # noqa: BLE001 (one site broke it: each is asked alone, and reported)
+                held[index] = self._apart(twin, [held[arg] for arg in self.plan.args[index]], {}, group)
+                continue
+            if not values.has_rows(found, k):
+                self._check_count(node, found, group)
+            held[index] = Rows(found)
 
     def lose(self, group: Group, row: int, kind: str, where: str = "") -> None:
         """Mask a site out of the rest of the round."""
@@ -137,7 +166,7 @@ class Interpreter:
             named = dict(zip(names, operands[cut:], strict=True)) if names else {}
             found = self._twin(twin, operands[:cut], named, group)
             if not values.has_rows(found.value, group.k):
-                values.check_count(found, group, f"{node.where}: the twin of {function_name(fn)}")
+                self._check_count(node, found.value, group)
             return found
 
         def one(row: int) -> Any:
@@ -157,18 +186,27 @@ class Interpreter:
         try:
             return Rows(twin(group, *args, **kwargs))
         except Exception:  # noqa: BLE001 (one site broke it: each is asked alone, and reported)
+            return self._apart(twin, args, kwargs, group)
 
-            def alone(row: int) -> Any:
-                single = Group([group.ids[row]], group.cache)
-                result = twin(
-                    single,
-                    *(_one(arg, row) for arg in args),
-                    **{name: _one(arg, row) for name, arg in kwargs.items()},
-                )
-                return rows.row(Rows(result), 0)
+    def _apart(
+        self, twin: Callable[..., Any], args: Sequence[Tagged], kwargs: Mapping[str, Tagged], group: Group
+    ) -> Tagged:
+        """Call a twin for each living row alone."""
 
-            results = self._each(group, alone)
-            return rows.stack(results) if group.alive else Rows(Ragged(results))
+        def alone(row: int) -> Any:
+            single = Group([group.ids[row]], group.cache)
+            result = twin(
+                single,
+                *(_one(arg, row) for arg in args),
+                **{name: _one(arg, row) for name, arg in kwargs.items()},
+            )
+            return rows.row(Rows(result), 0)
+
+        results = self._each(group, alone)
+        return rows.stack(results) if group.alive else Rows(Ragged(results))
+
+    def _check_count(self, node: Node, found: Any, group: Group) -> None:
+        values.check_count(Rows(found), group, f"{node.where}: the twin of {function_name(_need(node.fn))}")
 
     def _check(self, operand: Tagged, group: Group) -> Tagged:
         is_finite = values.finite_rows(operand, group, is_largest_needed=self.plan.fold == "exact")

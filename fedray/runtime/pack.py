@@ -21,7 +21,7 @@ from fedray.rows import Group
 from fedray.runtime import checkpoint, devices
 from fedray.runtime.folded import Folded
 from fedray.runtime.host import Commit, Contribution, Load, StageCall
-from fedray.runtime.interpret import Interpreter
+from fedray.runtime.interpret import Interpreter, Step, steps_of
 from fedray.runtime.memory import LARGE_BYTES, keep_freed_memory, sites_together
 from fedray.runtime.plan import Plan, lane_names
 from fedray.runtime.site_table import SiteTable
@@ -68,6 +68,7 @@ class Pack:
         self._cache: dict[Any, Any] = {}  # of the twins: buffers that outlive groups and rounds
         self._transforms: list[Any] = []
         self._plans: dict[str, Load] = {}
+        self._steps: dict[tuple[str, int], list[Step]] = {}  # of a plan's stages
         self._state: dict[str, SiteTable] = {}  # slot -> current values
         self._pending: dict[RoundKey, list[tuple[str, Group, rows.Tagged]]] = {}
         self._groups: dict[RoundKey, list[Group]] = {}
@@ -138,6 +139,7 @@ class Pack:
             for (slot, site), value in found.items():
                 self._state[slot].load([(site, value)])
             self._plans, self._pending, self._groups, self._last, self._cache = {}, {}, {}, None, {}
+            self._steps = {}
         self._plans[load.plan.digest] = load
 
     def commit(self, commits: Sequence[Commit]) -> None:
@@ -184,8 +186,11 @@ class Pack:
         if device is not None:
             downlink = {index: devices.placed(value, device) for index, value in downlink.items()}
         groups = self._groups_of(call, plan, self._group_size(downlink))
+        if (steps := self._steps.get((call.plan, call.stage))) is None:
+            steps = self._steps[call.plan, call.stage] = steps_of(plan, call.stage)
         interpreter = Interpreter(
             plan,
+            steps,
             call,
             downlink,
             lambda slot, sites: self._inputs(call, slot, sites, device is not None),

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from fedray.core.digest import digest
@@ -45,12 +46,12 @@ class Plan:
         """The algorithm and its passes."""
         return self.graph.name
 
-    @property
+    @cached_property
     def last_stage(self) -> int:
         """The highest stage number."""
         return max(self.stage, default=0)
 
-    @property
+    @cached_property
     def site_stages(self) -> list[int]:
         """Stages that run at the sites."""
         return sorted(
@@ -61,7 +62,7 @@ class Plan:
             }
         )
 
-    @property
+    @cached_property
     def counting_stage(self) -> int:
         """The last site stage whose reductions reach the server's next state."""
         reached: set[int] = set()
