@@ -70,6 +70,7 @@ class Interpreter:
         self.read_inputs, self.read_state = read_inputs, read_state
         self.failures: list[SiteError] = []
         self.first: BaseException | None = None  # stays here: its message may hold a value
+        self.broke_group: set[str] = set()  # sites for which a twin raised, so that their group went apart
 
     def run(self, group: Group) -> None:
         """Compute every node of the stage; the group keeps the values that later stages and reductions
@@ -202,7 +203,10 @@ class Interpreter:
             )
             return rows.row(Rows(result), 0)
 
+        before = list(group.is_alive)
         results = self._each(group, alone)
+        lost = [row for row in range(group.k) if before[row] and not group.is_alive[row]]
+        self.broke_group.update(group.ids[row] for row in lost)
         return rows.stack(results) if group.alive else Rows(Ragged(results))
 
     def _check_count(self, node: Node, found: Any, group: Group) -> None:

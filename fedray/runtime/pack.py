@@ -73,6 +73,7 @@ class Pack:
         self._pending: dict[RoundKey, list[tuple[str, Group, rows.Tagged]]] = {}
         self._groups: dict[RoundKey, list[Group]] = {}
         self._last_dealt: tuple[Any, Sequence[tuple[str, ...]]] = (None, ())
+        self._broken: set[str] = set()  # sites that broke a twin: each is a group of its own from then on
         self._last: tuple[Any, Folded] | None = None
 
     def hello(self) -> dict[str, int]:
@@ -139,7 +140,7 @@ class Pack:
             for (slot, site), value in found.items():
                 self._state[slot].load([(site, value)])
             self._plans, self._pending, self._groups, self._last, self._cache = {}, {}, {}, None, {}
-            self._steps = {}
+            self._steps, self._broken, self._last_dealt = {}, set(), (None, ())
         self._plans[load.plan.digest] = load
 
     def commit(self, commits: Sequence[Commit]) -> None:
@@ -211,6 +212,7 @@ class Pack:
             pending.extend((slot, group, group.values[index]) for slot, index in outputs if group.alive)
             if call.stage == plan.site_stages[-1]:
                 group.values = {}
+        self._set_apart(interpreter.broke_group)
         folded.failures = tuple(interpreter.failures)
         self.first_error = interpreter.first
         return folded
@@ -264,10 +266,17 @@ class Pack:
         """Return the sites of each group; a cohort that comes again is dealt as it was."""
         asked = (tuple(cohort), size)
         if self._last_dealt[0] != asked:
-            chosen = sorted(cohort, key=self._places.__getitem__)
+            chosen = sorted(set(cohort) - self._broken, key=self._places.__getitem__)
             groups = [tuple(chosen[start : start + size]) for start in range(0, len(chosen), size)]
-            self._last_dealt = (asked, groups)
+            alone = sorted(self._broken.intersection(cohort), key=self._places.__getitem__)
+            self._last_dealt = (asked, [*groups, *((site,) for site in alone)])
         return self._last_dealt[1]
+
+    def _set_apart(self, sites: set[str]) -> None:
+        """Deal these sites alone from the next round on, so that theirs are not trained one by one again."""
+        if not sites <= self._broken:
+            self._broken |= sites
+            self._last_dealt = (None, ())
 
     def _open(self, site: str) -> Any:
         if site not in self._data:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fedray as fr
-from fedray import tree
+from fedray import rows, tree
 from fedray.core.trace import Algorithm, Outputs
 from fedray.errors import ConfigError, DataError, QuorumError, ScheduleError
 from tests.unit.runtime.toy import INIT, Breaks, Open, ToyLocal, sites, train
@@ -282,3 +282,29 @@ def test_no_mapped_function_may_change_the_servers_parameters_through_a_twin():
 
     alone, twin = Algorithm(lambda params: params, round), train
     assert float(twin(alone, rounds=2).params["b"]) == 2.0
+
+
+def test_a_site_that_breaks_a_twin_is_alone_from_the_next_round_on():
+    calls = []
+
+    def moved(params, data, rng):
+        return tree.map(lambda leaf: leaf + len(rng.site), params)
+
+    def moved_rows(group, params, data, rng):
+        calls.append(group.ids)
+        if "h03" in group.ids:
+            raise ArithmeticError("a value")
+        return rows.stack([moved(rows.row(params, i), None, rows.row(rng, i)) for i in range(group.k)]).value
+
+    def round(server, site):
+        return Outputs(server=fr.mean(fr.map(moved, fr.broadcast(server), site.data, site.rng), name="w"))
+
+    moved.rows = moved_rows
+    with fr.simulate(sites()) as federation:
+        fr.fit(Algorithm(lambda params: params, round), federation, init=INIT, rounds=3)
+        asked = [ids for ids in calls if ids[0].startswith("h")]
+    every = tuple(sites())
+    rest = tuple(site for site in every if site != "h03")
+    assert sorted(asked[0]) == sorted(every) and len(asked) == 1 + 12 + 2 * 3
+    for first in (13, 16):  # of a round: the others together; it alone, and once more to say what it raised
+        assert sorted(asked[first]) == sorted(rest) and asked[first + 1 : first + 3] == [("h03",)] * 2
