@@ -32,6 +32,7 @@ class Frame:
     width: int  # rows of a block
     move: float = 0.0  # -lr: fused
     keep: dict[str, float] | None = None  # 1 - lr * decay of each matrix: fused
+    fixed: Planes | None = None  # added to the weights in every step, of one row or of all: fused
     words: Tensor | None = None  # (steps, sites, dropout layers, 2)
     step: int = 0
     block: int = 0  # of the step; the first one starts its gradient
@@ -39,6 +40,10 @@ class Frame:
     def kept(self, matrix: str) -> float:
         """Return what a fused step multiplies a matrix by."""
         return self.keep.get(matrix, 1.0) if self.keep else 1.0
+
+    def fixed_of(self, matrix: str, active: int) -> Tensor | None:
+        """Return what is added to a matrix in every fused step."""
+        return None if self.fixed is None else self.fixed.view(matrix, active)
 
     def buffer(self, name: Any, active: int, *shape: int) -> Tensor:
         """Return a reused buffer (active, width, *shape)."""
@@ -82,7 +87,7 @@ class Linear:
         """Take views for so many sites."""
         weight = f"{self.name}weight"
         self.frame, self.w = frame, frame.weights.view(weight, active)
-        self.wt = self.w.transpose(1, 2)
+        self.wt, self.fixed = self.w.transpose(1, 2), frame.fixed_of(weight, active)
         self.y = frame.buffer((self.name, "y"), active, self.width)
         self.gx = frame.buffer((self.name, "gx"), active, self.inputs)
         if self.has_bias:
@@ -112,6 +117,8 @@ class Linear:
         frame, gt = self.frame, self.g.transpose(1, 2)
         if frame.gradients is None:
             self.w.baddbmm_(gt, self.x, beta=frame.kept(self.matrices[0]), alpha=frame.move)
+            if self.fixed is not None:
+                self.w.add_(self.fixed)  # here, where the cache still holds the matrix
         elif frame.block == 0:
             torch.bmm(gt, self.x, out=self.gw)
         else:
@@ -332,6 +339,7 @@ class Bag:
         """Take views for so many sites."""
         self.frame, self.active = frame, active
         self.w = frame.weights.view(f"{self.name}weight", active)
+        self.fixed = frame.fixed_of(f"{self.name}weight", active)
         if frame.gradients is not None:
             self.gw = frame.gradients.view(f"{self.name}weight", active)
         self.first = torch.arange(active, device=frame.device).view(-1, 1, 1) * self.vocabulary
@@ -368,5 +376,7 @@ class Bag:
             if (keep := frame.kept(self.matrices[0])) != 1.0:
                 self.w.mul_(keep)
             self.w.add_(found, alpha=frame.move)
+            if self.fixed is not None:
+                self.w.add_(self.fixed)
         else:
             frame.add_vector(self.gw, found)

@@ -73,6 +73,8 @@ class Mapped:
                 if (keep := frame.kept(name)) != 1.0:
                     weight.mul_(keep)
                 weight.add_(found, alpha=frame.move)
+                if (fixed := frame.fixed_of(name, len(found))) is not None:
+                    weight.add_(fixed.view(-1, *weight.shape[1:]))
                 continue
             place = frame.vector_gradients if name not in self.matrices else frame.gradients
             assert place is not None

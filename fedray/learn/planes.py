@@ -83,14 +83,19 @@ class Planes:
             plane.zero_()
         return self
 
-    def load(self, buffer: Tensor, order: Tensor | None = None) -> "Planes":
-        """Copy from a flat buffer of one row or of k; row p comes from `order[p]`."""
+    def load(self, buffer: Tensor, order: Tensor | None = None, by: float | Tensor = 1.0) -> "Planes":
+        """Copy from a flat buffer of one row or of k, times a number or one of each row; row p comes from
+        `order[p]`.
+        """
         if order is not None and buffer.shape[0] > 1:
             buffer = buffer[order]
         for number, offset, leaf in self.places.values():
-            self.tensors[number][:, offset : offset + leaf.size] = buffer[
-                :, leaf.offset : leaf.offset + leaf.size
-            ]
+            target = self.tensors[number][:, offset : offset + leaf.size]
+            found = buffer[:, leaf.offset : leaf.offset + leaf.size]
+            if isinstance(by, Tensor) or by != 1:
+                torch.mul(found, by, out=target)
+            else:
+                target.copy_(found)
         return self
 
     def view(self, name: str, active: int) -> Tensor:

@@ -63,6 +63,8 @@ class Shared:
             self.w.baddbmm_(wide, self.x, beta=frame.kept(inner.matrices[0]), alpha=frame.move)
         else:
             self._move(torch.bmm(wide, self.x).view(self.active, inner.width, inner.inputs))
+        if isinstance(inner, Linear) and inner.fixed is not None:
+            self.weight.add_(inner.fixed)
         if inner.has_bias:
             frame.sum_rows(self.g, inner.gb)
 
