@@ -9,7 +9,7 @@ Row i has the same bits in every group that holds its site, alone or among two h
 
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,6 +71,9 @@ class Training:
         self.local, self.chain, self.head = local, how.chain, how.head
         self.schema, self.device, self.width = schema, device, width
         self.k, self.lanes = sites * lanes, lanes
+        self.matrices = how.chain.matrices
+        if lanes > 1 or local.batch_size is None:  # lanes lie below each other; a few steps do not pay for it
+            self.matrices = replace(self.matrices, flipped=())
         self.plan: Any = None  # Layout, from `begin` on
         self.order: Tensor | None = None
         self.space, self.generator = Space(), torch.Generator()
@@ -131,7 +134,7 @@ class Training:
         """Return the planes of a name, zero when they are made."""
         key = name, rows or self.k
         if key not in self._planes:
-            self._planes[key] = Planes(self.schema, self.chain.matrices, key[1], self.device)
+            self._planes[key] = Planes(self.schema, self.matrices, key[1], self.device)
         return self._planes[key]
 
     def _decays(self, fixed: float) -> dict[str, float]:
@@ -342,7 +345,7 @@ class Training:
 
     def _fused_step(self, active: int) -> None:
         """Move the plane of vectors, the last one."""
-        if len(self.weights.tensors) == len(self.chain.matrices):
+        if len(self.weights.tensors) == len(self.matrices.names):
             return
         vectors = self.weights.tensors[-1][:active]
         if self._keep is not None:
