@@ -32,28 +32,28 @@ class ScaffoldState:
 
 @dataclass(frozen=True)
 class NextControl:
-    """c_i - c - delta / (K eta): option II of the paper, delta being y_i - x."""
+    """c_i - c - delta / (K eta): option II of the paper, delta being y_i - x, from the correction c - c_i."""
 
     lr: float | Callable[[int], float]
 
-    def __call__(self, own: Any, shared: Any, delta: Any, num_steps: int, rng: Any) -> Any:
+    def __call__(self, own: Any, correction: Any, delta: Any, num_steps: int, rng: Any) -> Any:
         """Return the site's next control variate; where no step has moved it, the one it has."""
         eta = self.lr(rng.round) if callable(self.lr) else self.lr
         if num_steps * eta == 0:
             return own
-        return tree.sub(tree.sub(own, shared), tree.scale(delta, 1.0 / (num_steps * eta)))
+        return tree.sub(tree.scale(delta, -1.0 / (num_steps * eta)), correction)
 
-    def rows(self, group: Any, own: Any, shared: Any, delta: Any, num_steps: Any, rng: Any) -> Any:
+    def rows(self, group: Any, own: Any, correction: Any, delta: Any, num_steps: Any, rng: Any) -> Any:
         """Return the next control variates of a group."""
         eta = self.lr(row(rng, 0).round) if callable(self.lr) else self.lr
         moves = expand(num_steps, group.k).numbers * eta
-        is_moved, share = moves != 0, 1.0 / torch.where(moves == 0, 1.0, moves)
+        is_moved, share = moves != 0, -1.0 / torch.where(moves == 0, 1.0, moves)
 
-        def next_one(mine: Any, theirs: Any, moved: Any) -> Any:
-            found = mine - theirs - moved * beside(share, moved)
+        def next_one(mine: Any, fix: Any, moved: Any) -> Any:
+            found = (moved * beside(share, moved)).sub_(fix)
             return found if bool(is_moved.all()) else torch.where(beside(is_moved, found).bool(), found, mine)
 
-        return tree.map(next_one, *(expand(value, group.k) for value in (own, shared, delta)))
+        return tree.map(next_one, *(expand(value, group.k) for value in (own, correction, delta)))
 
 
 def scaffold(local: Any, num_sites: int, server_lr: float = 1.0, option: str = "II") -> fr.Algorithm:
@@ -78,11 +78,13 @@ def scaffold(local: Any, num_sites: int, server_lr: float = 1.0, option: str = "
 
     def round(server: Any, site: Any) -> fr.Outputs:
         x, c = fr.broadcast(server.params), fr.broadcast(server.control)
-        update = fr.map(local, x, site.data, site.rng, correction=c - site.state)
+        correction = c - site.state
+        update = fr.map(local, x, site.data, site.rng, correction=correction)
         if option == "I":
             control = fr.map(local.gradient, x, site.data)
         else:
-            control = fr.map(NextControl(local.lr), site.state, c, update.delta, update.num_steps, site.rng)
+            told = (site.state, correction, update.delta, update.num_steps, site.rng)
+            control = fr.map(NextControl(local.lr), *told)
         delta, drift = fr.mean(update.delta), fr.mean(control - site.state, name="drift")
         step = fr.apply(optimizer.step, server.params, {}, delta, server.round)
         share = fr.count(site) / num_sites

@@ -6,7 +6,7 @@ A parameter-free layer that works row by row and has no derivative here goes thr
 rows. Everything else has no chain, and its sites are trained one after the other.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedray.learn import dropout
-from fedray.learn.layers import Activation, Bag, Dropout, LayerNorm, Linear, Thin
+from fedray.learn.layers import Activation, Bag, Dropout, LayerNorm, Linear
+from fedray.learn.planes import Matrices
+from fedray.learn.thin import Single, Thin
 
 aten = torch.ops.aten
+FLIPPED_ELEMENTS = 2**16
 
 
 def _relu_backward(g: Tensor, y: Tensor) -> Tensor:
@@ -79,7 +82,7 @@ class Chain:
     """Makers of the layers, in order, and what the chain needs."""
 
     makers: tuple[Callable[[], Any], ...]
-    matrices: tuple[str, ...]
+    matrices: Matrices
     inputs: int  # features of a row, words of a bag are any number (0)
     outputs: int
     num_dropouts: int
@@ -115,15 +118,29 @@ def chain_of(module: nn.Module) -> Chain | None:
         makers.append(maker)
         width = made.width
     layers = [make() for make in makers]
-    if not layers or not isinstance(layers[0], (Linear, Thin, Bag)):
+    if not layers or not isinstance(layers[0], (Linear, Single, Thin, Bag)):
         return None
     return Chain(
         tuple(makers),
-        tuple(name for layer in layers for name in layer.matrices),
+        _matrices(layers),
         first,
         width,
         1 + max((layer.number for layer in layers if isinstance(layer, Dropout)), default=-1),
         not any(isinstance(layer, Bag) for layer in layers),
+    )
+
+
+def _matrices(layers: Sequence[Any]) -> Matrices:
+    """Return which leaves get planes. Flipped is the first layer alone: only its W' is in no other product.
+
+    Loading and reading out such a matrix goes across the cache, so it must fit into it.
+    """
+    first = layers[0]
+    is_flipped = isinstance(first, Linear) and first.inputs * first.width <= FLIPPED_ELEMENTS
+    return Matrices(
+        tuple(name for layer in layers for name in layer.matrices),
+        tuple(name for layer in layers if isinstance(layer, Single) for name in layer.matrices),
+        first.matrices if is_flipped else (),
     )
 
 
@@ -165,7 +182,7 @@ def _maker(name: str, layer: nn.Module, width: int, before: Any) -> Callable[[],
             if layer.channelwise
             else lambda: Dropout(width, layer.p, layer.layer)
         )
-    return _activation(layer, width, isinstance(before, (Linear, Thin)))
+    return _activation(layer, width, isinstance(before, (Linear, Single, Thin)))
 
 
 def _has_hooks(layer: nn.Module) -> bool:
@@ -178,7 +195,9 @@ def _has_hooks(layer: nn.Module) -> bool:
 def _linear(name: str, layer: nn.Linear, width: int) -> Callable[[], Any] | None:
     if width and layer.in_features != width:
         return None
-    kind = Thin if 1 in (layer.in_features, layer.out_features) else Linear
+    kind: Any = Linear
+    if 1 in (layer.in_features, layer.out_features):
+        kind = Single if layer.out_features == 1 and Single.fits(layer.in_features) else Thin
     return lambda: kind(name, layer.in_features, layer.out_features, layer.bias is not None)
 
 

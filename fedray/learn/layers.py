@@ -1,6 +1,6 @@
 """Layers over stacked rows, by hand: x is (sites, rows, features), each site with its own weights.
 
-No product has a dimension of one (a width-one layer multiplies and sums), and outputs go into reused buffers.
+No product has a dimension of one (`thin.py` has the width-one layers), and outputs go into reused buffers.
 A layer's `backward` gives the gradient of its input; `learn` then moves or collects its parameters' gradient,
 apart from it so that rows can be rescaled in between (record-level clipping).
 """
@@ -32,6 +32,7 @@ class Frame:
     width: int  # rows of a block
     move: float = 0.0  # -lr: fused
     keep: dict[str, float] | None = None  # 1 - lr * decay of each matrix: fused
+    fixed: Planes | None = None  # added to the weights in every step, of one row or of all: fused
     words: Tensor | None = None  # (steps, sites, dropout layers, 2)
     step: int = 0
     block: int = 0  # of the step; the first one starts its gradient
@@ -39,6 +40,10 @@ class Frame:
     def kept(self, matrix: str) -> float:
         """Return what a fused step multiplies a matrix by."""
         return self.keep.get(matrix, 1.0) if self.keep else 1.0
+
+    def fixed_of(self, matrix: str, active: int) -> Tensor | None:
+        """Return what is added to a matrix in every fused step."""
+        return None if self.fixed is None else self.fixed.stored(matrix, active)
 
     def buffer(self, name: Any, active: int, *shape: int) -> Tensor:
         """Return a reused buffer (active, width, *shape)."""
@@ -82,14 +87,15 @@ class Linear:
         """Take views for so many sites."""
         weight = f"{self.name}weight"
         self.frame, self.w = frame, frame.weights.view(weight, active)
-        self.wt = self.w.transpose(1, 2)
+        self.wt, self.is_flipped = self.w.transpose(1, 2), frame.weights.is_flipped(weight)
+        self.stored, self.fixed = frame.weights.stored(weight, active), frame.fixed_of(weight, active)
         self.y = frame.buffer((self.name, "y"), active, self.width)
         self.gx = frame.buffer((self.name, "gx"), active, self.inputs)
         if self.has_bias:
             self.b = frame.weights.view(f"{self.name}bias", active).unsqueeze(1)
             self.gb = frame.vector_gradients.view(f"{self.name}bias", active)
         if frame.gradients is not None:
-            self.gw = frame.gradients.view(weight, active)
+            self.gw = frame.gradients.stored(weight, active)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y."""
@@ -109,72 +115,25 @@ class Linear:
 
     def learn(self) -> None:
         """Move W, or collect its gradient."""
-        frame, gt = self.frame, self.g.transpose(1, 2)
-        if frame.gradients is None:
-            self.w.baddbmm_(gt, self.x, beta=frame.kept(self.matrices[0]), alpha=frame.move)
-        elif frame.block == 0:
-            torch.bmm(gt, self.x, out=self.gw)
+        if self.is_flipped:
+            learn_matrix(self, self.x.transpose(1, 2), self.g)
         else:
-            self.gw.baddbmm_(gt, self.x)
-        if self.has_bias:
-            frame.sum_rows(self.g, self.gb)
-
-
-@dataclass
-class Thin:
-    """A linear layer from or to one feature: multiply and sum, because a product of width one is not row
-    invariant.
-    """
-
-    name: str
-    inputs: int
-    width: int
-    has_bias: bool
-    matrices: tuple[str, ...] = ()
-
-    def bind(self, frame: Frame, active: int) -> None:
-        """Take views for so many sites."""
-        wide = max(self.inputs, self.width)
-        self.frame = frame
-        self.w = frame.weights.view(f"{self.name}weight", active).reshape(active, 1, wide)
-        self.gw = frame.vector_gradients.view(f"{self.name}weight", active).view(active, wide)
-        self.product = frame.buffer((self.name, "product"), active, wide)
-        self.y = frame.buffer((self.name, "y"), active, self.width)
-        self.gx = frame.buffer((self.name, "gx"), active, self.inputs)
-        if self.has_bias:
-            self.b = frame.weights.view(f"{self.name}bias", active).unsqueeze(1)
-            self.gb = frame.vector_gradients.view(f"{self.name}bias", active)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return y."""
-        self.x = x
-        if self.width == 1:
-            torch.mul(x, self.w, out=self.product)
-            torch.sum(self.product, 2, keepdim=True, out=self.y)
-        else:
-            torch.mul(x, self.w, out=self.y)
-        return self.y.add_(self.b) if self.has_bias else self.y
-
-    def backward(self, g: Tensor, needs_input: bool) -> Tensor | None:
-        """Return the gradient of x."""
-        self.g = g
-        if not needs_input:
-            return None
-        if self.width == 1:
-            return torch.mul(g, self.w, out=self.gx)
-        torch.mul(g, self.w, out=self.product)
-        return torch.sum(self.product, 2, keepdim=True, out=self.gx)
-
-    def norms(self) -> Tensor:
-        """Return the squared norm of each row's own gradient, (active, width)."""
-        return row_norms(self.x, self.g, self.has_bias)
-
-    def learn(self) -> None:
-        """Collect the gradient."""
-        torch.mul(self.g, self.x, out=self.product)
-        self.frame.sum_rows(self.product, self.gw)
+            learn_matrix(self, self.g.transpose(1, 2), self.x)
         if self.has_bias:
             self.frame.sum_rows(self.g, self.gb)
+
+
+def learn_matrix(layer: Any, left: Tensor, right: Tensor) -> None:
+    """Move the matrix of a layer where it is stored, or collect its gradient, which is left times right."""
+    frame = layer.frame
+    if frame.gradients is None:
+        layer.stored.baddbmm_(left, right, beta=frame.kept(layer.matrices[0]), alpha=frame.move)
+        if layer.fixed is not None:
+            layer.stored.add_(layer.fixed)  # here, where the cache still holds the matrix
+    elif frame.block == 0:
+        torch.bmm(left, right, out=layer.gw)
+    else:
+        layer.gw.baddbmm_(left, right)
 
 
 @dataclass
@@ -332,6 +291,7 @@ class Bag:
         """Take views for so many sites."""
         self.frame, self.active = frame, active
         self.w = frame.weights.view(f"{self.name}weight", active)
+        self.fixed = frame.fixed_of(f"{self.name}weight", active)
         if frame.gradients is not None:
             self.gw = frame.gradients.view(f"{self.name}weight", active)
         self.first = torch.arange(active, device=frame.device).view(-1, 1, 1) * self.vocabulary
@@ -368,5 +328,7 @@ class Bag:
             if (keep := frame.kept(self.matrices[0])) != 1.0:
                 self.w.mul_(keep)
             self.w.add_(found, alpha=frame.move)
+            if self.fixed is not None:
+                self.w.add_(self.fixed)
         else:
             frame.add_vector(self.gw, found)

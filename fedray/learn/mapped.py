@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedray.learn import dropout
 from fedray.learn.chain import Chain
 from fedray.learn.layers import Frame
+from fedray.learn.planes import Matrices
 
 if TYPE_CHECKING:
     from fedray.learn.local import LocalTraining
@@ -73,6 +74,8 @@ class Mapped:
                 if (keep := frame.kept(name)) != 1.0:
                     weight.mul_(keep)
                 weight.add_(found, alpha=frame.move)
+                if (fixed := frame.fixed_of(name, len(found))) is not None:
+                    weight.add_(fixed.view(-1, *weight.shape[1:]))
                 continue
             place = frame.vector_gradients if name not in self.matrices else frame.gradients
             assert place is not None
@@ -97,7 +100,7 @@ def mapped_chain(local: "LocalTraining") -> Chain | str:
     if not shapes or any(not value.requires_grad for value in module.parameters()):
         return "the model has frozen parameters or none"
     matrices = tuple(name for name, shape in shapes.items() if len(shape) >= 2)
-    return Chain((lambda: Mapped(module, shapes, matrices),), matrices, 0, 0, 0, False, HOW)
+    return Chain((lambda: Mapped(module, shapes, matrices),), Matrices(matrices), 0, 0, 0, False, HOW)
 
 
 @torch.no_grad()

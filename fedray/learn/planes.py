@@ -7,6 +7,7 @@ parameters is then one call a plane. A plane's rows are multiples of 32 elements
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,20 @@ from torch import Tensor
 from fedray.tree import Leaf, Schema
 
 LINE = 32
+PAIR = 2  # rows of a matrix of one row, the second zero: a product then has no dimension of one
+
+
+@dataclass(frozen=True, slots=True)
+class Matrices:
+    """The leaves that get a plane of their own.
+
+    Of these `pairs` (of one row) get a second row of zeros, and `flipped` lie transposed, (inputs, outputs):
+    x W' is then a product of two plain matrices, which takes two thirds of the time.
+    """
+
+    names: tuple[str, ...]
+    pairs: tuple[str, ...] = ()
+    flipped: tuple[str, ...] = ()
 
 
 class Space:
@@ -35,6 +50,11 @@ class Space:
         return held[:wanted].view(*shape)
 
 
+def _leaf_of(buffer: Tensor, leaf: Leaf) -> Tensor:
+    """Return a leaf of the rows of a flat buffer, (rows, *shape)."""
+    return buffer[:, leaf.offset : leaf.offset + leaf.size].unflatten(1, leaf.shape or (1,))
+
+
 class Leaves:
     """A flat buffer read and written leaf by leaf where it lies: no copy, for models that are large."""
 
@@ -43,8 +63,15 @@ class Leaves:
 
     def view(self, name: str, active: int) -> Tensor:
         """Return a leaf of the first `active` rows, (active, *shape)."""
-        leaf = self.leaves[name]
-        return self.buffer[:active, leaf.offset : leaf.offset + leaf.size].unflatten(1, leaf.shape or (1,))
+        return _leaf_of(self.buffer[:active], self.leaves[name])
+
+    def stored(self, name: str, active: int) -> Tensor:
+        """Return a matrix as it lies; one site alone needs no second row to be invariant."""
+        return self.view(name, active)
+
+    def is_flipped(self, name: str) -> bool:
+        """Tell whether a matrix lies transposed: none does here."""
+        return False
 
 
 def blank(rows: int, schema: Schema, device: torch.device) -> Tensor:
@@ -57,20 +84,21 @@ def blank(rows: int, schema: Schema, device: torch.device) -> Tensor:
 
 
 class Planes:
-    """Rows of a flat value, leaf by leaf. `matrices` names the leaves that get a plane of their own."""
+    """Rows of a flat value, leaf by leaf."""
 
-    def __init__(self, schema: Schema, matrices: Sequence[str], rows: int, device: torch.device) -> None:
-        self.schema, self.rows = schema, rows
+    def __init__(self, schema: Schema, matrices: Matrices, rows: int, device: torch.device) -> None:
+        self.schema, self.matrices, self.rows = schema, matrices, rows
         self.places: dict[str, tuple[int, int, Leaf]] = {}
         widths: list[int] = []
         shared = 0
         for leaf in schema.leaves:
-            if leaf.name in matrices:
+            if leaf.name in matrices.names:
                 self.places[leaf.name] = (len(widths), 0, leaf)
-                widths.append(-(-leaf.size // LINE) * LINE)
+                size = leaf.size * (PAIR if leaf.name in matrices.pairs else 1)
+                widths.append(-(-size // LINE) * LINE)
         vectors = len(widths)
         for leaf in schema.leaves:
-            if leaf.name not in matrices:
+            if leaf.name not in matrices.names:
                 self.places[leaf.name] = (vectors, shared, leaf)
                 shared += -(-leaf.size // LINE) * LINE
         if shared:
@@ -83,20 +111,42 @@ class Planes:
             plane.zero_()
         return self
 
-    def load(self, buffer: Tensor, order: Tensor | None = None) -> "Planes":
-        """Copy from a flat buffer of one row or of k; row p comes from `order[p]`."""
+    def load(self, buffer: Tensor, order: Tensor | None = None, by: float | Tensor = 1.0) -> "Planes":
+        """Copy from a flat buffer of one row or of k, times a number or one of each row; row p comes from
+        `order[p]`.
+        """
         if order is not None and buffer.shape[0] > 1:
             buffer = buffer[order]
-        for number, offset, leaf in self.places.values():
-            self.tensors[number][:, offset : offset + leaf.size] = buffer[
-                :, leaf.offset : leaf.offset + leaf.size
-            ]
+        for _, _, leaf in self.places.values():
+            target = self.view(leaf.name, self.rows)
+            found = _leaf_of(buffer, leaf)
+            if isinstance(by, Tensor):
+                torch.mul(found, by.view(-1, *(1,) * (found.dim() - 1)), out=target)
+            elif by != 1:
+                torch.mul(found, by, out=target)
+            else:
+                target.copy_(found)
         return self
 
     def view(self, name: str, active: int) -> Tensor:
         """Return a leaf of the first `active` rows, (active, *shape)."""
         number, offset, leaf = self.places[name]
-        return self.tensors[number][:active, offset : offset + leaf.size].unflatten(1, leaf.shape or (1,))
+        plane = self.tensors[number][:active, offset : offset + leaf.size]
+        if name in self.matrices.flipped:
+            return plane.unflatten(1, leaf.shape[::-1]).transpose(1, 2)
+        return plane.unflatten(1, leaf.shape or (1,))
+
+    def stored(self, name: str, active: int) -> Tensor:
+        """Return a matrix as it lies: with its second row, or transposed."""
+        if name in self.matrices.pairs:
+            plane = self.tensors[self.places[name][0]][:active]
+            return plane.view(len(plane), PAIR, -1)
+        found = self.view(name, active)
+        return found.transpose(1, 2) if name in self.matrices.flipped else found
+
+    def is_flipped(self, name: str) -> bool:
+        """Tell whether a matrix lies transposed."""
+        return name in self.matrices.flipped
 
     def active(self, rows: int) -> list[Tensor]:
         """Return every plane's first rows."""
@@ -104,9 +154,8 @@ class Planes:
 
     def copy_row(self, row: int, out: Tensor) -> None:
         """Copy one row into a flat buffer of one row."""
-        for number, offset, leaf in self.places.values():
-            found = self.tensors[number][row, offset : offset + leaf.size]
-            out[0, leaf.offset : leaf.offset + leaf.size] = found
+        for _, _, leaf in self.places.values():
+            _leaf_of(out, leaf).copy_(self.view(leaf.name, row + 1)[row:])
 
     def factors(self, by_leaf: dict[str, float]) -> list[Tensor]:
         """Return for every plane a row of numbers, one per leaf; zero in the padding."""
@@ -119,8 +168,9 @@ class Planes:
         """Return rows - origin as a flat buffer in the given order; `origin` has one row or k."""
         result = blank(self.rows, self.schema, origin.device)
         back = None if order is None else order.argsort()
-        for number, offset, leaf in self.places.values():
-            here, there = slice(offset, offset + leaf.size), slice(leaf.offset, leaf.offset + leaf.size)
-            rows = self.tensors[number][:, here]
-            torch.sub(rows if back is None else rows[back], origin[:, there], out=result[:, there])
+        for _, _, leaf in self.places.values():
+            rows = self.view(leaf.name, self.rows)
+            torch.sub(
+                rows if back is None else rows[back], _leaf_of(origin, leaf), out=_leaf_of(result, leaf)
+            )
         return result

@@ -18,7 +18,8 @@ from fedray.learn.heads import Head, head_of
 from fedray.learn.layout import WIDE, is_wide, layout_of
 from fedray.learn.mapped import mapped_chain
 from fedray.learn.models import Model
-from fedray.learn.stacked import KEPT_TRAININGS, Extras, OneStep, Training
+from fedray.learn.onestep import OneStep
+from fedray.learn.stacked import KEPT_TRAININGS, Extras, Training
 from fedray.learn.update import Update
 from fedray.learn.watched import Watched
 from fedray.rng import Key
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from fedray.learn.local import LocalTraining
 
 KEPT_READS = 16  # groups whose data are known to fit
+
 
 @dataclass(frozen=True)
 class Stackable:

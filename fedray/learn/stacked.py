@@ -9,7 +9,7 @@ Row i has the same bits in every group that holds its site, alone or among two h
 
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from fedray.learn.dropout import words_of
 from fedray.learn.layers import Frame
 from fedray.learn.layout import Layout, Move, draw, table_of
 from fedray.learn.mapped import width_of
-from fedray.learn.planes import Leaves, Planes, Space, blank
+from fedray.learn.planes import Planes, Space
 from fedray.learn.rules import SgdRule
 from fedray.learn.shared import Shared
 from fedray.rng import Key
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from fedray.learn.rows import Stackable
 
 KEPT_TRAININGS = 8  # whose buffers are kept for the next round
-LARGE_BYTES = 2**20  # a model from here on fills a group alone or nearly so
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6; kept so that both clip alike
 
 
@@ -72,14 +71,17 @@ class Training:
         self.local, self.chain, self.head = local, how.chain, how.head
         self.schema, self.device, self.width = schema, device, width
         self.k, self.lanes = sites * lanes, lanes
+        self.matrices = how.chain.matrices
+        if lanes > 1 or local.batch_size is None:  # lanes lie below each other; a few steps do not pay for it
+            self.matrices = replace(self.matrices, flipped=())
         self.plan: Any = None  # Layout, from `begin` on
         self.order: Tensor | None = None
         self.space, self.generator = Space(), torch.Generator()
         self.mapped_outputs = 0
-        self._bound: dict[tuple[bool, int], list[Any]] = {}  # layers whose views are taken, by active sites
+        self._bound: dict[Any, list[Any]] = {}  # layers whose views are taken, by frame and active sites
         self._tables: dict[str, tuple[Layout, list[Tensor], Tensor, Tensor]] = {}  # by column
-        self._planes: dict[str, Planes] = {}
-        self._frames: dict[bool, Frame] = {}
+        self._planes: dict[tuple[str, int], Planes] = {}
+        self._frames: dict[tuple[bool, int], Frame] = {}
 
     def begin(self, plan: Layout, start: Tensor, extras: Extras, keys: Sequence[Key]) -> None:
         """Take a group: its batches, its parameters of one row or k, and a key for each site."""
@@ -117,8 +119,10 @@ class Training:
     def _load(self, extras: Extras) -> None:
         """Copy what arrives into planes."""
         self.weights = self.planes("weights").load(self.start.expand(self.k, -1), self.order)
-        self.pull = self._pulled("pull", None if not extras.prox else extras.anchor * -extras.prox)
-        self.correction = self._pulled("correction", extras.correction)
+        pull = None if not extras.prox else extras.anchor * -extras.prox
+        self.fixed = self._fixed(pull, extras.correction) if self.is_fused else None
+        self.pull = None if self.is_fused else self._constant("pull", pull)
+        self.correction = None if self.is_fused else self._constant("correction", extras.correction)
         self.frame = self._frame()
         self.moments = {name: self.planes(name).zero().tensors for name in self.local.rule.slots}
 
@@ -126,11 +130,12 @@ class Training:
         """Return local - global as a flat buffer, (k, stride) in the given order."""
         return self.weights.difference(self.start, self.order)
 
-    def planes(self, name: str) -> Planes:
+    def planes(self, name: str, rows: int | None = None) -> Planes:
         """Return the planes of a name, zero when they are made."""
-        if name not in self._planes:
-            self._planes[name] = Planes(self.schema, self.chain.matrices, self.k, self.device)
-        return self._planes[name]
+        key = name, rows or self.k
+        if key not in self._planes:
+            self._planes[key] = Planes(self.schema, self.matrices, key[1], self.device)
+        return self._planes[key]
 
     def _decays(self, fixed: float) -> dict[str, float]:
         """Return the factor of each leaf's own value in the gradient: `fixed`, and l2 where it applies."""
@@ -140,21 +145,35 @@ class Training:
             for leaf in self.schema.leaves
         }
 
-    def _pulled(self, name: str, constant: Tensor | None) -> list[Tensor] | None:
-        """Return a constant of the gradient as planes."""
+    def _constant(self, name: str, constant: Tensor | None) -> list[Tensor] | None:
+        """Return a constant of the gradient as planes; of one row where it is the same for all."""
         if constant is None:
             return None
-        return self.planes(name).load(constant.expand(self.k, -1), self.order).tensors
+        return self.planes(name, len(constant)).load(constant, self.order).tensors
+
+    def _fixed(self, pull: Tensor | None, correction: Tensor | None) -> Planes | None:
+        """Return what a fused step adds to the weights whatever its batch: -lr times the constants.
+
+        One row serves all where it can: it stays in the cache, and a step then reads the weights alone.
+        """
+        if pull is None and correction is None:
+            return None
+        constant = pull if correction is None else correction if pull is None else correction + pull
+        assert constant is not None
+        rows = len(constant) if isinstance(self.rate, float) else self.k
+        return self.planes("fixed", rows).load(constant, self.order, -self.rate)
 
     def _frame(self) -> Frame:
-        if self.is_fused not in self._frames:
+        self.kind = self.is_fused, self.fixed.rows if self.fixed else 0
+        if self.kind not in self._frames:
             gradients = None if self.is_fused else self.planes("gradients")
             vectors = gradients or self.planes("vectors")
-            self._frames[self.is_fused] = self._framed(self.weights, vectors, gradients)
-        frame = self._frames[self.is_fused]
+            self._frames[self.kind] = self._framed(self.weights, vectors, gradients)
+        frame = self._frames[self.kind]
         if self.is_fused:
-            frame.move = -1.0 if self.is_folded else -float(self.rate)
+            frame.move, frame.fixed = -1.0 if self.is_folded else -float(self.rate), self.fixed
             frame.keep = {name: 1 - float(self.rate) * d for name, d in self.decay.items() if d}
+            self._keep = None if self._factors is None else 1 + frame.move * self._factors[-1]
         self._name_masks(frame)
         return frame
 
@@ -224,7 +243,7 @@ class Training:
         columns = (x, outputs, self.head.target, self.head.moves)
         for move, pieces in zip(moves, self._pieces(moves, columns), strict=True):
             active, stepping = move.active * self.lanes, move.stepping * self.lanes
-            self.layers = self._bound.get((self.is_fused, active)) or self._bind(active)
+            self.layers = self._bound.get((self.kind, active)) or self._bind(active)
             self.frame.step, self.frame.block = move.step, move.block
             self._block(*pieces)
             if move.is_last:
@@ -267,7 +286,7 @@ class Training:
         """Return layers with views of the first `active` sites; they are kept, for views cost more than a
         step.
         """
-        layers = self._bound[self.is_fused, active] = self.chain.layers()
+        layers = self._bound[self.kind, active] = self.chain.layers()
         if self.lanes > 1:
             layers[0] = Shared(layers[0], self.lanes)
         for layer in layers:
@@ -325,17 +344,15 @@ class Training:
             self.local.rule.step(weight, gradient, state, rate, step + 1)
 
     def _fused_step(self, active: int) -> None:
-        weights = self.weights.active(active)
-        if len(weights) > len(self.chain.matrices):  # the plane of vectors is the last
-            if self._factors is not None:
-                weights[-1].mul_(1 + self.frame.move * self._factors[-1])
-            weights[-1].add_(self.frame.vector_gradients.tensors[-1][:active], alpha=self.frame.move)
-        for constant in (self.pull, self.correction):
-            for weight, plane in zip(weights, constant or (), strict=constant is not None):
-                if isinstance(self.rate, Tensor):
-                    weight.sub_(plane[:active] * self.rate[:active])
-                else:
-                    weight.add_(plane[:active], alpha=-self.rate)
+        """Move the plane of vectors, the last one."""
+        if len(self.weights.tensors) == len(self.matrices.names):
+            return
+        vectors = self.weights.tensors[-1][:active]
+        if self._keep is not None:
+            vectors.mul_(self._keep)
+        vectors.add_(self.frame.vector_gradients.tensors[-1][:active], alpha=self.frame.move)
+        if self.fixed is not None:
+            vectors.add_(self.fixed.tensors[-1][:active])
 
     def _adjust(self, weights: Sequence[Tensor], gradients: Sequence[Tensor], active: int) -> None:
         """Add penalties, clip, and correct, in the order of the plain form."""
@@ -366,32 +383,3 @@ class Training:
         seen = self._spread(torch.tensor(self.plan.seen, dtype=torch.float64))
         mean = self.lost / seen.clamp_min(1)
         return mean if self.order is None else torch.empty_like(mean).index_copy_(0, self.order.cpu(), mean)
-
-
-class OneStep(Training):
-    """One step of one site on a large model: the gradient times -lr is the update, and nothing is copied."""
-
-    @staticmethod
-    def fits(local: "LocalTraining", extras: Extras, stride_bytes: int) -> bool:
-        """Tell whether a site that takes one step is trained this way; it depends on the settings alone."""
-        decays = (extras.prox, local.l2, getattr(local.rule, "weight_decay", 0.0))
-        return stride_bytes >= LARGE_BYTES and is_plain_step(local) and not any(decays)
-
-    def _choose(self, extras: Extras) -> None:
-        self.is_fused, self.is_folded, self.rate = False, True, -self.rate
-
-    def _load(self, extras: Extras) -> None:
-        self.fixed = extras.correction
-        self.found = blank(1, self.schema, self.device)
-        self._bound = {}
-        target = Leaves(self.found, self.schema)
-        self.frame = self._framed(Leaves(self.start, self.schema), target, target)
-        self._name_masks(self.frame)
-
-    def _step(self, stepping: int, step: int) -> None:
-        if self.fixed is not None:
-            self.found.add_(self.fixed * self.rate)
-
-    def delta(self) -> Tensor:
-        """Return local - global, (1, stride); zero where the site has no row."""
-        return self.found if self.plan.chunks else self.found.zero_()

@@ -71,6 +71,7 @@ def assert_equal_to_the_loop(model, target="binary", rule=learn.sgd, **settings)
         {"batch_size": None, "epochs": 3},
         {"batch_size": 300},
         {"batch_size": 16, "momentum": 0.9, "weight_decay": 0.01},
+        {"batch_size": 16, "prox": 0.3},
         {"batch_size": 16, "l2": 0.1, "prox": 0.3, "clip_norm": 0.3},
         {"batch_size": 16, "weight_decay": 0.1, "pos_weight": 2.0},
     ],

@@ -17,9 +17,9 @@ FEATURES = 6
 SIZES = (5, 17, 32, 33, 64, 70, 129, 1, 90, 40)
 
 
-def data_of(rows, target, seed):
+def data_of(rows, target, seed, features=FEATURES):
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, FEATURES, generator=generator)
+    x = torch.randn(rows, features, generator=generator)
     binary = (torch.rand(rows, generator=generator) < torch.sigmoid(x.sum(1))).float()
     classes = torch.randint(0, 3, (rows,), generator=generator)
     words_in = torch.randint(0, 20, (rows, 9), generator=generator)
@@ -48,6 +48,7 @@ MODELS = {
     "softmax": lambda: (learn.logistic(FEATURES, num_classes=3), "classes"),
     "linear": lambda: (learn.linear(FEATURES, num_outputs=2), "number"),
     "mlp": lambda: (learn.mlp(FEATURES, (16, 8)), "binary"),
+    "mlp of whole lines": lambda: (learn.mlp(FEATURES, (8, 16)), "binary"),
     "mlp of odd widths": lambda: (learn.mlp(FEATURES, (7, 5), num_classes=3), "classes"),
     "mlp with dropout": lambda: (learn.mlp(FEATURES, (16, 8), dropout=0.3), "binary"),
     "bag": lambda: (learn.bag_of_embeddings(20, 8), "bag"),
@@ -95,7 +96,24 @@ def test_rows_are_invariant_and_equal_the_plain_loop(name, settings):
     assert check_rows(local, sites(target), shared=[start(model)], tolerance=5e-6) > 0
 
 
-@pytest.mark.parametrize("name", ["logistic", "mlp with dropout", "bag", "layer norm"])
+@pytest.mark.parametrize("settings", [*SETTINGS.values(), {"batch_size": 16, "record_clip": 0.2}])
+@pytest.mark.parametrize("features", [16, 96])
+def test_one_output_of_whole_lines_in_rows_equals_the_plain_loop(features, settings):
+    model = learn.logistic(features)
+    given = [[data_of(n, "binary", i, features), Key(1, 2, f"h{i}")] for i, n in enumerate(SIZES)]
+    check_rows(learn.sgd(model, lr=0.1, **settings), given, shared=[start(model)], tolerance=5e-6)
+
+
+@pytest.mark.parametrize("settings", [{}, {"momentum": 0.9}, {"batch_size": None}])
+def test_a_pull_beside_a_correction_in_rows_equals_the_plain_loop(settings):
+    model = learn.mlp(FEATURES, (8, 16))
+    local = learn.sgd(model, lr=0.1, prox=0.4, **{"batch_size": 16, **settings})
+    params = start(model)
+    named = {"correction": [tree.scale(params, 0.05 * i) for i in range(len(SIZES))]}
+    check_rows(local, sites(), shared=[params], named=named, tolerance=5e-6)
+
+
+@pytest.mark.parametrize("name", ["logistic", "mlp of whole lines", "mlp with dropout", "bag", "layer norm"])
 def test_adamw_in_rows_equals_the_plain_loop(name):
     model, target = MODELS[name]()
     local = learn.adamw(model, lr=0.01, batch_size=16, epochs=2, weight_decay=0.1)

@@ -14,11 +14,11 @@ from fedray.learn.together import Meeting
 SIZES = (40, 5, 17, 64, 33, 90)
 
 
-def sites():
+def sites(features=6):
     generator = torch.Generator().manual_seed(1)
     made = {}
     for number, rows in enumerate(SIZES):
-        x = torch.randn(rows, 6, generator=generator)
+        x = torch.randn(rows, features, generator=generator)
         made[f"h{number}"] = SiteData({"x": x, "y": (x[:, 0] > 0).float()})
     return made
 
@@ -48,9 +48,10 @@ def together(trials):
 
 
 MODELS = {
-    "logistic": lambda: learn.logistic(6),
-    "mlp": lambda: learn.mlp(6, (16, 8)),
-    "odd": lambda: learn.mlp(6, (7,), dropout=0.2),
+    "logistic": (6, lambda: learn.logistic(6)),
+    "logistic of whole lines": (32, lambda: learn.logistic(32)),
+    "mlp": (6, lambda: learn.mlp(6, (16, 8))),
+    "odd": (6, lambda: learn.mlp(6, (7,), dropout=0.2)),
 }
 ALGORITHMS = {
     "fedavg": fr.algorithms.fedavg,
@@ -63,11 +64,12 @@ ALGORITHMS = {
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("batch_size", [16, None])
 def test_trials_together_come_to_what_they_come_to_alone(name, algorithm, batch_size):
-    data, make = sites(), ALGORITHMS[algorithm]
+    (features, made), make = MODELS[name], ALGORITHMS[algorithm]
+    data = sites(features)
     trials, alone = [], []
     for seed in (0, 1):
         for lr in (0.05, 0.1, 0.3):
-            model = MODELS[name]()
+            model = made()
             local = learn.sgd(model, lr=lr, batch_size=batch_size)
             alone.append(trained(data, model, local, make, seed))
             trials.append(lambda m=model, u=local, s=seed: trained(data, m, u, make, s))
