@@ -26,13 +26,12 @@ from fedray.errors import CheckpointError, ConfigError, QuorumError, SiteError
 from fedray.runtime import memory
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.federation import Federation, device_of
+from fedray.runtime.learnt import Learnt
 from fedray.runtime.plan import Plan, compile
-from fedray.runtime.probe import row_invariant
 from fedray.runtime.records import EvaluationRecord
 from fedray.runtime.result import EarlyStop, Result, params_of
 from fedray.runtime.round import Training
 from fedray.runtime.schedule import Synchronous, synchronous
-from fedray.runtime.sizes import rehearse
 
 logger = logging.getLogger(__name__)
 ALL_SITES = synchronous()
@@ -218,14 +217,15 @@ class _Run:
         blank = self.federation.call("blank")
         if blank is None:
             return
-        self.plan, why = rehearse(self.plan, state, blank)
+        learnt = self.federation.learnt or Learnt()
+        self.plan, why = learnt.sizes(self.plan, state, blank)
         self.result.plan = self.plan
         for split, program in self.programs.items():
-            self.programs[split], _ = rehearse(program, params_of(state), blank)
+            self.programs[split], _ = learnt.sizes(program, params_of(state), blank)
         self.rehearsal = why
         if not why:
             device = device_of(self.federation.specs)
-            self.result.row_invariant = row_invariant(self.plan, state, blank, device)
+            self.result.row_invariant = learnt.row_invariant(self.plan, state, blank, device)
         if self.result.row_invariant is False:
             logger.warning(
                 "row_invariant=false: sites that are computed together have other bits than alone here; "

@@ -91,7 +91,8 @@ def test_standardising_a_kept_data_set_twice_does_not_standardise_it_again():
 
 def test_trials_on_columns_of_one_scale_read_the_same_rows_and_train_as_one_program(monkeypatch):
     programs = []
-    monkeypatch.setattr(together, "train_together", lambda asked: programs.append(len(asked)) or train(asked))
+    watched = lambda asked, cache: programs.append(len(asked)) or train(asked, cache)  # noqa: E731
+    monkeypatch.setattr(together, "train_together", watched)
     words = [*TOY, "data.prepared=false", "data.standardise=true"]
     assert cli.main(["sweep", *words, "local.lr=0.1,0.3"]) == 0
     assert 2 in programs  # those of the rehearsal are on made-up rows, of each trial alone

@@ -33,7 +33,7 @@ def together(trials):
     meeting, found = Meeting(len(trials)), [None] * len(trials)
 
     def run(place, trial):
-        with meeting.joined():
+        with meeting.joined(place):
             try:
                 found[place] = trial()
             except Exception as error:  # noqa: BLE001 (looked at by the test)
@@ -118,14 +118,14 @@ def test_stop_ends_every_trial_where_it_trains_next():
     data, meeting, ended = sites(), Meeting(2), []
     local = learn.sgd(learn.logistic(6), lr=0.1, batch_size=16)
 
-    def run():
+    def run(place):
         try:
-            with meeting.joined():
+            with meeting.joined(place):
                 trained(data, local.model, local, fr.algorithms.fedavg, 0, rounds=10_000)
         except KeyboardInterrupt:
             ended.append(True)
 
-    threads = [threading.Thread(target=run) for _ in range(2)]
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(2)]
     for thread in threads:
         thread.start()
     meeting.stop()
