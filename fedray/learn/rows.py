@@ -111,7 +111,7 @@ def train_rows(
     seat = together.current()
     if seat is not None and together.fits(local, how, given):
         rates = torch.tensor([[local.rate(keys[0].round)]], dtype=torch.float64)
-        request = together.Request(local, how, schema, start, read, keys, extras, rates, group.cache)
+        request = together.Request(local, how, schema, start, read, keys, extras, rates, group)
         return seat.train(request)
     most = _numbers(given.get("steps"), k, local.steps)
     sizes, taken = read.sizes, steps_of(read.sizes, local.batch_size, local.epochs, most)

@@ -22,7 +22,7 @@ from fedray.learn.layout import layout_of
 from fedray.learn.stacked import KEPT_TRAININGS, Extras, Training
 from fedray.learn.update import Update
 from fedray.rng import Key, Keys
-from fedray.rows import Column, column
+from fedray.rows import Column, Group, column
 from fedray.tree import Flat, Schema
 
 PROGRAM_BYTES = 13 * 2**18  # parameters of a program: what stays in a core's cache, as of a group
@@ -42,7 +42,7 @@ class Request:
     keys: Sequence[Key]
     extras: Extras
     rates: Tensor  # (1, 1) float64
-    cache: dict[Any, Any]
+    group: Group
 
     @property
     def kind(self) -> Any:
@@ -55,7 +55,7 @@ class Request:
     @property
     def settings(self) -> Any:
         """What a training depends on besides numbers that are a trial's own."""
-        kept: dict[int, tuple[Any, Any]] = self.cache.setdefault("settings", {})
+        kept: dict[int, tuple[Any, Any]] = self.group.cache.setdefault("settings", {})
         if id(self.local) not in kept:
             if len(kept) >= KEPT_TRAININGS:
                 kept.pop(next(iter(kept)))
@@ -179,11 +179,9 @@ class Meeting:
                 raise KeyboardInterrupt
             self._waiting.append(mine)
             answered = self._train_if_all_are_here()
-        if answered:
-            self._turn.let_in([each.bell for each in answered if each is not mine])
-        else:
-            self._turn.hand_over()
-            mine.bell.acquire()
+        # who trained goes on in its own place: the last trial then trains every time, in memory it has
+        self._turn.hand_over([each.bell for each in answered])
+        mine.bell.acquire()
         if isinstance(mine.answer, BaseException):
             raise mine.answer
         return mine.answer  # type: ignore[no-any-return]
@@ -271,12 +269,16 @@ def train_together(requests: Sequence[Request], cache: dict[Any, Any]) -> list[U
     losses = torch.empty(len(requests), sites, dtype=torch.float64)
     for program in programs:
         _run(requests, lanes, program, cache, deltas, losses)
+    rows_of = list(deltas)
+    most = torch.maximum(deltas.amax(2), -deltas.amin(2))  # of each row: every trial would look for it alone
+    for request, delta, found in zip(requests, rows_of, most, strict=True):
+        request.group.largest[id(delta)] = (delta, found)
     local = first.local
     steps = steps_of(first.read.sizes, local.batch_size, local.epochs, [local.steps] * sites)
     numbers = [column(found) for found in (first.read.sizes, steps)]
     return [
         Update(Flat(delta, first.schema), *numbers, {"loss": Column(loss, False)})  # type: ignore[arg-type, dict-item]
-        for delta, loss in zip(deltas, losses, strict=True)
+        for delta, loss in zip(rows_of, losses, strict=True)
     ]
 
 

@@ -235,6 +235,12 @@ def total(lanes: np.ndarray, exponent: int, in_place: bool) -> np.ndarray:
     found = lanes[0] if in_place else np.empty(columns)
     bits = LANE_BITS[num_lanes]
     scales = [math.ldexp(1.0, exponent - bits * (lane + 1)) for lane in range(num_lanes)]
+    if columns == 1:  # one number: the same additions without arrays
+        number = 0.0
+        for lane, scale in zip(lanes[::-1, 0].tolist(), reversed(scales), strict=True):
+            number += lane * scale
+        found[0] = number
+        return found
     sums, part = np.empty(min(columns, TOTAL_COLUMNS)), np.empty(min(columns, TOTAL_COLUMNS))
     for start in range(0, columns, TOTAL_COLUMNS):
         stop = min(columns, start + TOTAL_COLUMNS)
