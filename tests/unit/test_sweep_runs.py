@@ -105,6 +105,22 @@ def test_a_transform_is_computed_once_for_all_trials_and_another_one_anew():
     assert first(data) is again(data) and other(data) is not first(data)
 
 
+def test_what_the_open_data_answer_is_asked_once_and_anew_of_other_data_or_of_a_cluster():
+    asked, made = [], Dataset({"a": SiteData({"y": torch.zeros(2)}, {})}, name="one")
+    trees = [
+        {"runtime": {"kind": kind}, "data": {"seed": seed}, "allow": [], "algorithm": {}}
+        for kind, seed in (("in_process", 0), ("in_process", 0), ("in_process", 1), ("cluster", 1),
+                           ("cluster", 1))
+    ]
+    kept, learnt = Kept(), []
+    for tree in trees:
+        kept(tree, lambda: made)
+        kept.once("rows", lambda: asked.append(1))
+        learnt.append(kept.learnt)
+    assert len(asked) == 4
+    assert learnt[0] is learnt[1] and learnt[1] is not learnt[2]
+
+
 def test_trial_that_is_interrupted_ends_without_a_traceback(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(threading, "excepthook", told.append)

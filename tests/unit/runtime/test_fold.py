@@ -187,6 +187,18 @@ def test_the_blocked_fold_has_the_bits_of_the_whole_matrix_fold(k, weigh, dtype,
                 assert total.tobytes() == reference_total(expected, exponent).tobytes()
 
 
+@pytest.mark.parametrize("num_lanes", [2, 3])
+def test_one_number_is_put_together_as_many_are(num_lanes):
+    generator = np.random.default_rng(num_lanes)
+    for exponent in (-3, 0, 30):
+        found = np.rint(generator.standard_normal((num_lanes, 5)) * 2.0**22)
+        whole = lanes.total(found, exponent, in_place=False)
+        for place in range(5):
+            one = lanes.total(found[:, place : place + 1], exponent, in_place=False)
+            assert one.tobytes() == whole[place : place + 1].tobytes()
+    assert not np.signbit(lanes.total(np.full((num_lanes, 1), -0.0), 0, in_place=False))[0]
+
+
 @pytest.mark.parametrize("exponent", [-140, -126, -100, 100, 128, 152, 153, 890])
 @pytest.mark.parametrize("small", [0, 2**14])
 def test_grids_at_the_ends_of_float32_have_the_bits_of_the_whole_matrix_fold(exponent, small, monkeypatch):

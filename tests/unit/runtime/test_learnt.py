@@ -1,0 +1,93 @@
+"""What made-up rows say serves the runs that follow where plan and shapes are equal, and no other."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import fedray as fr
+from fedray import learn
+from fedray.data.site import SiteData
+from fedray.runtime import learnt
+from fedray.runtime.learnt import Learnt
+from fedray.runtime.plan import compile
+
+
+def blank(features=3):
+    return SiteData({"x": torch.zeros(4, features), "y": torch.zeros(4)}, {"train": torch.arange(4)})
+
+
+def plan_of(lr=0.1, features=3):
+    local = learn.sgd(learn.logistic(features), lr=lr, batch_size=2)
+    return compile(fr.algorithms.fedavg(local)), local.model.init(0)
+
+
+def state_of(params):
+    return fr.algorithms.fedavg(learn.sgd(learn.logistic(3), lr=0.1)).init(params)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What was rehearsed and probed, in order."""
+    found = []
+    for name in ("rehearse", "row_invariant"):
+        inner = getattr(learnt, name)
+        monkeypatch.setattr(
+            learnt, name, lambda *given, n=name, f=inner: found.append((n, given[0].digest)) or f(*given)
+        )
+    return found
+
+
+def test_an_equal_plan_is_rehearsed_and_probed_once(asked):
+    known = Learnt()
+    for _ in range(2):
+        plan, params = plan_of()
+        found, why = known.sizes(plan, state_of(params), blank())
+        assert why == "" and found.sizes["delta"].row_bytes > 0
+        assert known.row_invariant(plan, state_of(params), blank(), "cpu") is True
+    assert [name for name, _ in asked] == ["rehearse", "row_invariant"]
+
+
+def test_another_plan_is_rehearsed_anew(asked):
+    known = Learnt()
+    for lr in (0.1, 0.2):
+        plan, params = plan_of(lr)
+        known.sizes(plan, state_of(params), blank())
+    assert len({digest for _, digest in asked}) == 2
+
+
+def test_other_columns_or_another_state_or_device_are_tried_anew(asked):
+    known, (plan, params) = Learnt(), plan_of()
+    known.sizes(plan, state_of(params), blank())
+    more = blank().with_columns(z=torch.zeros(4))
+    known.sizes(plan, state_of(params), more)
+    wide = params.buffer.new_zeros(1, params.schema.stride).double()
+    other = fr.tree.Flat(wide, replace(params.schema, dtype=torch.float64))
+    assert learnt._key(plan, state_of(other), blank()) != learnt._key(plan, state_of(params), blank())
+    assert len(asked) == 2
+    known._is_invariant[learnt._key(plan, state_of(params), blank()), "cuda"] = None
+    assert known.row_invariant(plan, state_of(params), blank(), "cpu") is True
+
+
+def test_a_rehearsal_that_fails_is_tried_again(asked):
+    known, (plan, params) = Learnt(), plan_of()
+    for _ in range(2):
+        assert known.sizes(plan, state_of(params), blank(features=2))[1]
+    assert len(asked) == 2
+
+
+def test_runs_on_one_federation_share_what_was_learnt_only_where_they_are_told_to(asked):
+    data = {"a": blank(), "b": blank()}
+    local = learn.sgd(learn.logistic(3), lr=0.1, batch_size=2)
+
+    def fitted(federation):
+        fr.fit(fr.algorithms.fedavg(local), federation, init=local.model.init(0), rounds=1)
+
+    with fr.simulate(data) as federation:
+        fitted(federation)
+        fitted(federation)
+        assert len(asked) == 4
+        federation.learnt = Learnt()
+        fitted(federation)
+        fitted(federation)
+        assert len(asked) == 6
