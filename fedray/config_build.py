@@ -37,6 +37,15 @@ class Keep(Protocol):
         """Return a transform of sites' data that is computed once for all trials that ask for it."""
         ...
 
+    def once(self, question: Any, ask: Callable[[], Any]) -> Any:
+        """Return what the open data answer to a question, asked the first time only."""
+        ...
+
+    @property
+    def learnt(self) -> Any:
+        """What was found out of plans: a `runtime.learnt.Learnt`."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training:

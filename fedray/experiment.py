@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +141,8 @@ def run(asked: Asked, experiment: "Experiment", show: Show | None, *, here: bool
         also_tell: Any = None) -> Outcome:
     """Train; `here` keeps the aggregator of a run on Ray in this process; `also_tell` is a tracker more."""
     with experiment.federate(here) as federation:
+        if experiment.keep:
+            federation.learnt = experiment.keep.learnt
         phases.ended("processes asked for")
         ready = prepare(experiment, federation)
         phases.ended("sites answered, columns prepared")
@@ -203,7 +206,10 @@ def _refuse_one_class(experiment: "Experiment", federation: Any) -> "tuple[fr.Al
     if data.outcome == "number":
         return ()
     program = label_counts(data.num_classes)
-    counts = fr.compute(program, federation, passes=policies(experiment.passes), seed=experiment.seed)["rows"]
+    rules = policies(experiment.passes)
+    ask = partial(fr.compute, program, federation, passes=rules, seed=experiment.seed)
+    keep = experiment.keep
+    counts = (keep.once(("label counts", fr.compile(program, rules).digest), ask) if keep else ask())["rows"]
     if int((counts > 0).sum()) < 2:
         contract = contract_of(data)
         name = contract.outcome if contract is not None else "y"

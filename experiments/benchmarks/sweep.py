@@ -1,10 +1,12 @@
 """What does a sweep of 32 trials (8 learning rates, 4 seeds) cost against the same trials one by one?
 
     python experiments/benchmarks/sweep.py [--pairs 5] [--trials 32] [--rounds 50] [--processes]
+    python experiments/benchmarks/sweep.py --workload w1 --pairs 3 --trials 8 --rounds 5
 
-The logistic model of W2 (64 features, zero start) over its first 200 sites of 100 training rows and 50 of its
-test rows each, batches of 32, one epoch,
-all sites in every round, default tracker and checkpoint. CPU (user and system) of the whole process tree:
+`w2`: the logistic model of W2 (64 features, zero start) over its first 200 sites of 100 training rows and 50
+of its test rows each. `w1`: the network of W1 (64-128-64-1, started by the trial's seed) over its 200 sites
+and 180,591 training rows. Batches of 32, one epoch, all sites in every round, default tracker and checkpoint.
+CPU (user and system) of the whole process tree:
 
 - `one_by_one`: the trials in one process, start-up excluded (imports, configurations, data, a first trial)
 - `stacked`: the same, trials together as one program (what `fedray sweep` does in one process)
@@ -26,6 +28,7 @@ import sys
 import tempfile
 import time
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,10 @@ import numpy as np
 import psutil
 
 FEATURES, SITES, ROWS, TEST_ROWS = 64, 200, 100, 50
-RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+RATES = {"w2": (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0),
+         "w1": (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15)}
+PARTS = {"w2": ("data._target_=sweep.hospitals", "model=logistic"),
+         "w1": ("data._target_=sweep.skewed_hospitals", "model=mlp", "model.hidden=[128,64]")}
 JOBS = 2
 MODES = ("one_by_one", "stacked", "sweep", "processes")
 TOLERANCE = 1e-5  # of a parameter, between the first layer's product for one trial and for several
@@ -59,6 +65,22 @@ def hospitals() -> Any:
     return Dataset(sites, name="w2", features=tuple(f"x{place}" for place in range(FEATURES)))
 
 
+def skewed_hospitals() -> Any:
+    """Return the sites of W1 and their training rows: which site a test row is of is not kept."""
+    import torch
+    import workloads
+
+    from fedray.data.site import Dataset, SiteData
+    drawn = workloads.draw_w1()
+    x, y = (torch.from_numpy(drawn[name]) for name in ("x", "y"))
+    ends = drawn["offsets"].tolist()
+    sites = {}
+    for site, (begin, end) in enumerate(pairwise(ends)):
+        columns = {"x": x[begin:end].clone(), "y": y[begin:end].clone()}
+        sites[f"site{site:03}"] = Open(SiteData(columns, {"train": torch.arange(end - begin)}))
+    return Dataset(sites, name="w1", features=tuple(f"x{place}" for place in range(FEATURES)))
+
+
 class Open:
     """Answer with a site."""
 
@@ -70,17 +92,18 @@ class Open:
         return self.data
 
 
-def words(rounds: int) -> list[str]:
+def words(workload: str, rounds: int) -> list[str]:
     """Return what all trials share."""
-    return ["experiment=none", "runtime=in_process", "report=none", "data._target_=sweep.hospitals",
-            "model=logistic", "evaluate=none", "local.batch_size=32", f"rounds={rounds}"]
+    return ["experiment=none", "runtime=in_process", "report=none", *PARTS[workload], "evaluate=none",
+            "local.batch_size=32", f"rounds={rounds}"]
 
 
-def trials(count: int, rounds: int) -> list[Any]:
+def trials(workload: str, count: int, rounds: int) -> list[Any]:
     """Return the trials, learning rate by learning rate."""
     from fedray.sweep.space import grid
-    rates, seeds = ",".join(map(str, RATES)), -(-count // len(RATES))
-    return grid([*words(rounds), f"local.lr={rates}", f"seed=range({seeds})"])[:count]
+    rates = RATES[workload]
+    told, seeds = ",".join(map(str, rates)), -(-count // len(rates))
+    return grid([*words(workload, rounds), f"local.lr={told}", f"seed=range({seeds})"])[:count]
 
 
 def tree_cpu() -> float:
@@ -94,7 +117,7 @@ def tree_cpu() -> float:
     return total
 
 
-def in_session(mode: str, count: int, rounds: int, folder: Path) -> dict[str, float]:
+def in_session(mode: str, workload: str, count: int, rounds: int, folder: Path) -> dict[str, float]:
     """Run the trials of a session in this process; return CPU with and without its start, and the time."""
     from fedray import config
     from fedray.sweep.job import Jobs
@@ -104,7 +127,7 @@ def in_session(mode: str, count: int, rounds: int, folder: Path) -> dict[str, fl
         composed = {trial.id: config.compose_run(trial.overrides, allow=["sweep"]) for trial in chosen}
         return Jobs(place, composed)
 
-    first, chosen = trials(JOBS, 1), trials(count, rounds)
+    first, chosen = trials(workload, JOBS, 1), trials(workload, count, rounds)
     first_jobs, jobs = jobs_of(first, folder / "first"), jobs_of(chosen, folder)
     session = {"one_by_one": one_by_one, "sweep": side_by_side, "stacked": stacked}[mode]
     with session(Book(folder / "trials.jsonl")) as run:
@@ -156,7 +179,7 @@ def measure(mode: str, args: argparse.Namespace, folder: Path) -> dict[str, floa
         [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
     if mode == "processes":
         total, started = 0.0, time.perf_counter()
-        for trial in trials(args.trials, args.rounds):
+        for trial in trials(args.workload, args.trials, args.rounds):
             command = [sys.executable, "-m", "fedray", "run", "--json", "--allow", "sweep", *trial.overrides,
                        f"hydra.run.dir='{folder / trial.name}'"]
             process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
@@ -166,8 +189,8 @@ def measure(mode: str, args: argparse.Namespace, folder: Path) -> dict[str, floa
                 sys.exit(f"fedray run ended with exit code {process.returncode}")
             total += usage.ru_utime + usage.ru_stime
         return {"cpu_with_start": total, "wall": time.perf_counter() - started}
-    command = [sys.executable, __file__, "--mode", mode, "--trials", str(args.trials), "--rounds",
-               str(args.rounds), "--folder", str(folder)]
+    command = [sys.executable, __file__, "--mode", mode, "--workload", args.workload, "--trials",
+               str(args.trials), "--rounds", str(args.rounds), "--folder", str(folder)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -188,22 +211,24 @@ def difference(some: list[dict[str, Any]], others: list[dict[str, Any]]) -> floa
 def main() -> int:
     """Print the figures, JSON last; the exit code is 1 where modes give other results."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--workload", choices=tuple(PARTS), default="w2")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--trials", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--modes", default=",".join(MODES), help="which, one_by_one the first")
     parser.add_argument("--processes", action="store_true", help="also a `fedray run` for each trial")
     parser.add_argument("--mode", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.mode:
-        print(json.dumps(in_session(args.mode, args.trials, args.rounds, args.folder)))
+        print(json.dumps(in_session(args.mode, args.workload, args.trials, args.rounds, args.folder)))
         return 0
     ask = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
     print(f"{platform.platform()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; python "
           f"{platform.python_version()}, torch {version('torch')}; commit {commit}; n {args.pairs}; "
-          f"{args.trials} trials of {args.rounds} rounds, {SITES} sites", flush=True)
-    modes = [mode for mode in MODES if mode != "processes" or args.processes]
+          f"{args.trials} trials of {args.rounds} rounds of {args.workload}, {SITES} sites", flush=True)
+    modes = [mode for mode in args.modes.split(",") if mode != "processes" or args.processes]
     found: dict[str, list[dict[str, float]]] = {mode: [] for mode in modes}
     apart: dict[str, float] = {}
     for _ in range(args.pairs):
@@ -211,12 +236,12 @@ def main() -> int:
         for mode, runs in found.items():
             with tempfile.TemporaryDirectory() as place:
                 runs.append(measure(mode, args, Path(place)))
-                params = results(Path(place), trials(args.trials, args.rounds))
+                params = results(Path(place), trials(args.workload, args.trials, args.rounds))
             expected = expected or params
             apart[mode] = max(apart.get(mode, 0.0), difference(params, expected))
             figures = "  ".join(f"{name} {value:.1f} s" for name, value in runs[-1].items())
             print(f"{mode:<12}{figures}", flush=True)
-    print(json.dumps(told(found, apart)))
+    print(json.dumps({"workload": args.workload, **told(found, apart)}))
     return 0 if max(apart.values()) <= TOLERANCE else 1
 
 

@@ -8,6 +8,7 @@ at the server, odd stages at the sites. `toposort` and `stages` are all the anal
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 
@@ -75,7 +76,14 @@ class Graph:
     @property
     def nodes(self) -> list[Node]:
         """Every node, arguments first."""
-        return toposort(self.outputs.values())
+        return list(self._order)
+
+    @cached_property
+    def _order(self) -> tuple[Node, ...]:
+        return tuple(toposort(self.outputs.values()))  # asked for a dozen times while a plan is compiled
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}  # not what was derived
 
     @property
     def reductions(self) -> list[Node]:

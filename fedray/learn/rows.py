@@ -110,11 +110,11 @@ def train_rows(
         return _one_by_one(local, how, group, (params, data, rng), given)
     rows = read.rows
     extras = _extras(local, schema, start, keys, given)
-    meeting = together.current()
-    if meeting is not None and together.fits(local, how, given):
+    seat = together.current()
+    if seat is not None and together.fits(local, how, given):
         rates = torch.tensor([[local.rate(keys[0].round)]], dtype=torch.float64)
-        request = together.Request(local, how, schema, start, read, keys, extras, rates, group.cache)
-        return meeting.train(request)
+        request = together.Request(local, how, schema, start, read, keys, extras, rates, group)
+        return seat.train(request)
     most = _numbers(given.get("steps"), k, local.steps)
     sizes, taken = read.sizes, steps_of(read.sizes, local.batch_size, local.epochs, most)
     lone = {i for i in range(k) if taken[i] <= 1} if OneStep.fits(local, extras, start[0].nbytes) else set()

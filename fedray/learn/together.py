@@ -7,6 +7,7 @@ batches, so the first layer multiplies a batch once for all of them (`lanes` of 
 """
 
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,11 +22,12 @@ from fedray.learn.layout import layout_of
 from fedray.learn.stacked import KEPT_TRAININGS, Extras, Training
 from fedray.learn.update import Update
 from fedray.rng import Key, Keys
-from fedray.rows import Column, column
+from fedray.rows import Column, Group, column
 from fedray.tree import Flat, Schema
 
 PROGRAM_BYTES = 13 * 2**18  # parameters of a program: what stays in a core's cache, as of a group
-_meeting: ContextVar["Meeting | None"] = ContextVar("meeting", default=None)
+Lock = Any  # of threading: a function there, no type
+_seat: ContextVar["Seat | None"] = ContextVar("seat", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Request:
     keys: Sequence[Key]
     extras: Extras
     rates: Tensor  # (1, 1) float64
-    cache: dict[Any, Any]
+    group: Group
 
     @property
     def kind(self) -> Any:
@@ -53,7 +55,7 @@ class Request:
     @property
     def settings(self) -> Any:
         """What a training depends on besides numbers that are a trial's own."""
-        kept: dict[int, tuple[Any, Any]] = self.cache.setdefault("settings", {})
+        kept: dict[int, tuple[Any, Any]] = self.group.cache.setdefault("settings", {})
         if id(self.local) not in kept:
             if len(kept) >= KEPT_TRAININGS:
                 kept.pop(next(iter(kept)))
@@ -73,6 +75,61 @@ class Request:
         )  # fmt: skip
 
 
+class _Turn:
+    """Whose turn it is: one thread runs, and hands over to the one that has waited longest.
+
+    Each waits at a lock of its own, so that handing over wakes one thread and no other.
+    """
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._ready: deque[Lock] = deque()
+        self._is_taken = False
+
+    def take(self) -> None:
+        """Wait for the turn."""
+        with self._guard:
+            if not self._is_taken:
+                self._is_taken = True
+                return
+            bell = _closed()
+            self._ready.append(bell)
+        bell.acquire()
+
+    def hand_over(self, ready: Sequence[Lock] = ()) -> None:
+        """End the turn; `ready` are the bells of threads that need not wait for anything else."""
+        with self._guard:
+            self._ready.extend(ready)
+            self._is_taken = bool(self._ready)
+            if self._ready:
+                self._ready.popleft().release()
+
+    def let_in(self, ready: Sequence[Lock]) -> None:
+        """Say that threads need not wait for anything but the turn."""
+        with self._guard:
+            self._ready.extend(ready)
+            if self._ready and not self._is_taken:
+                self._is_taken = True
+                self._ready.popleft().release()
+
+
+def _closed() -> Lock:
+    """Return a lock at which a thread waits until it is released."""
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    """A trial that waits for its update, or for the error that its training raised."""
+
+    place: int  # of the trial
+    request: Request
+    bell: Lock
+    answer: Any = None
+
+
 class Meeting:
     """Where the trainings of several trials meet. A trial that ends, or fails, leaves.
 
@@ -81,80 +138,90 @@ class Meeting:
     """
 
     def __init__(self, trials: int) -> None:
-        self._condition = threading.Condition()
-        self._turn = threading.Lock()
+        self._turn = _Turn()
+        self._lock = threading.Lock()  # of what follows: `stop` comes from outside
         self._present = trials
-        self._waiting: list[tuple[Request, list[Any]]] = []
+        self._waiting: list[_Waiting] = []
         self._is_stopped = False
+        self._cache: dict[Any, Any] = {}  # of programs: whoever asks first, they have the same buffers
         self.programs = 0  # trainings of several trials at once, for tests and reports
 
     @contextmanager
-    def joined(self) -> Iterator[None]:
-        """Take part from this thread until the block ends."""
-        token = _meeting.set(self)
-        self._turn.acquire()
+    def joined(self, place: int) -> Iterator[None]:
+        """Take part from this thread until the block ends; programs hold trials in the order of places."""
+        token = _seat.set(Seat(self, place))
+        self._turn.take()
         try:
             yield
         finally:
-            _meeting.reset(token)
-            with self._condition:
+            _seat.reset(token)
+            with self._lock:
                 self._present -= 1
-                self._train_if_all_are_here()
-            self._turn.release()
+                answered = self._train_if_all_are_here()
+            self._turn.hand_over([each.bell for each in answered])
 
     def stop(self) -> None:
         """Let every trial end with KeyboardInterrupt where it trains next."""
-        with self._condition:
+        with self._lock:
             self._is_stopped = True
             waiting, self._waiting = self._waiting, []
-            for _, answer in waiting:
-                answer.append(KeyboardInterrupt())
-            self._condition.notify_all()
+        for each in waiting:
+            each.answer = KeyboardInterrupt()
+        self._turn.let_in([each.bell for each in waiting])
 
-    def train(self, request: Request) -> Update:
+    def train(self, place: int, request: Request) -> Update:
         """Wait until every trial has come, and return the update of this one. Raises what its training
         raised.
         """
-        answer: list[Any] = []
-        with self._condition:
+        mine = _Waiting(place, request, _closed())
+        with self._lock:
             if self._is_stopped:
                 raise KeyboardInterrupt
-            self._waiting.append((request, answer))
-            self._train_if_all_are_here()
-        if not answer:
-            self._turn.release()
-            with self._condition:
-                self._condition.wait_for(lambda: answer)
-            self._turn.acquire()
-        found = answer[0]
-        if isinstance(found, BaseException):
-            raise found
-        return found  # type: ignore[no-any-return]
+            self._waiting.append(mine)
+            answered = self._train_if_all_are_here()
+        # who trained goes on in its own place: the last trial then trains every time, in memory it has
+        self._turn.hand_over([each.bell for each in answered])
+        mine.bell.acquire()
+        if isinstance(mine.answer, BaseException):
+            raise mine.answer
+        return mine.answer  # type: ignore[no-any-return]
 
-    def _train_if_all_are_here(self) -> None:
+    def _train_if_all_are_here(self) -> list[_Waiting]:
+        """Train where nobody is missing; return who has an answer now."""
         if not self._waiting or len(self._waiting) < self._present:
-            return
-        waiting, self._waiting = self._waiting, []
-        answers = {id(request): answer for request, answer in waiting}
-        kinds: dict[Any, list[Request]] = {}
-        for request, answer in waiting:
+            return []
+        waiting, self._waiting = sorted(self._waiting, key=lambda each: each.place), []
+        kinds: dict[Any, list[_Waiting]] = {}
+        for each in waiting:
             try:
-                kinds.setdefault(request.kind, []).append(request)
+                kinds.setdefault(each.request.kind, []).append(each)
             except Exception as error:  # noqa: BLE001 (raised again in the thread of its trial)
-                answer.append(error)
+                each.answer = error
         for members in kinds.values():
             for part in _even(members):
-                self._train(part, answers)
-        self._condition.notify_all()
+                self._train(part)
+        return waiting
 
-    def _train(self, requests: list[Request], answers: Mapping[int, list[Any]]) -> None:
+    def _train(self, members: Sequence[_Waiting]) -> None:
         try:
-            found: Sequence[Any] = train_together(requests)
-            self.programs += len(requests) > 1
+            found: Sequence[Any] = train_together([each.request for each in members], self._cache)
+            self.programs += len(members) > 1
         except Exception as error:  # noqa: BLE001 (raised again in the thread of each trial)
-            found = [error] * len(requests)
-        for request, update in zip(requests, found, strict=True):
-            answers[id(request)].append(update)
+            found = [error] * len(members)
+        for each, update in zip(members, found, strict=True):
+            each.answer = update
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A trial's place in a meeting."""
+
+    meeting: Meeting
+    place: int
+
+    def train(self, request: Request) -> Update:
+        """Wait until every trial has come, and return the update of this one."""
+        return self.meeting.train(self.place, request)
 
 
 def _names(keys: Sequence[Key]) -> Any:
@@ -170,25 +237,25 @@ def fits(local: Any, how: Any, given: Mapping[str, Any]) -> bool:
     return is_linear and local.patience is None and not set(given) & {"lr", "steps"}
 
 
-def current() -> Meeting | None:
-    """Return the meeting that this thread takes part in."""
-    return _meeting.get()
+def current() -> Seat | None:
+    """Return the seat of this thread's trial, None where it trains alone."""
+    return _seat.get()
 
 
-def _even(requests: Sequence[Request]) -> list[list[Request]]:
-    """Return requests by seed, seeds with equally many trials in one list: seed by seed, trial by trial."""
-    seeds: dict[int, list[Request]] = {}
-    for request in requests:
-        seeds.setdefault(request.keys[0].seed, []).append(request)
-    sizes: dict[int, list[Request]] = {}
-    for members in seeds.values():
-        sizes.setdefault(len(members), []).extend(members)
+def _even(members: Sequence[_Waiting]) -> list[list[_Waiting]]:
+    """Return trials by seed, seeds with equally many trials in one list: seed by seed, trial by trial."""
+    seeds: dict[int, list[_Waiting]] = {}
+    for each in members:
+        seeds.setdefault(each.request.keys[0].seed, []).append(each)
+    sizes: dict[int, list[_Waiting]] = {}
+    for found in seeds.values():
+        sizes.setdefault(len(found), []).extend(found)
     return list(sizes.values())
 
 
-def train_together(requests: Sequence[Request]) -> list[Update]:
+def train_together(requests: Sequence[Request], cache: dict[Any, Any]) -> list[Update]:
     """Train the groups of several trials: requests of one seed follow each other, equally many of each
-    seed.
+    seed. The cache keeps layouts and buffers for the next round.
     """
     first = requests[0]
     sites, seeds = len(first.keys), len({request.keys[0].seed for request in requests})
@@ -201,19 +268,23 @@ def train_together(requests: Sequence[Request]) -> list[Update]:
     deltas = torch.empty(len(requests), sites, first.schema.stride, dtype=first.schema.dtype)
     losses = torch.empty(len(requests), sites, dtype=torch.float64)
     for program in programs:
-        _run(requests, lanes, program, deltas, losses)
+        _run(requests, lanes, program, cache, deltas, losses)
+    rows_of = list(deltas)
+    most = torch.maximum(deltas.amax(2), -deltas.amin(2))  # of each row: every trial would look for it alone
+    for request, delta, found in zip(requests, rows_of, most, strict=True):
+        request.group.largest[id(delta)] = (delta, found)
     local = first.local
     steps = steps_of(first.read.sizes, local.batch_size, local.epochs, [local.steps] * sites)
     numbers = [column(found) for found in (first.read.sizes, steps)]
     return [
         Update(Flat(delta, first.schema), *numbers, {"loss": Column(loss, False)})  # type: ignore[arg-type, dict-item]
-        for delta, loss in zip(deltas, losses, strict=True)
+        for delta, loss in zip(rows_of, losses, strict=True)
     ]
 
 
 def _run(
-    requests: Sequence[Request], lanes: int, program: Sequence[tuple[int, slice]], deltas: Tensor,
-    losses: Tensor,
+    requests: Sequence[Request], lanes: int, program: Sequence[tuple[int, slice]], cache: dict[Any, Any],
+    deltas: Tensor, losses: Tensor,
 ) -> None:  # fmt: skip
     """Train some sites of some seeds, every lane of them, and put the updates where they belong."""
     first, local, read = requests[0], requests[0].local, requests[0].read
@@ -221,8 +292,9 @@ def _run(
     keys = [key for seed, part in program for key in requests[seed * lanes].keys[part]]
     sizes = [size for _, part in program for size in read.sizes[part]]
     taken = steps_of(sizes, local.batch_size, local.epochs, [local.steps] * len(chosen))
-    plan = layout_of(first.cache, sizes, taken, local.batch_size, chosen[0], first.schema.dtype)
-    kept: dict[Any, Training] = first.cache.setdefault("together", {})
+    layouts = cache.setdefault(("layouts", program[0][1].start), {})  # as many are kept as a group has parts
+    plan = layout_of(layouts, sizes, taken, local.batch_size, chosen[0], first.schema.dtype)
+    kept: dict[Any, Training] = cache.setdefault("together", {})
     shape = (first.schema, first.start.device, len(chosen), plan.width, lanes)
     key = (first.settings, shape)
     if key not in kept:

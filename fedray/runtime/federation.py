@@ -114,6 +114,7 @@ class Federation:
         self.aggregator, self.sites, self.where = aggregator, tuple(sites), where
         self.specs = tuple(specs)
         self.regions = dict(regions or {})
+        self.learnt: Any = None  # a `Learnt` that several runs share: each has its own otherwise
         self._on_close = on_close
         self._sizes: dict[str, int] | None = None
         self._is_closed = False

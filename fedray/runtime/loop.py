@@ -26,6 +26,7 @@ from fedray.errors import CheckpointError, ConfigError, QuorumError, SiteError
 from fedray.runtime import memory
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.federation import Federation, device_of
+from fedray.runtime.learnt import Learnt
 from fedray.runtime.plan import Plan, compile
 from fedray.runtime.records import EvaluationRecord
 from fedray.runtime.rehearsal import ToRehearse
@@ -214,10 +215,12 @@ class _Run:
 
     def learn_sizes(self, state: Any) -> None:
         """Learn the bytes of each name that leaves, and whether rows are invariant, from made-up rows."""
-        device = device_of(self.federation.specs)
-        found = self.federation.call("rehearse", ToRehearse(self.plan, self.programs, state, device))
-        if found is None:
+        blank = self.federation.call("blank")
+        if blank is None:
             return
+        asked = ToRehearse(self.plan, self.programs, state, device_of(self.federation.specs))
+        learnt = self.federation.learnt or Learnt()
+        found = learnt.of(asked, blank, lambda: self.federation.call("rehearse", asked))
         self.plan = self.result.plan = self.plan.with_sizes(found.sizes)
         for split, sizes in found.of_programs.items():
             self.programs[split] = self.programs[split].with_sizes(sizes)

@@ -46,73 +46,44 @@ class Plan:
         """The algorithm and its passes."""
         return self.graph.name
 
-    @cached_property
+    @property
     def last_stage(self) -> int:
         """The highest stage number."""
-        return max(self.stage, default=0)
+        return self._stages.last
 
-    @cached_property
+    @property
     def site_stages(self) -> list[int]:
         """Stages that run at the sites."""
-        return sorted(
-            {
-                stage
-                for stage, node in zip(self.stage, self.nodes, strict=True)
-                if stage % 2 == 1 and node.placement is SITES
-            }
-        )
+        return self._stages.at_sites
 
-    @cached_property
+    @property
     def counting_stage(self) -> int:
         """The last site stage whose reductions reach the server's next state."""
-        reached: set[int] = set()
-        todo = [index for (placement, _), index in self.outputs.items() if placement is SERVER]
-        while todo:
-            index = todo.pop()
-            if index not in reached:
-                reached.add(index)
-                todo.extend(self.args[index])
-        found = [
-            self.stage[i] - 1
-            for i in reached
-            if self.nodes[i].op is Op.REDUCE and self.nodes[i].params["kind"] != "count"
-        ]
-        return max(found, default=max(self.site_stages, default=0))
+        return self._stages.counting
 
     def received(self, stage: int) -> list[int]:
         """Return the BROADCAST and SCATTER nodes whose values the sites need in this stage."""
-        return [
-            i
-            for i, node in enumerate(self.nodes)
-            if node.op in (Op.BROADCAST, Op.SCATTER) and self.stage[i] == stage
-        ]
+        return self._stages.received.get(stage, [])
 
     def reduced(self, stage: int) -> list[int]:
         """Return the reductions that take what this site stage sends."""
-        return [
-            i
-            for i, node in enumerate(self.nodes)
-            if node.op is Op.REDUCE and node.params["kind"] != "count" and self.stage[i] == stage + 1
-        ]
+        return self._stages.reduced.get(stage, [])
 
     def local(self, stage: int) -> list[int]:
         """Return what the sites compute in this stage, arguments first; constants among it."""
-        return [
-            i
-            for i, node in enumerate(self.nodes)
-            if (node.placement is SITES and self.stage[i] == stage) or node.op is Op.CONST
-        ]
+        return self._stages.local.get(stage, [])
 
     def at_server(self, stage: int) -> list[int]:
-        """Return what the server computes in this stage, arguments first."""
-        return [
-            i
-            for i, node in enumerate(self.nodes)
-            if (
-                node.placement is SERVER and self.stage[i] == stage and node.op in (Op.CALL, Op.GET, Op.INPUT)
-            )
-            or node.op is Op.CONST
-        ]
+        """Return what the server computes in this stage, arguments first; constants among it."""
+        return self._stages.at_server.get(stage, [])
+
+    @cached_property
+    def _stages(self) -> "_Stages":
+        """The nodes by stage, looked through once: each round asks a dozen times."""
+        return _Stages(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}  # not what was derived
 
     @property
     def slots(self) -> list[str]:
@@ -122,6 +93,49 @@ class Plan:
     def with_sizes(self, sizes: Mapping[str, Size]) -> "Plan":
         """Return the plan with the bytes of each name that leaves."""
         return replace(self, sizes=dict(sizes))
+
+
+class _Stages:
+    """The nodes of a plan by what is done with them in each stage."""
+
+    def __init__(self, plan: Plan) -> None:
+        placed = list(zip(range(len(plan.nodes)), plan.nodes, plan.stage, strict=True))
+        self.last = max(plan.stage, default=0)
+        self.at_sites = sorted({at for _, node, at in placed if at % 2 == 1 and node.placement is SITES})
+        self.counting = _counting_stage(plan, self.at_sites)
+        self.received: dict[int, list[int]] = {}
+        self.reduced: dict[int, list[int]] = {}
+        self.local: dict[int, list[int]] = {}
+        self.at_server: dict[int, list[int]] = {}
+        for stage in range(self.last + 1):
+            here = [(i, node) for i, node, at in placed if at == stage or node.op is Op.CONST]
+            self.local[stage] = [i for i, node in here if node.op is Op.CONST or node.placement is SITES]
+            at_server = (Op.CALL, Op.GET, Op.INPUT)
+            self.at_server[stage] = [
+                i
+                for i, node in here
+                if node.op is Op.CONST or (node.placement is SERVER and node.op in at_server)
+            ]
+            self.received[stage] = [i for i, node in here if node.op in (Op.BROADCAST, Op.SCATTER)]
+            self.reduced[stage - 1] = [
+                i for i, node in here if node.op is Op.REDUCE and node.params["kind"] != "count"
+            ]
+
+
+def _counting_stage(plan: Plan, site_stages: Sequence[int]) -> int:
+    reached: set[int] = set()
+    todo = [index for (placement, _), index in plan.outputs.items() if placement is SERVER]
+    while todo:
+        index = todo.pop()
+        if index not in reached:
+            reached.add(index)
+            todo.extend(plan.args[index])
+    found = [
+        plan.stage[i] - 1
+        for i in reached
+        if plan.nodes[i].op is Op.REDUCE and plan.nodes[i].params["kind"] != "count"
+    ]
+    return max(found, default=max(site_stages, default=0))
 
 
 def lane_names(node: Node) -> list[str]:

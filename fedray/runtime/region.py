@@ -37,6 +37,7 @@ class Region:
         self.children = {child: _Child(tuple(sites)) for child, sites in children.items()}
         self.home = {site: child for child, sites in children.items() for site in sites}
         self.sites = tuple(self.home)
+        self._asked: tuple[tuple[str, ...], list[str]] = ((), [])  # of a single host, the last time
         # prepare, hello and load calls, for a host that starts again
         self.setup: list[tuple[str, tuple[Any, ...]]] = []
         self.stateful: set[str] = set()  # plans whose sites keep state: only they are replayed
@@ -48,7 +49,12 @@ class Region:
     def by_child(self, sites: Iterable[str]) -> dict[str, list[str]]:
         """Deal sites to the hosts that hold them; a host without one is not in it."""
         if len(self.children) == 1:
-            mine = [site for site in sites if site in self.home]
+            if isinstance(sites, tuple) and sites == self._asked[0]:
+                mine = self._asked[1]
+            else:
+                mine = [site for site in sites if site in self.home]
+            if isinstance(sites, tuple):
+                self._asked = (sites, mine)
             return dict.fromkeys(self.children, mine) if mine else {}
         found: dict[str, list[str]] = {}
         for site in sites:

@@ -104,6 +104,13 @@ class Total:
             target.numpy()[:] = block
         return self._shaped(found)
 
+    def number(self) -> float:
+        """Return the only number: the same additions without arrays."""
+        found = 0.0
+        for lane in range(len(self._scales) - 1, -1, -1):
+            found += sum(float(array[lane, 0]) for array in self._arrays) * self._scales[lane]
+        return found
+
     def divided(self, weight: float, dtype: torch.dtype) -> Tensor:
         """Return the mean: one division in float64 and one rounding to the dtype."""
         found, quotient = torch.empty(self.size, dtype=dtype), np.empty(min(self.size, COLUMNS))
@@ -180,7 +187,7 @@ def result(parts: Sequence[LaneSum], exponents: Sequence[int], is_exact: bool) -
     for index, (exponent, leaf) in enumerate(zip(exponents, specs(spec), strict=True)):
         total = Total([part.arrays[index] for part in summed], exponent, leaf)
         if leaf.dtype is None:
-            leaves.append(float(total.whole()))
+            leaves.append(total.number())
         else:
             leaves.append(total if leaf.dtype.is_floating_point else total.whole())
     found = ExactSum(tree.replace_leaves(spec, leaves), [leaf.dtype for leaf in specs(spec)])

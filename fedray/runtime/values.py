@@ -96,6 +96,8 @@ def largest(numbers: Tensor, k: int, group: Group | None = None) -> Tensor:
     flat = numbers.detach().reshape(k, -1)
     if not flat.shape[1]:
         found = flat.new_zeros(k)
+    elif flat.shape[1] == 1:
+        found = flat.abs().view(k)
     elif k == 1:
         least, most = torch.aminmax(flat)
         found = torch.maximum(most, -least).view(1)

@@ -16,6 +16,7 @@ from ray import exceptions as ray_errors
 
 from fedray.config_build import OF_THE_RUN
 from fedray.data.site import Dataset, Open, SiteData
+from fedray.runtime.learnt import Learnt
 from fedray.runtime.ray_transport import start_ray
 
 MAX_KEEPERS = 4  # processes that open sites side by side; each costs the import of torch once a sweep
@@ -35,6 +36,8 @@ class Kept:
         self._data: Dataset | None = None
         self._keepers: list[Any] = []
         self._transform: Once | None = None
+        self._found: dict[Any, Any] = {}
+        self.learnt = Learnt()  # of plans, by the trials before
         self._lock = threading.Lock()
 
     def __call__(self, tree: Mapping[str, Any], make: Callable[[], Dataset]) -> Dataset:
@@ -68,9 +71,21 @@ class Kept:
                 self._transform = Once(transform)
             return self._transform
 
+    def once(self, question: Any, ask: Callable[[], Any]) -> Any:
+        """Return what the open data answer to a question, asked the first time only.
+
+        A cluster's sites are not opened here, and their data may change: they are asked every time.
+        """
+        if self._key is None or self._key[0] not in ("in_process", "ray"):
+            return ask()
+        if question not in self._found:
+            self._found[question] = ask()
+        return self._found[question]
+
     def close(self) -> None:
-        """Forget the data and end the keepers."""
+        """Forget the data and what was found in them, and end the keepers."""
         end_keepers(self._keepers)
+        self._found, self.learnt = {}, Learnt()
         self._keepers, self._data, self._transform = [], None, None
 
 

@@ -91,7 +91,8 @@ def test_standardising_a_kept_data_set_twice_does_not_standardise_it_again():
 
 def test_trials_on_columns_of_one_scale_read_the_same_rows_and_train_as_one_program(monkeypatch):
     programs = []
-    monkeypatch.setattr(together, "train_together", lambda asked: programs.append(len(asked)) or train(asked))
+    watched = lambda asked, cache: programs.append(len(asked)) or train(asked, cache)  # noqa: E731
+    monkeypatch.setattr(together, "train_together", watched)
     words = [*TOY, "data.prepared=false", "data.standardise=true"]
     assert cli.main(["sweep", *words, "local.lr=0.1,0.3"]) == 0
     assert 2 in programs  # those of the rehearsal are on made-up rows, of each trial alone
@@ -102,6 +103,22 @@ def test_a_transform_is_computed_once_for_all_trials_and_another_one_anew():
     kept(config.to_plain(config.compose(*TOY, "runtime=in_process")), lambda: Dataset({"a": int}))
     first, again, other = (kept.shared(transform) for transform in (Doubled(2), Doubled(2), Doubled(3)))
     assert first(data) is again(data) and other(data) is not first(data)
+
+
+def test_what_the_open_data_answer_is_asked_once_and_anew_of_other_data_or_of_a_cluster():
+    asked, made = [], Dataset({"a": SiteData({"y": torch.zeros(2)}, {})}, name="one")
+    trees = [
+        {"runtime": {"kind": kind}, "data": {"seed": seed}, "allow": [], "algorithm": {}}
+        for kind, seed in (("in_process", 0), ("in_process", 0), ("in_process", 1), ("cluster", 1),
+                           ("cluster", 1))
+    ]
+    kept, learnt = Kept(), []
+    for tree in trees:
+        kept(tree, lambda: made)
+        kept.once("rows", lambda: asked.append(1))
+        learnt.append(kept.learnt)
+    assert len(asked) == 4
+    assert learnt[0] is learnt[1] and learnt[1] is not learnt[2]
 
 
 def test_trial_that_is_interrupted_ends_without_a_traceback(tmp_path, monkeypatch):

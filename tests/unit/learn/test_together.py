@@ -9,6 +9,7 @@ from torch import nn
 import fedray as fr
 from fedray import learn
 from fedray.data.site import SiteData
+from fedray.learn import together as together_module
 from fedray.learn.together import Meeting
 
 SIZES = (40, 5, 17, 64, 33, 90)
@@ -28,19 +29,19 @@ def trained(data, model, local, make, seed, rounds=4):
         return fr.fit(make(local), federation, init=model.init(0), rounds=rounds, seed=seed).params
 
 
-def together(trials):
+def together(trials, step=1):
     """Run functions in threads that share a meeting; return results (or errors) in order, and the meeting."""
     meeting, found = Meeting(len(trials)), [None] * len(trials)
 
     def run(place, trial):
-        with meeting.joined():
+        with meeting.joined(place):
             try:
                 found[place] = trial()
             except Exception as error:  # noqa: BLE001 (looked at by the test)
                 found[place] = error
 
     threads = [threading.Thread(target=run, args=pair) for pair in enumerate(trials)]
-    for thread in threads:
+    for thread in threads[::step]:
         thread.start()
     for thread in threads:
         thread.join(60)
@@ -120,17 +121,56 @@ def test_stop_ends_every_trial_where_it_trains_next():
     data, meeting, ended = sites(), Meeting(2), []
     local = learn.sgd(learn.logistic(6), lr=0.1, batch_size=16)
 
-    def run():
+    def run(place):
         try:
-            with meeting.joined():
+            with meeting.joined(place):
                 trained(data, local.model, local, fr.algorithms.fedavg, 0, rounds=10_000)
         except KeyboardInterrupt:
             ended.append(True)
 
-    threads = [threading.Thread(target=run) for _ in range(2)]
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(2)]
     for thread in threads:
         thread.start()
     meeting.stop()
     for thread in threads:
         thread.join(60)
     assert ended == [True, True]
+
+
+def some_trials(data, rates=(0.05, 0.1, 0.3), rounds=4):
+    locals_ = [learn.sgd(learn.mlp(6, (8,)), lr=lr, batch_size=16) for lr in rates]
+    return [lambda u=u: trained(data, u.model, u, fr.algorithms.fedavg, 0, rounds) for u in locals_]
+
+
+def test_a_program_has_its_buffers_and_its_thread_from_round_to_round(monkeypatch):
+    made, threads = [], []
+    inner, train = together_module.Training, together_module.train_together
+    monkeypatch.setattr(
+        together_module, "Training", lambda *given: made.append(given[-1]) or inner(*given)
+    )
+    monkeypatch.setattr(
+        together_module, "train_together",
+        lambda asked, cache: threads.append((len(asked), threading.get_ident())) or train(asked, cache),
+    )  # fmt: skip
+    together(some_trials(sites(), rounds=5))
+    assert made.count(3) == 1
+    whole = [thread for trials, thread in threads if trials == 3]
+    assert len(whole) == 5 and len(set(whole)) == 1
+
+
+def test_bits_do_not_depend_on_which_thread_starts_first():
+    data = sites()
+    first, _ = together(some_trials(data))
+    second, _ = together(some_trials(data), step=-1)
+    assert all(torch.equal(one.buffer, other.buffer) for one, other in zip(first, second, strict=True))
+
+
+def test_made_up_rows_of_a_rehearsal_wait_for_no_other_trial(monkeypatch):
+    asked = []
+    train = together_module.train_together
+    monkeypatch.setattr(
+        together_module, "train_together", lambda given, cache: asked.append(given) or train(given, cache)
+    )
+    together(some_trials(sites(), rounds=1))
+    assert [len(requests) for requests in asked] == [3]
+    assert all(len(request.keys) == len(SIZES) for request in asked[0])

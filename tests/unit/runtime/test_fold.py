@@ -194,6 +194,19 @@ def test_the_blocked_fold_has_the_bits_of_the_whole_matrix_fold(k, weigh, dtype,
                 assert total.numpy().tobytes() == summed
 
 
+@pytest.mark.parametrize("num_lanes", [2, 3])
+def test_one_number_is_put_together_as_many_are(num_lanes):
+    generator = np.random.default_rng(num_lanes)
+    spec = fold.LeafSpec((), torch.float32 if num_lanes == 2 else None, None)
+    for exponent in (-3, 0, 30):
+        parts = [np.rint(generator.standard_normal((num_lanes, 5)) * 2.0**22) for _ in range(2)]
+        whole = totals.Total(parts, exponent, fold.LeafSpec((5,), spec.dtype, None)).whole().numpy()
+        for place in range(5):
+            one = totals.Total([part[:, place : place + 1] for part in parts], exponent, spec).number()
+            assert np.float64(one).tobytes() == whole[place : place + 1].tobytes()
+    assert not np.signbit(totals.Total([np.full((num_lanes, 1), -0.0)], 0, spec).number())
+
+
 @pytest.mark.parametrize("exponent", [-140, -126, -100, 100, 128, 152, 153, 890])
 @pytest.mark.parametrize("small", [0, 2**14])
 def test_grids_at_the_ends_of_float32_have_the_bits_of_the_whole_matrix_fold(exponent, small, monkeypatch):
