@@ -7,12 +7,15 @@ what travels to the process that trains.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedray import config
 from fedray.config import Composed
 from fedray.rundir import RunDirectory
 from fedray.sweep.trials import DONE, INTERRUPTED, Trial
+
+if TYPE_CHECKING:
+    from fedray.config_build import Keep
 
 IN_PROCESS = "runtime=in_process"  # of trials side by side: they are spread over processors before sites are
 
@@ -24,7 +27,7 @@ class Order:
     trial: Trial
     composed: Composed
 
-    def run(self, keep: Any, tracker: Any = None) -> dict[str, Any]:
+    def run(self, keep: "Keep", tracker: Any = None) -> dict[str, Any]:
         """Train and say what it came to."""
         from fedray.experiment import start
         outcome = start(self.composed, live=False, keep=keep, tracker=tracker)

@@ -25,6 +25,7 @@ from fedray import config
 from fedray.config import Composed
 from fedray.data.site import Dataset
 from fedray.errors import ConfigError, FedrayError
+from fedray.runtime.learnt import Learnt
 from fedray.runtime.ray_transport import start_ray
 from fedray.sweep.job import IN_PROCESS, Order, close_run, numbers
 from fedray.sweep.kept import data_key, end_keepers, from_keepers, start_keepers
@@ -52,6 +53,19 @@ class Given:
     def __call__(self, tree: Mapping[str, Any], make: Callable[[], Dataset]) -> Dataset:
         """Return the data of a configuration."""
         return self.data if data_key(tree) == self.key else make()
+
+    def shared(self, transform: Any) -> Any:
+        """Return the transform: a tuned trial is alone in its process."""
+        return transform
+
+    def once(self, question: Any, ask: Callable[[], Any]) -> Any:
+        """Ask."""
+        return ask()
+
+    @property
+    def learnt(self) -> Learnt:
+        """Nothing yet."""
+        return Learnt()
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def test_failed_trials_cost_themselves_alone_and_say_why(tmp_path, capfd):
 
 
 def test_metric_that_is_not_there_fails_the_trial_and_names_those_that_are(tmp_path):
-    words = [*WORDS, f"+data.log={tmp_path}/opened", "local.lr=interval(0.1,1)"]
+    words = [*WORDS, f"+data.log={tmp_path}/opened", "++data.standardise=true", "local.lr=interval(0.1,1)"]
     assert cli.main(["sweep", *OWN, "--tune", "1", "--metric", "beauty", *words]) == 1
     (folder,) = Path("runs").glob("*-sweep-debug")
     (line,) = book_of(folder)
