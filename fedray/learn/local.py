@@ -151,6 +151,15 @@ class LocalTraining:
         """Return the learning rate of a round."""
         return float(self.lr(round) if callable(self.lr) else self.lr)
 
+    @property
+    def momentum(self) -> float | None:
+        """The momentum of gradient descent, 0 for plain steps; None where steps follow another rule."""
+        return self.rule.momentum if isinstance(self.rule, SgdRule) else None
+
+    def steps_at(self, data: Any, rng: Key) -> int:
+        """Return how many steps a training on these rows takes, unless it is told another number."""
+        return count_steps(num_rows(training_rows(data)), self.batch_size, self.epochs, self.steps)
+
     def init_state(self, params: Flat) -> dict[str, Any]:
         """Return the optimizer state before the first step, for `with_state`."""
         return {"count": 0, **{name: tree.zeros_like(params) for name in self.rule.slots}}
