@@ -27,7 +27,11 @@ class Update:
 
 
 class LocalUpdate(Protocol):
-    """Train at a site. Writes to none of its inputs; the same arguments give the same bits."""
+    """Train at a site. Writes to none of its inputs; the same arguments give the same bits.
+
+    Some algorithms ask for more, and say so: `momentum` (0 where it is not there, None for rules other than
+    gradient descent), `gradient(params, data)` over all training rows, `steps_at(data, rng)`.
+    """
 
     @property
     def lr(self) -> float | Callable[[int], float]:

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 import fedray as fr
-from fedray.data.site import SiteData
 from tests.unit.algorithms.cases import (
     AT_ZERO,
     COHORTS,
@@ -15,12 +14,12 @@ from tests.unit.algorithms.cases import (
     kept,
     quadratic,
     settled,
-    sites,
     tables,
     trained,
     two_quadratics,
     uneven,
     vector,
+    with_statistics,
 )
 from tests.unit.runtime.toy import Breaks
 
@@ -106,13 +105,7 @@ def test_feddyn_reaches_the_optimum_under_full_and_cyclic_participation(schedule
 
 
 def test_statistics_of_batches_are_averaged_whatever_the_memory():
-    model = fr.learn.from_module(
-        torch.nn.Sequential(torch.nn.BatchNorm1d(NUM_FEATURES), torch.nn.Linear(NUM_FEATURES, 1)),
-        task="number",
-    )
-    data = {
-        site: SiteData({"x": table["x"].float(), "y": table["y"].float()}) for site, table in sites().items()
-    }
+    model, data = with_statistics()
     local = fr.learn.sgd(model, lr=0.01, steps=1)
     found = [
         trained(fr.algorithms.feddyn(local, NUM_SITES, alpha), data, 1, fr.synchronous(), model.init(0))[0]

@@ -7,7 +7,6 @@ import torch
 import fedray as fr
 from fedray import tree
 from fedray.algorithms.scaling import scaled, squared_norm
-from fedray.data.site import SiteData
 from fedray.testing import check_rows
 from tests.unit.algorithms.cases import (
     COHORTS,
@@ -17,12 +16,12 @@ from tests.unit.algorithms.cases import (
     STEPS,
     quadratic,
     settled,
-    sites,
     tables,
     trained,
     two_quadratics,
     uneven,
     vector,
+    with_statistics,
 )
 
 
@@ -92,13 +91,7 @@ def test_a_round_without_any_change_keeps_the_parameters():
 
 
 def test_statistics_of_batches_are_averaged_and_in_no_norm():
-    model = fr.learn.from_module(
-        torch.nn.Sequential(torch.nn.BatchNorm1d(NUM_FEATURES), torch.nn.Linear(NUM_FEATURES, 1)),
-        task="number",
-    )
-    data = {
-        site: SiteData({"x": table["x"].float(), "y": table["y"].float()}) for site, table in sites().items()
-    }
+    model, data = with_statistics()
     local = fr.learn.sgd(model, lr=0.01, steps=1)
     plain = trained(fr.algorithms.fedavg(local, weighted=False), data, 1, fr.synchronous(), model.init(0))[0]
     longer = trained(
