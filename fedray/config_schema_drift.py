@@ -58,10 +58,10 @@ class Fednova:
 
 
 @dataclass
-class Mime:
-    """Local steps with the momentum of the server, which they do not change."""
+class Mimelite:
+    """Local steps with the momentum of the server, which they do not change; one exchange a round."""
 
-    _target_: str = "fedray.algorithms.mime"
+    _target_: str = "fedray.algorithms.mimelite"
     momentum: float = 0.9
     """Share of the momentum that is kept from round to round."""
     server_lr: float = 1.0
@@ -71,7 +71,9 @@ class Mime:
 
 
 @dataclass
-class Mimelite(Mime):
-    """MIME without the correction of drift, in one exchange a round."""
+class Mime(Mimelite):
+    """MIMELite with a correction of drift, in two exchanges a round."""
 
-    _target_: str = "fedray.algorithms.mimelite"
+    _target_: str = "fedray.algorithms.mime"
+    control: str = "batch"
+    """batch: the correction is taken on the batch of a step, as in the paper; rows: on all rows of a site."""

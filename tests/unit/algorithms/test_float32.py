@@ -16,6 +16,7 @@ MAKE = {
     "fedlin": A.fedlin,
     "fednova": A.fednova,
     "mime": A.mime,
+    "mime_rows": lambda local: A.mime(local, control="rows"),
     "mimelite": A.mimelite,
 }
 
