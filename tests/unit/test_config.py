@@ -132,6 +132,13 @@ def test_cyclic_brings_its_schedule_and_refuses_another():
     ]
 
 
+def test_settings_of_algorithms_against_drift_are_checked_with_their_fix():
+    assert "algorithm.control=batch" in problems_of("algorithm=mime", "algorithm.control=site")[0]
+    assert "algorithm.eps=0.001" in problems_of("algorithm=fedexp", "algorithm.eps=0")[0]
+    assert "algorithm.alpha=0.1" in problems_of("algorithm=feddyn", "algorithm.alpha=-1")[0]
+    assert "algorithm.momentum=0.9" in problems_of("algorithm=mimelite", "algorithm.momentum=1.0")[0]
+
+
 def test_pooled_is_refused_on_a_cluster():
     found = problems_of("algorithm=pooled", "runtime=ray_cluster", "runtime.address=auto")
     assert len(found) == 1 and "real federation" in found[0]
