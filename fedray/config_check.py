@@ -16,6 +16,7 @@ from fedray import config_targets
 from fedray.config_schema import Config
 
 Tree = Mapping[str, Any]
+CYCLIC = "fedray.algorithms.cyclic"
 DEVICES = re.compile(r"cpu|cuda(:\d+)?")
 
 
@@ -100,6 +101,9 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "local.pos_weight": (lambda v: v > 0, "above 0, or null", "null"),
     "local.patience": (lambda v: v >= 1, "at least 1, or null", "null"),
     "algorithm.mu": (lambda v: v >= 0, "0 or more", 0.01),
+    "algorithm.alpha": (lambda v: v >= 0, "0 or more", 0.1),
+    "algorithm.eps": (lambda v: v > 0, "above 0", 0.001),
+    "algorithm.momentum": (lambda v: 0 <= v < 1, "in [0, 1)", 0.9),
     "algorithm.prox": (lambda v: v >= 0, "0 or more", 0.1),
     "algorithm.server_lr": (lambda v: v > 0, "above 0", 1.0),
     "algorithm.optimizer.tau": (lambda v: v > 0, "above 0", 0.001),
@@ -183,8 +187,14 @@ def _extras(tree: Tree) -> Iterator[str]:
 def _pairs(tree: Tree) -> Iterator[str]:
     runtime = tree.get("runtime") or {}
     algorithm = tree.get("algorithm") or {}
+    cohort = (tree.get("schedule") or {}).get("cohort", 1)
+    if algorithm.get("_target_") == CYCLIC and not (isinstance(cohort, int) and cohort == 1):
+        yield "algorithm=cyclic takes the model to one site a round. Fix: schedule=cyclic"
     if algorithm.get("option", "II") not in ("I", "II"):
         yield f"algorithm.option={algorithm['option']} is neither I nor II. Fix: algorithm.option=II"
+    if algorithm.get("control", "batch") not in ("batch", "rows"):
+        control = algorithm["control"]
+        yield f"algorithm.control={control} is neither batch nor rows. Fix: algorithm.control=batch"
     if runtime.get("kind") == "cluster" and algorithm.get("pooled"):
         yield ("algorithm=pooled brings all rows to one place and is refused on a real federation. "
                "Fix: runtime=ray_local, or algorithm=fedavg")

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Any
 
 from fedray import config_schema_data as data
+from fedray import config_schema_drift as drift
 from fedray import config_schema_learn as learn
 from fedray.config_schema_data import MISSING
 
@@ -86,6 +87,7 @@ class Sampling(Enum):
     poisson = "poisson"
     weighted = "weighted"
     cyclic = "cyclic"
+    shuffled = "shuffled"
 
 
 OnFailure = Enum("OnFailure", ["retry", "skip", "raise"])  # written this way since `raise` is a keyword
@@ -99,7 +101,7 @@ class Synchronous:
     cohort: Any = 1.0
     """Sites asked per round: a fraction in (0, 1] with a decimal point, or a number of sites without one."""
     sampling: Sampling = Sampling.uniform
-    """How the cohort is drawn: uniform, poisson, weighted or cyclic."""
+    """How the cohort is drawn: uniform, poisson, weighted, cyclic or shuffled."""
     quorum: float = 0.8
     """Share of the asked sites that must be counted, in (0, 1]."""
     deadline_s: float | None = None
@@ -241,11 +243,14 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "algorithm": {"fedsgd": learn.Fedsgd, "fedavg": learn.Fedavg, "fedavgm": learn.Fedavgm,
                   "fedadagrad": learn.Fedadagrad, "fedadam": learn.Fedadam, "fedyogi": learn.Fedyogi,
                   "fedprox": learn.Fedprox, "scaffold": learn.Scaffold, "ditto": learn.Ditto,
-                  "local_only": learn.LocalOnly, "pooled": learn.Pooled, "one_shot": learn.OneShot},
+                  "local_only": learn.LocalOnly, "pooled": learn.Pooled, "one_shot": learn.OneShot,
+                  "cyclic": drift.Cyclic, "feddyn": drift.Feddyn, "fedexp": drift.Fedexp,
+                  "fedlin": drift.Fedlin, "fednova": drift.Fednova, "mime": drift.Mime,
+                  "mimelite": drift.Mimelite},
     "compression": {"none": Nothing}, "privacy": {"none": Nothing}, "robustness": {"none": Nothing},
     "secure": {"none": Nothing}, "policy": {"open": Nothing, "hospital": Hospital},
     "topology": {"flat": Nothing, "regions": Regions},
-    "schedule": {"synchronous": Synchronous},
+    "schedule": {"synchronous": Synchronous, "cyclic": Synchronous},
     "runtime": {"in_process": InProcess, "ray_local": RayLocal, "ray_cluster": Cluster},
     "evaluate": {"default": Evaluate, "none": Nothing},
     "tracker": {"jsonl": Jsonl, "none": Nothing},

@@ -7,6 +7,7 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "budget": ("budgeted", "Budgeted"),
     "local": ("sgd", "adamw", "LocalTraining"),
     "models": ("Model", "logistic", "linear", "mlp", "cnn", "gru", "bag_of_embeddings", "from_module"),
     "update": ("Update", "LocalUpdate"),
@@ -15,6 +16,7 @@ _HOMES = {
 }
 _MODULES = (
     "batches",
+    "budget",
     "dropout",
     "functional",
     "intervals",

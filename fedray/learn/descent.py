@@ -29,8 +29,12 @@ class Pull(NamedTuple):
 class Descent:
     """The vectors of one local training."""
 
-    def __init__(self, local: "LocalTraining", params: Flat, rng: Key) -> None:
+    def __init__(
+        self, local: "LocalTraining", params: Flat, rng: Key, reference: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.local = local
+        fixed = None if reference is None else tree.flatten(reference, params.schema)
+        self.reference = None if fixed is None else Descent(local, fixed, rng)
         self.flat = Flat(params.buffer.detach().clone(), params.schema)
         trainable = params.schema.trainable
         self.weights = self.flat.buffer[0, :trainable]
@@ -54,7 +58,10 @@ class Descent:
         return factors
 
     def differentiate(self, batch: Batch, number: int = 0) -> Tensor:
-        """Put the gradient of the loss in step `number` into `gradient` and return the loss."""
+        """Put the gradient of the loss in step `number` into `gradient` and return the loss.
+
+        With a reference its gradient, on the same batch and penalties included, is subtracted.
+        """
         if self.step is not None:
             self.step.step = number
         local, given = self.local, {**self.leaves, **self.still}
@@ -68,7 +75,16 @@ class Descent:
         else:
             found = torch.autograd.grad(loss, list(self.leaves.values()), materialize_grads=True)
         torch._foreach_copy_(self.slots, list(found))
+        if self.reference is not None:
+            self.gradient.sub_(self.reference.penalised(batch, number))
         return loss.detach()
+
+    def penalised(self, batch: Batch, number: int = 0) -> Tensor:
+        """Return the gradient of loss and l2 penalty on a batch."""
+        self.differentiate(batch, number)
+        if self.penalty is not None:
+            self.gradient.addcmul_(self.weights, self.penalty)
+        return self.gradient
 
     def _loss(self, given: Mapping[str, Tensor], batch: Batch) -> Tensor:
         model = self.local.model

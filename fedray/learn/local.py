@@ -3,8 +3,9 @@
 The loop works on one flat vector: leaves are views of it, gradients are collected in another, and a step is a
 few operations over whole vectors. The gradient of a step is, in this order,
   loss + l2/2 ||w||^2 + prox/2 ||w - anchor||^2, clipped to `clip_norm`, plus `correction`;
-what the rule adds (weight decay, momentum) comes after. Momentum and moments start at zero in every round; an
-algorithm that wants to keep them calls `with_state` and keeps what it returns in its site state.
+with a `reference` (plain form only) the gradient of loss and l2 there, on the same batch, is taken off before
+clipping. What the rule adds (weight decay, momentum) comes after. Momentum and moments start at zero in every
+round; an algorithm that wants to keep them calls `with_state` and keeps what it returns in its site state.
 
 This loop is the plain form. Where a model is a chain of known layers, the sites of a group are trained as one
 program instead (`rows.py`, `stacked.py`), one site alone too; the two agree to float rounding.
@@ -151,6 +152,15 @@ class LocalTraining:
         """Return the learning rate of a round."""
         return float(self.lr(round) if callable(self.lr) else self.lr)
 
+    @property
+    def momentum(self) -> float | None:
+        """The momentum of gradient descent, 0 for plain steps; None where steps follow another rule."""
+        return self.rule.momentum if isinstance(self.rule, SgdRule) else None
+
+    def steps_at(self, data: Any, rng: Key) -> int:
+        """Return how many steps a training on these rows takes, unless it is told another number."""
+        return count_steps(num_rows(training_rows(data)), self.batch_size, self.epochs, self.steps)
+
     def init_state(self, params: Flat) -> dict[str, Any]:
         """Return the optimizer state before the first step, for `with_state`."""
         return {"count": 0, **{name: tree.zeros_like(params) for name in self.rule.slots}}
@@ -171,6 +181,7 @@ class LocalTraining:
         prox: float | None = None,
         lr: float | None = None,
         steps: int | None = None,
+        reference: Mapping[str, Tensor] | None = None,
     ) -> KeptUpdate:
         """Train from `params` and an optimizer state (`init_state`), and return both.
 
@@ -183,11 +194,10 @@ class LocalTraining:
         limit = self.steps if steps is None else steps
         most = count_steps(num_rows(rows), self.batch_size, self.epochs, limit)
         watch = None if valid is None else Watch(self, num_rows(rows), most)
-        descent = Descent(self, params, rng)
+        descent = Descent(self, params, rng, reference)
         kept = tree.clone(self.init_state(params) if state is None else dict(state))
         vectors = {name: kept[name].buffer[0, : params.schema.trainable] for name in self.rule.slots}
-        total = torch.zeros((), dtype=torch.float64, device=descent.weights.device)
-        seen = done = 0
+        total, seen, done = torch.zeros((), dtype=torch.float64, device=descent.weights.device), 0, 0
         for batch in batches(rows, self.batch_size, most, rng, descent.weights.device):
             total += descent.differentiate(batch, done) * num_rows(batch)
             seen, done = seen + num_rows(batch), done + 1
@@ -209,10 +219,8 @@ class LocalTraining:
         rows, found = training_rows(data), tree.zeros_like(params)
         if num_rows(rows):
             descent = Descent(self, params, rng or Key(0, 0, ""))
-            descent.differentiate({name: column.to(params.buffer.device) for name, column in rows.items()})
-            if descent.penalty is not None:
-                descent.gradient.addcmul_(descent.weights, descent.penalty)
-            found.buffer[0, : params.schema.trainable] = descent.gradient
+            whole = {name: column.to(params.buffer.device) for name, column in rows.items()}
+            found.buffer[0, : params.schema.trainable] = descent.penalised(whole)
         return found
 
     def pull_of(self, has_anchor: bool, prox: float | None) -> float:

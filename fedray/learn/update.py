@@ -27,7 +27,12 @@ class Update:
 
 
 class LocalUpdate(Protocol):
-    """Train at a site. Writes to none of its inputs; the same arguments give the same bits."""
+    """Train at a site. Writes to none of its inputs; the same arguments give the same bits.
+
+    Some algorithms ask for more, and say so: `momentum` (0 where it is not there, None for rules other than
+    gradient descent), `gradient(params, data)` over all training rows, `steps_at(data, rng)`, and the extra
+    `reference`: parameters whose gradient, on the batch of each step, is subtracted (MIME).
+    """
 
     @property
     def lr(self) -> float | Callable[[int], float]:

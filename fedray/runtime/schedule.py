@@ -12,7 +12,7 @@ import torch
 from fedray.errors import ScheduleError
 from fedray.rng import SERVER, Key
 
-SAMPLINGS = ("uniform", "poisson", "weighted", "cyclic")
+SAMPLINGS = ("uniform", "poisson", "weighted", "cyclic", "shuffled")
 ON_FAILURE = ("retry", "skip", "raise")
 
 
@@ -63,8 +63,8 @@ class Synchronous:
         """Return the sites that round `round` asks, in a stated order: sorted by id, as `sites` are given."""
         names = sites
         size = self.expected_cohort(len(names))
-        if self.sampling == "cyclic":
-            return tuple(sorted({names[(round * size + i) % len(names)] for i in range(size)}))
+        if self.sampling in ("cyclic", "shuffled"):
+            return tuple(sorted({names[place] for place in self._in_turn(round, seed, len(names), size)}))
         if size == len(names) and self.sampling != "poisson":
             return tuple(names)
         generator = Key(seed, round, SERVER, "cohort").generator()
@@ -81,6 +81,16 @@ class Synchronous:
             picked = torch.randperm(len(names), generator=generator)[:size]
         return tuple(sorted(names[index] for index in picked.tolist()))
 
+    def _in_turn(self, round: int, seed: int, num_sites: int, size: int) -> list[int]:
+        """Return the places of the sites whose turn it is: pass after pass through all sites."""
+        turns = [divmod(turn, num_sites) for turn in range(round * size, (round + 1) * size)]
+        if self.sampling == "cyclic":
+            return [place for _, place in turns]
+        # the round of these keys is the number of the pass; the label keeps them apart from others
+        keys = {done: Key(seed, done, SERVER, "order") for done, _ in turns}
+        orders = {done: torch.randperm(num_sites, generator=key.generator()) for done, key in keys.items()}
+        return [int(orders[done][place]) for done, place in turns]
+
 
 def synchronous(
     cohort: float | int = 1.0,
@@ -94,10 +104,12 @@ def synchronous(
 ) -> Synchronous:
     """Ask one cohort per round and wait for it.
 
-    `cohort` is a fraction in (0, 1] if float, a number of sites if int. `quorum` is the fraction of the asked
-    sites that must be counted, else the round is retried (with a new attempt, at most `retries` times),
-    skipped or raised. `deadline_s` bounds each site stage. `wait_for` sites must answer within `wait_s`
-    before the first round. Raises ScheduleError on values that cannot be meant.
+    `cohort` is a fraction in (0, 1] if float, a number of sites if int. `sampling` is uniform, poisson,
+    weighted (by rows), cyclic (in the order of ids) or shuffled (pass after pass through all sites, each in
+    an order of its own; a site that ends one pass and begins the next is asked once). `quorum` is the
+    fraction of the asked sites that must be counted, else the round is retried (with a new attempt, at most
+    `retries` times), skipped or raised. `deadline_s` bounds each site stage. `wait_for` sites must answer
+    within `wait_s` before the first round. Raises ScheduleError on values that cannot be meant.
     """
     schedule = Synchronous(
         cohort=cohort,

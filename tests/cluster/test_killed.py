@@ -22,7 +22,7 @@ from tests.equivalence import study
 
 ROUNDS = 12
 INSIDE, BETWEEN = 6, 5  # kills in one run
-STATEFUL = ("fedavg", "scaffold", "ditto")
+STATEFUL = ("fedavg", "scaffold", "ditto", pytest.param("feddyn", marks=pytest.mark.slow))
 
 
 @dataclass(frozen=True)

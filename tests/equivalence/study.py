@@ -8,7 +8,8 @@ import fedray as fr
 from fedray.learn import optimizer
 
 NUM_SITES, ROUNDS = 24, 4
-ALGORITHMS = ("fedavg", "fedadam", "scaffold", "ditto")
+TWO_EXCHANGES = ("fedlin", "mime")  # a site that is lost in the second has been in the sums of the first
+ALGORITHMS = ("fedavg", "fedadam", "scaffold", "ditto", "feddyn", "fedexp", "fedlin", "fednova", "mime")
 
 
 @cache
@@ -31,6 +32,10 @@ def algorithm(name: str, update: Any = None) -> Any:
         return fr.algorithms.scaffold(update, NUM_SITES)
     if name == "ditto":
         return fr.algorithms.ditto(update, prox=0.5)
+    if name == "feddyn":
+        return fr.algorithms.feddyn(update, NUM_SITES, alpha=0.5)
+    if name in ("fedexp", "fedlin", "fednova", "mime"):
+        return getattr(fr.algorithms, name)(update)
     return fr.algorithms.fedavg(update, optimizer.adam(0.05) if name == "fedadam" else None)
 
 

@@ -63,7 +63,9 @@ def test_every_option_starts_from_the_schema_of_its_name(group):
     assert options == set(SCHEMAS[group])
     for option in options:
         text = (config.conf_folder() / group / f"{option}.yaml").read_text()
-        assert yaml.safe_load(text)["defaults"] == [f"_schema/{option}", "_self_"]
+        first, own, *chosen = yaml.safe_load(text)["defaults"]
+        assert (first, own) == (f"_schema/{option}", "_self_")
+        assert bool(chosen) == ((group, option) == ("algorithm", "cyclic"))  # which chooses its schedule
 
 
 def test_every_setting_is_documented():
@@ -119,6 +121,22 @@ def test_value_that_is_not_there_is_named():
 @pytest.mark.parametrize("cohort", ["1", "208", "0.5", "1.0"])
 def test_cohort_is_a_share_with_a_point_and_a_number_without(cohort):
     check(compose(f"schedule.cohort={cohort}"))
+
+
+def test_cyclic_brings_its_schedule_and_refuses_another():
+    cyclic = compose("algorithm=cyclic").schedule
+    assert (cyclic.cohort, cyclic.sampling.value) == (1, "cyclic")
+    assert compose("algorithm=cyclic", "schedule.sampling=shuffled").schedule.cohort == 1
+    assert problems_of("algorithm=cyclic", "schedule=synchronous") == [
+        "algorithm=cyclic takes the model to one site a round. Fix: schedule=cyclic"
+    ]
+
+
+def test_settings_of_algorithms_against_drift_are_checked_with_their_fix():
+    assert "algorithm.control=batch" in problems_of("algorithm=mime", "algorithm.control=site")[0]
+    assert "algorithm.eps=0.001" in problems_of("algorithm=fedexp", "algorithm.eps=0")[0]
+    assert "algorithm.alpha=0.1" in problems_of("algorithm=feddyn", "algorithm.alpha=-1")[0]
+    assert "algorithm.momentum=0.9" in problems_of("algorithm=mimelite", "algorithm.momentum=1.0")[0]
 
 
 def test_pooled_is_refused_on_a_cluster():

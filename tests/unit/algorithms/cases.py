@@ -105,3 +105,11 @@ def settled(algorithm, rounds):
     """Return where training on the two quadratics ends."""
     result, _ = trained(algorithm, two_quadratics(), rounds, fr.synchronous(), AT_ZERO)
     return float(result.params["x"])
+
+
+def with_statistics():
+    """Return a model with BatchNorm, whose statistics travel and are averaged, and the five sites for it."""
+    layers = torch.nn.BatchNorm1d(NUM_FEATURES), torch.nn.Linear(NUM_FEATURES, 1)
+    model = fr.learn.from_module(torch.nn.Sequential(*layers), task="number")
+    tables = {site: data.train for site, data in sites().items()}
+    return model, {site: SiteData({n: rows[n].float() for n in ("x", "y")}) for site, rows in tables.items()}

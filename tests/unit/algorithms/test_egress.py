@@ -48,6 +48,13 @@ SHIPPED = {
     "fedprox": lambda: A.fedprox(LOCAL, mu=0.1),
     "scaffold_i": lambda: A.scaffold(LOCAL, NUM_SITES, option="I"),
     "scaffold_ii": lambda: A.scaffold(LOCAL, NUM_SITES),
+    "cyclic": lambda: A.cyclic(LOCAL),
+    "feddyn": lambda: A.feddyn(LOCAL, NUM_SITES),
+    "fedexp": lambda: A.fedexp(LOCAL),
+    "fedlin": lambda: A.fedlin(LOCAL),
+    "fednova": lambda: A.fednova(LOCAL),
+    "mime": lambda: A.mime(LOCAL),
+    "mimelite": lambda: A.mimelite(LOCAL),
     "ditto": lambda: A.ditto(LOCAL, prox=0.1),
     "local_only": lambda: A.local_only(LOCAL),
     "one_shot": lambda: A.one_shot(LOCAL),
@@ -55,6 +62,9 @@ SHIPPED = {
     "evaluation_pooled": lambda: A.evaluation(MODEL, split="train", bins=20, per_site=False),
     "moments": lambda: A.moments(column_sums, column_means, column_squares, both),
 }
+
+ALL, ONE_BY_ONE = fr.synchronous(), fr.synchronous(cohort=1, sampling="cyclic")
+SCHEDULES = {"cyclic": ONE_BY_ONE}  # the others ask all sites
 
 
 def promised(rows, sites_of_packs):
@@ -73,9 +83,11 @@ def promised(rows, sites_of_packs):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_names_and_bytes_that_left_are_those_of_egress(name, packs):
     with fr.simulate(sites(NUM_SITES), packs=packs) as federation:
-        result = fr.fit(SHIPPED[name](), federation, init=MODEL.init(0), rounds=2)
+        schedule = SCHEDULES.get(name, ALL)
+        result = fr.fit(SHIPPED[name](), federation, init=MODEL.init(0), rounds=2, schedule=schedule)
         counted = dict(federation.aggregator.root.bytes_up)
-    expected = promised(egress_rows(result.plan), [NUM_SITES // packs] * packs)
+    delivered = [1] if schedule is ONE_BY_ONE else [NUM_SITES // packs] * packs
+    expected = promised(egress_rows(result.plan), delivered)
     assert counted == {row: 2 * size for row, size in expected.items()}
     assert result.bytes_up == sum(counted.values()) and counted
 
@@ -83,7 +95,8 @@ def test_names_and_bytes_that_left_are_those_of_egress(name, packs):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_list_of_what_leaves_is_the_golden_one(name):
     with fr.simulate(sites(NUM_SITES)) as federation:
-        plan = fr.fit(SHIPPED[name](), federation, init=MODEL.init(0), rounds=1).plan
+        schedule = SCHEDULES.get(name, ALL)
+        plan = fr.fit(SHIPPED[name](), federation, init=MODEL.init(0), rounds=1, schedule=schedule).plan
     text = fr.egress(plan).replace(plan.digest[:8], "········") + "\n"  # the digest covers code: it changes
     path = GOLDEN / f"{name}.txt"
     if os.environ.get("FEDRAY_UPDATE_GOLDEN"):

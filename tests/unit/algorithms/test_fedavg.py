@@ -103,6 +103,15 @@ def test_one_full_batch_step_at_all_sites_is_pooled_gradient_descent(name):
     assert np.abs(vector(result.params) - pooled_descent(12)).max() < 1e-12
 
 
+def test_fedsgd_with_a_part_of_the_sites_equals_the_papers_formula():
+    w = np.zeros(NUM_FEATURES + 1)
+    for cohort in COHORTS:  # McMahan, section 2: "w_{t+1} <- w_t - eta sum_k n_k / n g_k"
+        n = sum(SIZES[k] for k in cohort)
+        w = w - LR * sum(SIZES[k] / n * gradient(w, *tables()[k]) for k in cohort)
+    result, _ = trained(fr.algorithms.fedsgd(squares, lr=LR))
+    assert np.abs(vector(result.params) - w).max() < 1e-12
+
+
 def test_rates_may_follow_a_schedule_of_the_round():
     rates = fr.learn.schedules.step(LR, every=2, factor=0.5)
     result, _ = trained(fr.algorithms.fedsgd(squares, lr=rates), rounds=4, schedule=fr.synchronous())

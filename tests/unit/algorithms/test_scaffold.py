@@ -8,6 +8,7 @@ import fedray as fr
 from fedray import tree
 from fedray.data.site import SiteData
 from tests.unit.algorithms.cases import (
+    AT_ZERO,
     COHORTS,
     CYCLIC,
     INIT,
@@ -20,12 +21,15 @@ from tests.unit.algorithms.cases import (
     sites,
     tables,
     trained,
+    two_quadratics,
     uneven,
     vector,
+    with_statistics,
 )
 from tests.unit.runtime.toy import Breaks
 
 NUM_SITES = 5
+ONE_BY_ONE = fr.synchronous(cohort=1, sampling="cyclic")
 
 
 def scaffold_by_hand(option="II", server_lr=1.0, cohorts=COHORTS):
@@ -90,6 +94,15 @@ def test_scaffold_reaches_the_optimum_for_any_number_of_steps(option, steps, rou
     assert settled(fr.algorithms.scaffold(local, 2, option=option), rounds) == pytest.approx(-0.6, abs=1e-6)
 
 
+@pytest.mark.parametrize("option", ["I", "II"])
+@pytest.mark.parametrize(("schedule", "rounds"), [(fr.synchronous(), 60), (ONE_BY_ONE, 120)])
+def test_scaffold_reaches_the_optimum_under_full_and_cyclic_participation(option, schedule, rounds):
+    local = fr.learn.sgd(quadratic, lr=0.05, steps=5)
+    algorithm = fr.algorithms.scaffold(local, 2, option=option)
+    result, _ = trained(algorithm, two_quadratics(), rounds, schedule, AT_ZERO)
+    assert float(result.params["x"]) == pytest.approx(-0.6, abs=1e-8)
+
+
 def test_a_site_that_took_no_step_keeps_its_control():
     none = SiteData({"x": torch.zeros(0, NUM_FEATURES).double(), "y": torch.zeros(0).double()})
     data = {**sites(), "z": none}
@@ -113,13 +126,7 @@ def test_a_rate_of_zero_keeps_parameters_and_controls():
 
 
 def test_statistics_of_batches_are_averaged_whatever_the_servers_rate():
-    model = fr.learn.from_module(
-        torch.nn.Sequential(torch.nn.BatchNorm1d(NUM_FEATURES), torch.nn.Linear(NUM_FEATURES, 1)),
-        task="number",
-    )
-    data = {
-        site: SiteData({"x": table["x"].float(), "y": table["y"].float()}) for site, table in sites().items()
-    }
+    model, data = with_statistics()
     local = fr.learn.sgd(model, lr=0.01, steps=1)
     found = [
         trained(fr.algorithms.scaffold(local, NUM_SITES, rate), data, 1, CYCLIC, model.init(0))[0].params

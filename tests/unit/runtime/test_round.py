@@ -249,7 +249,7 @@ def test_a_late_site_is_not_counted_on_the_simulated_clock():
 
 def test_sampling_depends_on_seed_and_round_alone():
     names = tuple(sites())
-    for sampling in ("uniform", "poisson", "weighted", "cyclic"):
+    for sampling in ("uniform", "poisson", "weighted", "cyclic", "shuffled"):
         schedule = fr.synchronous(cohort=4, sampling=sampling)
         sizes = dict.fromkeys(names, 3)
         chosen = [schedule.cohort_of(number, 1, names, sizes) for number in range(6)]

@@ -1,0 +1,67 @@
+"""FedDyn: a regulariser at each site that changes with what the site has learnt.
+
+Source: Acar, Zhao, Matas, Mattina, Whatmough, Saligrama, Federated learning based on dynamic regularization,
+ICLR 2021, Algorithm 1:
+  y_i = argmin f_i(y) - <h_i, y> + alpha/2 ||y - x||^2      h_i <- h_i - alpha (y_i - x)
+  h <- h - alpha/N sum_S (y_i - x)                          x <- mean_S y_i - h / alpha
+The sum is divided by ALL sites N; means are uniform. A site keeps h_i (the paper's gradient of L_k at its
+last model), committed only where it was counted, so that h stays the mean of all h_i.
+Deviations: the minimum is sought by `local`'s steps, from x (take many); alpha = 0 is uniform FedAvg, with
+every h at zero; BatchNorm statistics are averaged.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import fedray as fr
+from fedray import tree
+from fedray.algorithms.scaling import trainable
+
+
+@dataclass(frozen=True)
+class FedDynState:
+    """Global parameters x, the server's memory h, and the number of the next round."""
+
+    params: Any
+    memory: Any
+    round: int = 0
+
+
+@dataclass(frozen=True)
+class Follow:
+    """The server's step, from the mean of y_i - x over the sites counted and their number."""
+
+    alpha: float
+    num_sites: int
+
+    def __call__(self, state: FedDynState, delta: Any, count: int) -> FedDynState:
+        """Return the next state."""
+        share = self.alpha * count / self.num_sites
+        memory = tree.sub(state.memory, tree.scale(trainable(delta), share))
+        params = tree.add(state.params, delta)
+        if self.alpha:
+            params = tree.sub(params, tree.scale(memory, 1.0 / self.alpha))
+        return FedDynState(params, memory, state.round + 1)
+
+
+def feddyn(local: Any, num_sites: int, alpha: float = 0.1) -> fr.Algorithm:
+    """Regularise each site towards the global model and along its own memory.
+
+    Raises ValueError where alpha is negative.
+    """
+    if alpha < 0:
+        raise ValueError(f"feddyn: alpha={alpha} must be 0 or more")
+
+    def init(params: Any) -> FedDynState:
+        return FedDynState(params, tree.zeros_like(params))
+
+    def round(server: Any, site: Any) -> fr.Outputs:
+        x = fr.broadcast(server.params)
+        update = fr.map(local, x, site.data, site.rng, correction=-site.state, anchor=x, prox=alpha)
+        return fr.Outputs(
+            server=fr.apply(Follow(alpha, num_sites), server, fr.mean(update.delta), fr.count(site)),
+            site=site.state - alpha * update.delta,
+            metrics=fr.mean(update.metrics, weight=update.num_examples),
+        )
+
+    return fr.Algorithm(init, round, lambda server: tree.zeros_like(server.params), name="feddyn")

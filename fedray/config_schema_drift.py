@@ -1,0 +1,79 @@
+"""Schemas of the algorithms against drift in the group `algorithm`. Start at `config_schema.py`."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedray.config_schema_learn import ServerRule
+
+
+@dataclass
+class Cyclic:
+    """The model travels from site to site, one visit a round; needs schedule=cyclic."""
+
+    _target_: str = "fedray.algorithms.cyclic"
+
+
+@dataclass
+class Feddyn:
+    """A regulariser at each site that changes with what the site has learnt."""
+
+    _target_: str = "fedray.algorithms.feddyn"
+    alpha: float = 0.1
+    """Strength of the regulariser; with 0 it is uniform federated averaging."""
+
+
+@dataclass
+class Fedexp:
+    """Federated averaging with a server rate that the updates choose."""
+
+    _target_: str = "fedray.algorithms.fedexp"
+    eps: float = 1e-3
+    """Added to the squared norm of the mean update."""
+    average: bool = True
+    """Report the mean of the last two iterates; without, the last one."""
+    weighted: bool = False
+    """Weigh updates by training rows; without, every site counts the same, as in the paper."""
+
+
+@dataclass
+class Fedlin:
+    """Local steps along the global gradient, at a rate that shrinks with their number."""
+
+    _target_: str = "fedray.algorithms.fedlin"
+    weighted: bool = False
+    """Weigh gradients and updates by training rows; without, every site counts the same, as in the paper."""
+
+
+@dataclass
+class Fednova:
+    """Normalised averaging: a site that takes more steps does not count for more."""
+
+    _target_: str = "fedray.algorithms.fednova"
+    mu: float = 0.0
+    """Strength of a pull to the global model."""
+    optimizer: Any = field(default_factory=ServerRule)
+    """How the mean update moves the global model."""
+    weighted: bool = True
+    """Weigh directions by training rows; without, every site counts the same."""
+
+
+@dataclass
+class Mimelite:
+    """Local steps with the momentum of the server, which they do not change; one exchange a round."""
+
+    _target_: str = "fedray.algorithms.mimelite"
+    momentum: float = 0.9
+    """Share of the momentum that is kept from round to round."""
+    server_lr: float = 1.0
+    """Server learning rate."""
+    weighted: bool = False
+    """Weigh gradients and updates by training rows; without, every site counts the same, as in the paper."""
+
+
+@dataclass
+class Mime(Mimelite):
+    """MIMELite with a correction of drift, in two exchanges a round."""
+
+    _target_: str = "fedray.algorithms.mime"
+    control: str = "batch"
+    """batch: the correction is taken on the batch of a step, as in the paper; rows: on all rows of a site."""
