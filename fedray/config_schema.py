@@ -11,6 +11,7 @@ from typing import Any
 
 from fedray import config_schema_data as data
 from fedray import config_schema_drift as drift
+from fedray import config_schema_fair as fair
 from fedray import config_schema_learn as learn
 from fedray.config_schema_data import MISSING
 
@@ -246,7 +247,9 @@ SCHEMAS: dict[str, dict[str, type]] = {
                   "local_only": learn.LocalOnly, "pooled": learn.Pooled, "one_shot": learn.OneShot,
                   "cyclic": drift.Cyclic, "feddyn": drift.Feddyn, "fedexp": drift.Fedexp,
                   "fedlin": drift.Fedlin, "fednova": drift.Fednova, "mime": drift.Mime,
-                  "mimelite": drift.Mimelite},
+                  "mimelite": drift.Mimelite,
+                  "afl": fair.Afl, "drfa": fair.Drfa, "ifca": fair.Ifca, "qfedavg": fair.Qfedavg,
+                  "term": fair.Term},
     "compression": {"none": Nothing}, "privacy": {"none": Nothing}, "robustness": {"none": Nothing},
     "secure": {"none": Nothing}, "policy": {"open": Nothing, "hospital": Hospital},
     "topology": {"flat": Nothing, "regions": Regions},

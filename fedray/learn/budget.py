@@ -48,6 +48,11 @@ class Budgeted:
             raise ValueError(f"budgeted: a budget of {most} steps in round {rng.round} must be 0 or more")
         return work if most is None else min(work, most)
 
+    def loss(self, params: Flat, data: Any) -> float:
+        """Return the inner update's loss over all training rows."""
+        found: float = self.inner.loss(params, data)
+        return found
+
     def gradient(self, params: Flat, data: Any, rng: Key | None = None) -> Flat:
         """Return the inner update's full-batch gradient, which no budget cuts."""
         found: Flat = self.inner.gradient(params, data, rng)

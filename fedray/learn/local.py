@@ -210,6 +210,21 @@ class LocalTraining:
         loss = float(total) / seen if seen else 0.0
         return KeptUpdate(Update(descent.result(params), num_rows(rows), done, {"loss": loss}), kept)
 
+    def loss(self, params: Flat, data: Any) -> float:
+        """Return the mean loss over all training rows at `params`, 0 without rows.
+
+        In evaluation mode and without penalties. It is not vectorised: rows that are read once cost less one
+        site after the other.
+        """
+        params, rows = tree.flatten(params), training_rows(data)
+        if not num_rows(rows):
+            return 0.0
+        here = {name: column.to(params.buffer.device) for name, column in rows.items()}
+        with torch.no_grad():
+            if isinstance(self.model, Model):
+                return float(self.model.loss(params, here, None, self.pos_weight))
+            return float(self.model(params, here))
+
     def gradient(self, params: Flat, data: Any, rng: Key | None = None) -> Flat:
         """Return the full-batch gradient of loss and l2 at `params`, zero without rows. Option I of SCAFFOLD.
 

@@ -8,8 +8,12 @@ import fedray as fr
 from fedray.learn import optimizer
 
 NUM_SITES, ROUNDS = 24, 4
-TWO_EXCHANGES = ("fedlin", "mime")  # a site that is lost in the second has been in the sums of the first
-ALGORITHMS = ("fedavg", "fedadam", "scaffold", "ditto", "feddyn", "fedexp", "fedlin", "fednova", "mime")
+# a site that is lost in the second has been in the sums of the first
+TWO_EXCHANGES = ("fedlin", "mime", "term")
+ALGORITHMS = (
+    "fedavg", "fedadam", "scaffold", "ditto", "feddyn", "fedexp", "fedlin", "fednova", "ifca", "mime",
+    "qfedavg", "term",
+)  # fmt: skip
 
 
 @cache
@@ -34,7 +38,9 @@ def algorithm(name: str, update: Any = None) -> Any:
         return fr.algorithms.ditto(update, prox=0.5)
     if name == "feddyn":
         return fr.algorithms.feddyn(update, NUM_SITES, alpha=0.5)
-    if name in ("fedexp", "fedlin", "fednova", "mime"):
+    if name == "ifca":
+        return fr.algorithms.ifca(update, 2)
+    if name in ("fedexp", "fedlin", "fednova", "mime", "qfedavg", "term"):
         return getattr(fr.algorithms, name)(update)
     return fr.algorithms.fedavg(update, optimizer.adam(0.05) if name == "fedadam" else None)
 
@@ -69,6 +75,9 @@ class Broken:
     @property
     def lr(self) -> Any:
         return self.inner.lr
+
+    def loss(self, params: Any, data: Any) -> float:
+        return self.inner.loss(params, data)
 
     def __call__(self, params: Any, data: Any, rng: Any, **extra: Any) -> Any:
         update = self.inner(params, data, rng, **extra)

@@ -53,6 +53,9 @@ class Uneven:
     def lr(self):
         return self.inner.lr
 
+    def loss(self, params, data):
+        return self.inner.loss(params, data)
+
     def __call__(self, params, data, rng, **extras):
         return replace(self.inner, steps=self.steps.get(rng.site, 1))(params, data, rng, **extras)
 
