@@ -114,7 +114,8 @@ class Experiment:
         if features == self.data.features:
             return self
         data = replace(self.data, features=features)
-        return replace(self, data=data, training=_training(self.tree, data))
+        training = _training(self.tree, data)
+        return replace(self, data=data, training=training, schedule=_schedule(self.tree, training))
 
 
 def build_experiment(tree: Mapping[str, Any], keep: Keep | None = None) -> Experiment:
@@ -129,12 +130,18 @@ def build_experiment(tree: Mapping[str, Any], keep: Keep | None = None) -> Exper
     wrong = cohort_problem(tree, len(data))
     if wrong:
         raise ConfigError(wrong)
-    schedule = call("schedule", tree["schedule"], allow)
+    training = _training(tree, data)
+    schedule = _schedule(tree, training)
     known = {"num_sites": len(data), "cohort": schedule.expected_cohort(len(data))}
     chosen = [group for group in PASS_GROUPS if "_target_" in tree[group]]
     passes = tuple(call(group, tree[group], allow, **known) for group in chosen)
-    return Experiment(tree=tree, data=data, training=_training(tree, data), schedule=schedule, passes=passes,
+    return Experiment(tree=tree, data=data, training=training, schedule=schedule, passes=passes,
                       early_stop=_early_stop(tree["evaluate"]), keep=keep)
+
+
+def _schedule(tree: Mapping[str, Any], training: Training) -> Any:
+    """Return the schedule, which may ask sites how the local training's loss is."""
+    return call("schedule", tree["schedule"], tuple(tree["allow"]), local=training.local)
 
 
 def _data(tree: Mapping[str, Any]) -> Dataset:

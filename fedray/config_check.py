@@ -115,6 +115,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "algorithm.optimizer.beta2": (lambda v: 0 <= v < 1, "in [0, 1)", 0.99),
     "schedule.quorum": (lambda v: 0 < v <= 1, "in (0, 1]", 0.8),
     "schedule.deadline_s": (lambda v: v > 0, "above 0, or null", "null"),
+    "schedule.candidates": (lambda v: v >= 1, "at least 1, or null", "null"),
     "schedule.retries": (lambda v: v >= 0, "0 or more", 2),
     "schedule.wait_for": (lambda v: v >= 0, "0 or more", 0),
     "schedule.wait_s": (lambda v: v > 0, "above 0", 60),

@@ -117,6 +117,19 @@ class Synchronous:
     """How long to wait for them."""
 
 
+@dataclass
+class PowerOfChoice(Synchronous):
+    """Ask those of some candidates that the global model fits worst; the server sees their losses."""
+
+    _target_: str = "fedray.runtime.selection.power_of_choice"
+    candidates: int | None = None
+    """Sites that tell their loss before the round; null is twice the cohort."""
+    cohort: Any = 0.1
+    """Sites asked per round: a fraction in (0, 1] with a decimal point, or a number of sites without one."""
+    sampling: Sampling = Sampling.weighted
+    """How the candidates are drawn: weighted (by rows), uniform, poisson, cyclic or shuffled."""
+
+
 class Kind(Enum):
     """Which transport carries the calls."""
 
@@ -253,7 +266,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "compression": {"none": Nothing}, "privacy": {"none": Nothing}, "robustness": {"none": Nothing},
     "secure": {"none": Nothing}, "policy": {"open": Nothing, "hospital": Hospital},
     "topology": {"flat": Nothing, "regions": Regions},
-    "schedule": {"synchronous": Synchronous, "cyclic": Synchronous},
+    "schedule": {"synchronous": Synchronous, "cyclic": Synchronous, "power_of_choice": PowerOfChoice},
     "runtime": {"in_process": InProcess, "ray_local": RayLocal, "ray_cluster": Cluster},
     "evaluate": {"default": Evaluate, "none": Nothing},
     "tracker": {"jsonl": Jsonl, "none": Nothing},

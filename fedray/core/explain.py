@@ -113,7 +113,8 @@ def egress_rows(plan: Any) -> list[dict[str, Any]]:
     """Return what leaves a site, one mapping per name: stage, name, kind, visible, site_bytes, sum_bytes,
     where.
     """
-    rows = []
+    before = [] if plan.before is None else egress_rows(plan.before)
+    rows = [{**row, "stage": "before"} for row in before]
     for index, node in enumerate(plan.nodes):
         if node.op is not Op.REDUCE or node.params["kind"] == "count":
             continue

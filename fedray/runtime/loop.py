@@ -36,6 +36,7 @@ from fedray.runtime.schedule import Synchronous, synchronous
 
 logger = logging.getLogger(__name__)
 ALL_SITES = synchronous()
+BEFORE = "before"  # stands among the evaluation programs for what the schedule asks its candidates
 
 
 def fit(
@@ -218,12 +219,14 @@ class _Run:
         blank = self.federation.call("blank")
         if blank is None:
             return
-        asked = ToRehearse(self.plan, self.programs, state, device_of(self.federation.specs))
+        before = {} if self.plan.before is None else {BEFORE: self.plan.before}
+        asked = ToRehearse(self.plan, self.programs | before, state, device_of(self.federation.specs))
         learnt = self.federation.learnt or Learnt()
         found = learnt.of(asked, blank, lambda: self.federation.call("rehearse", asked))
-        self.plan = self.result.plan = self.plan.with_sizes(found.sizes)
-        for split, sizes in found.of_programs.items():
-            self.programs[split] = self.programs[split].with_sizes(sizes)
+        sizes = dict(found.of_programs)
+        self.plan = self.result.plan = self.plan.with_sizes(found.sizes, sizes.pop(BEFORE, {}))
+        for split, each in sizes.items():
+            self.programs[split] = self.programs[split].with_sizes(each)
         self.rehearsal, self.result.row_invariant = found.why, found.row_invariant
         if self.result.row_invariant is False:
             logger.warning(

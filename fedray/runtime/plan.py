@@ -8,7 +8,7 @@ from typing import Any
 
 from fedray.core.digest import digest
 from fedray.core.graph import Graph, Key, Node, Op, Placement, stages
-from fedray.core.rewrite import Pass
+from fedray.core.rewrite import Pass, policies
 from fedray.core.trace import Algorithm, trace
 from fedray.core.verify import verify
 from fedray.errors import ConfigError, VerifyError
@@ -40,6 +40,7 @@ class Plan:
     outputs: Mapping[Key, int]
     sizes: Mapping[str, Size] = field(default_factory=dict)
     fold: str = "exact"  # how sums are added, or "fast": see runtime/fold.py
+    before: "Plan | None" = None  # what the schedule asks its candidates before the round
 
     @property
     def name(self) -> str:
@@ -90,9 +91,10 @@ class Plan:
         """Names of what the sites keep between rounds."""
         return [slot for placement, slot in self.outputs if placement is SITES]
 
-    def with_sizes(self, sizes: Mapping[str, Size]) -> "Plan":
-        """Return the plan with the bytes of each name that leaves."""
-        return replace(self, sizes=dict(sizes))
+    def with_sizes(self, sizes: Mapping[str, Size], before: Mapping[str, Size] | None = None) -> "Plan":
+        """Return the plan with the bytes of each name that leaves, in the round and before it."""
+        asked = None if self.before is None else self.before.with_sizes(before or {})
+        return replace(self, sizes=dict(sizes), before=asked)
 
 
 class _Stages:
@@ -162,9 +164,24 @@ def compile(
     plan = number(graph)
     if fold != "exact":
         plan = replace(plan, fold=fold, digest=hashlib.sha256(f"{plan.digest} {fold}".encode()).hexdigest())
+    if getattr(schedule, "choice", None) is not None:
+        plan = _with_choice(plan, compile(schedule.choice.program, policies(passes)))
     if schedule is not None and hasattr(schedule, "check"):
         schedule.check(plan)
     return plan
+
+
+def _with_choice(plan: Plan, before: Plan) -> Plan:
+    """Return the plan with what is asked before its rounds. Raises VerifyError where a name leaves twice."""
+    leaving = [{n for node in each.nodes if node.op is Op.REDUCE for n in lane_names(node)} - {"count"}
+               for each in (plan, before)]  # fmt: skip
+    if both := leaving[0] & leaving[1]:
+        raise VerifyError(
+            f"{plan.name} and {before.name}, which chooses its sites, both send {sorted(both)}: "
+            "give one another name="
+        )
+    digest = hashlib.sha256(f"{plan.digest} {before.digest}".encode()).hexdigest()
+    return replace(plan, before=before, digest=digest)
 
 
 def number(graph: Graph) -> Plan:

@@ -7,12 +7,13 @@ in process it is a plain object. Same code, same bits.
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fedray import tree
 from fedray.core.graph import Placement
 from fedray.errors import CheckpointError, FedrayError, QuorumError, SiteError
+from fedray.rng import SERVER, Key
 from fedray.runtime import checkpoint
 from fedray.runtime.attempt import Attempt, Setting
 from fedray.runtime.hashes import sha256_of
@@ -21,6 +22,7 @@ from fedray.runtime.placement import Work
 from fedray.runtime.plan import Plan
 from fedray.runtime.records import CallRecord, RoundRecord
 from fedray.runtime.region import Region
+from fedray.runtime.result import params_of
 from fedray.runtime.schedule import Latency, Synchronous
 
 JOURNAL_BYTES = 256 * 2**20  # downlinks kept for a replay; beyond it the sites' state is saved
@@ -130,7 +132,8 @@ class Aggregator:
         schedule, started = training.schedule, self.root.transport.now()
         self._move_in_where_small(training, round)
         up = sum(self.root.bytes_up.values())
-        cohort = schedule.cohort_of(round, training.seed, self._names, self.sizes)
+        candidates = schedule.cohort_of(round, training.seed, self._names, self.sizes)
+        cohort, silent, down = self._chosen(training, round, candidates)
         attempt, failures, error = self._ask(training, round, cohort)
         self._trained = attempt.processes
         if error is not None and schedule.on_failure != "skip":
@@ -142,10 +145,10 @@ class Aggregator:
             metrics=numbers_in(training.plan, attempt.outputs.get("metrics")),
             asked=len(cohort),
             counted=len(attempt.counted) if is_counted else 0,
-            failures=failures,
+            failures=silent + failures,
             seconds=self.root.transport.now() - started,
             bytes_up=sum(self.root.bytes_up.values()) - up,
-            bytes_down=attempt.bytes_down,
+            bytes_down=attempt.bytes_down + down,
             hashes=attempt.hashes,
             grids=attempt.grids,
             status="counted" if is_counted else "skipped",
@@ -153,6 +156,29 @@ class Aggregator:
             work_s=attempt.work_s,
             placement=self.root.transport.placement,
         )
+
+    def _chosen(
+        self, training: Training, round: int, candidates: tuple[str, ...]
+    ) -> tuple[tuple[str, ...], tuple[SiteError, ...], int]:
+        """Return whom the schedule chooses among its candidates, who of them did not answer, and bytes down.
+
+        Raises QuorumError where nobody answers, unless the schedule skips.
+        """
+        choice, plan, schedule = training.schedule.choice, training.plan.before, training.schedule
+        if choice is None or plan is None or not candidates:
+            return candidates, (), 0
+        anybody = replace(schedule, quorum=1e-9, choice=None)
+        attempt = self._other(plan, params_of(self.state), training.seed, round, anybody)
+        try:
+            attempt.run(candidates)
+        except QuorumError:
+            if schedule.on_failure != "skip":
+                raise
+            return (), tuple(attempt.failures), attempt.bytes_down
+        size = schedule.expected_cohort(len(self._names))
+        key = Key(training.seed, round, SERVER, "choice")
+        chosen = choice.chosen(attempt.outputs["metrics"], size, key)
+        return chosen, tuple(attempt.failures), attempt.bytes_down
 
     def _ask(
         self, training: Training, round: int, cohort: tuple[str, ...]
@@ -238,20 +264,25 @@ class Aggregator:
         self, plan: Plan, state: Any, seed: int = 0, round: int = 0, quorum: float = 1.0
     ) -> dict[str, Any]:
         """Run one round of another program on all sites; nothing is committed. Return its outputs by slot."""
-        # a site that was not visited yet has what the training run starts it with
-        self._load(plan, {**_site_starts(plan, state), **self._initial})
-        attempt = Attempt(
-            setting=self._setting(),
-            plan=plan,
-            schedule=Synchronous(quorum=quorum),
-            seed=seed,
-            state=self.state if state is None else state,
-            round=round,
-            exponents=self._grids.get(plan.digest, {}),
-        )
+        state = self.state if state is None else state
+        attempt = self._other(plan, state, seed, round, Synchronous(quorum=quorum))
         attempt.run(self._names)
         self._grids.setdefault(plan.digest, {}).update(attempt.next_grids)
         return {**attempt.outputs, "failures": tuple(attempt.failures)}
+
+    def _other(self, plan: Plan, state: Any, seed: int, round: int, schedule: Synchronous) -> Attempt:
+        """Return an attempt at a program beside the run; nothing of it is committed."""
+        # a site that was not visited yet has what the training run starts it with
+        self._load(plan, {**_site_starts(plan, state), **self._initial})
+        return Attempt(
+            setting=self._setting(),
+            plan=plan,
+            schedule=schedule,
+            state=state,
+            seed=seed,
+            round=round,
+            exponents=self._grids.get(plan.digest, {}),
+        )
 
     def call_with_state(self, fn: Callable[[Any], Any]) -> Any:
         """Return fn(server state), computed here: evaluation on the server's own data, and reading

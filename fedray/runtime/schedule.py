@@ -6,6 +6,7 @@ The cohort is a function of (seed, round) and the sites alone, so a resumed run 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
@@ -14,6 +15,23 @@ from fedray.rng import SERVER, Key
 
 SAMPLINGS = ("uniform", "poisson", "weighted", "cyclic", "shuffled")
 ON_FAILURE = ("retry", "skip", "raise")
+
+
+class Choice(Protocol):
+    """Who of the candidates is asked, by what they tell before the round: see `selection.py`."""
+
+    @property
+    def program(self) -> Any:
+        """The algorithm that asks the candidates; its input are the parameters, its metrics {site: number}.
+
+        What they tell leaves by its named reductions alone, which `egress` lists with those of the round.
+        """
+
+    def num_candidates(self, cohort: int, num_sites: int) -> int:
+        """Return how many sites are candidates for a cohort."""
+
+    def chosen(self, told: Mapping[str, float], cohort: int, key: Key) -> tuple[str, ...]:
+        """Return who is asked, sorted by id; `key` decides between equal ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +46,7 @@ class Synchronous:
     retries: int = 2
     wait_for: int = 0
     wait_s: float = 60.0
+    choice: Choice | None = None
 
     def expected_cohort(self, num_sites: int) -> int:
         """Return the number of sites that a round asks (their expectation under poisson sampling)."""
@@ -60,9 +79,14 @@ class Synchronous:
     def cohort_of(
         self, round: int, seed: int, sites: Sequence[str], sizes: Mapping[str, int]
     ) -> tuple[str, ...]:
-        """Return the sites that round `round` asks, in a stated order: sorted by id, as `sites` are given."""
+        """Return the sites that round `round` asks, in a stated order: sorted by id, as `sites` are given.
+
+        With a `choice` these are its candidates.
+        """
         names = sites
         size = self.expected_cohort(len(names))
+        if self.choice is not None:
+            size = self.choice.num_candidates(size, len(names))
         if self.sampling in ("cyclic", "shuffled"):
             return tuple(sorted({names[place] for place in self._in_turn(round, seed, len(names), size)}))
         if size == len(names) and self.sampling != "poisson":

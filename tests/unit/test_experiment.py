@@ -65,6 +65,13 @@ def test_every_algorithm_option_trains(algorithm):
     assert outcome.run.status == ("done", "")
 
 
+def test_what_chooses_the_cohort_is_in_the_list_of_what_leaves():
+    run = train("schedule=power_of_choice", "schedule.cohort=2", "rounds=1").run
+    assert run.status == ("done", "")
+    assert "before candidate_loss" in (run.path / "egress.txt").read_text("utf-8")
+    assert json.loads((run.path / "rounds.jsonl").read_text().splitlines()[0])["asked"] == 2
+
+
 def test_run_directory_holds_what_was_asked_and_what_came_out():
     outcome = train("rounds=2")
     names = {path.name for path in outcome.run.path.iterdir()}
