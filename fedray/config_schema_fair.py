@@ -15,6 +15,19 @@ class Afl:
 
 
 @dataclass
+class Cfl:
+    """One model that is divided where sites pull it to different sides; the server sees each update."""
+
+    _target_: str = "fedray.algorithms.cfl"
+    eps1: float = 0.01
+    """Largest norm of the mean update of a cluster at rest."""
+    eps2: float = 0.1
+    """Norm of a site's update above which it is not at rest."""
+    gamma: float = 0.0
+    """Smallest distance between the halves, in [0, 1]."""
+
+
+@dataclass
 class Drfa:
     """AFL with local steps: sites are drawn by how badly they fare."""
 

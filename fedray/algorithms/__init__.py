@@ -5,6 +5,7 @@ Names are bound here at once: a function has the name of its module (`fr.algorit
 
 from fedray.algorithms.afl import afl
 from fedray.algorithms.baselines import local_only, one_shot
+from fedray.algorithms.cfl import cfl
 from fedray.algorithms.cyclic import cyclic
 from fedray.algorithms.ditto import ditto
 from fedray.algorithms.drfa import drfa
@@ -24,6 +25,7 @@ from fedray.algorithms.term import term
 
 __all__ = [
     "afl",
+    "cfl",
     "cyclic",
     "ditto",
     "drfa",

@@ -56,6 +56,7 @@ SHIPPED = {
     "mime": lambda: A.mime(LOCAL),
     "mimelite": lambda: A.mimelite(LOCAL),
     "afl": lambda: A.afl(LOCAL, tuple(sites(NUM_SITES))),
+    "cfl": lambda: A.cfl(LOCAL),
     "drfa": lambda: A.drfa(LOCAL, tuple(sites(NUM_SITES)), steps=2, size=NUM_SITES),
     "ifca": lambda: A.ifca(LOCAL, 2),
     "qfedavg": lambda: A.qfedavg(LOCAL),
