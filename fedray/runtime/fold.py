@@ -68,7 +68,7 @@ class LeafSpec:
     @property
     def row_bytes(self) -> int:
         """Bytes of one site's own value."""
-        return self.size * (self.dtype.itemsize if self.dtype is not None else 8)
+        return self.size * (_row_dtype(self.dtype).itemsize if self.dtype is not None else 8)
 
     @property
     def sum_bytes(self) -> int:
@@ -94,6 +94,11 @@ class LeafSpec:
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _row_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which one site's own row travels: numpy has no bfloat16."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +231,8 @@ def fold(item: Operand, exponents: Sequence[int]) -> LaneSum:
 
 def single(item: Operand, index: int) -> LaneSum:
     """Return one site's own row and weight, as they travel from a hospital that is alone in its pack."""
-    arrays = tuple(matrix[index].detach().cpu().numpy().copy() for matrix in item.matrices)
+    rows = (matrix[index].detach().cpu() for matrix in item.matrices)
+    arrays = tuple(row.to(_row_dtype(row.dtype)).numpy().copy() for row in rows)
     return LaneSum(item.spec, (), arrays, int(item.weights[index]), is_row=True)
 
 
