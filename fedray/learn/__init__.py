@@ -23,6 +23,7 @@ _MODULES = (
     "metrics",
     "models",
     "optimizer",
+    "parts",
     "rules",
     "schedules",
     "update",

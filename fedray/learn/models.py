@@ -156,18 +156,30 @@ def mlp(
     task: str | None = None,
     dropout: float = 0.0,
     bias: float | None = None,
+    norm: str = "none",
 ) -> Model:
-    """Fully connected network with ReLU, dropout after each hidden layer. A `torch.nn.Sequential`."""
+    """Fully connected network with ReLU, dropout after each hidden layer. A `torch.nn.Sequential`.
+
+    `norm` comes before each ReLU: none, batch (its statistics are averaged) or layer.
+    """
     kind, outputs = _outputs(task, num_classes)
     widths = [_width("mlp", num_features), *hidden]
+    norms: dict[str, Callable[[int], list[nn.Module]]] = {
+        "none": lambda width: [],
+        "batch": lambda width: [nn.BatchNorm1d(width)],
+        "layer": lambda width: [nn.LayerNorm(width)],
+    }
+    if norm not in norms:
+        raise ValueError(f"mlp: norm={norm!r}: choose one of {', '.join(norms)}")
 
     def make() -> nn.Module:
         stack: list[nn.Module] = []
         for before, after in pairwise(widths):
-            stack += [nn.Linear(before, after), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
+            stack += [nn.Linear(before, after), *norms[norm](after), nn.ReLU()]
+            stack += [nn.Dropout(dropout)] if dropout else []
         return nn.Sequential(*stack, nn.Linear(widths[-1], outputs))
 
-    last = len(hidden) * (3 if dropout else 2)
+    last = len(hidden) * (2 + bool(dropout) + (norm != "none"))
     start = () if bias is None else ((f"{last}.bias", bias),)
     return _build(make, task=kind, flatten=True, start=start)
 

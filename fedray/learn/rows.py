@@ -80,6 +80,11 @@ def buffer_of(tagged: Tagged, schema: tree.Schema) -> Tensor:
     )
 
 
+def holds_still(schema: tree.Schema) -> bool:
+    """Tell whether some leaves are not to be stepped: the layout says so, and the stacked form steps all."""
+    return any(leaf.offset >= schema.trainable for leaf in schema.leaves)
+
+
 def _items(tagged: Tagged, k: int) -> Sequence[Any]:
     if isinstance(tagged, Rows) and isinstance(tagged.value, Ragged):
         return tagged.value.items
@@ -104,7 +109,7 @@ def train_rows(
     schema = params.value.schema if isinstance(params.value, Flat) else how.schema
     start = buffer_of(params, schema)
     read = _read(group, local, how, items)
-    if not read.fits:
+    if not read.fits or holds_still(schema):
         return _one_by_one(local, how, group, (params, data, rng), given)
     rows = read.rows
     extras = _extras(local, schema, start, keys, given)
@@ -188,7 +193,8 @@ def _one_by_one(
         )
         named = dict(zip(given, extras, strict=True))
         item = row(data, 0)
-        if fits_chain(local, how, training_rows(item)):
+        is_still = isinstance(params.value, Flat) and holds_still(params.value.schema)
+        if not is_still and fits_chain(local, how, training_rows(item)):
             single = Group([site], group.cache)
             found.append(row(Rows(train_rows(local, how, single, params, data, rng, named)), 0))
         else:

@@ -16,6 +16,10 @@ from fedray.errors import ConfigError
 TOY = ("experiment=debug", "report=none", "evaluate.bins=50")
 PRESETS = sorted(path.stem for path in (conf_folder() / "experiment").glob("*.yaml"))
 HEART = {"cleveland": 40, "hungarian": 40, "switzerland": 30, "va": 30}
+OF_ALGORITHM = {
+    **dict.fromkeys(("fedbabu", "fedper", "fedrep", "lg_fedavg"), ("model=mlp",)),  # body and head
+    "fedbn": ("model=mlp", "model.norm=batch"),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +65,7 @@ def test_every_preset_trains_a_round_on_toy_sites(preset, tmp_path):
 
 @pytest.mark.parametrize("algorithm", sorted(SCHEMAS["algorithm"]))
 def test_every_algorithm_option_trains(algorithm):
-    outcome = train(f"algorithm={algorithm}", "rounds=1", "data.scale=0.02")
+    outcome = train(f"algorithm={algorithm}", "rounds=1", "data.scale=0.02", *OF_ALGORITHM.get(algorithm, ()))
     assert outcome.run.status == ("done", "")
 
 
