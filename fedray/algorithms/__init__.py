@@ -3,9 +3,11 @@
 Names are bound here at once: a function has the name of its module (`fr.algorithms.fedavg` is the function).
 """
 
+from fedray.algorithms.apfl import apfl
 from fedray.algorithms.baselines import local_only, one_shot
 from fedray.algorithms.ditto import ditto
 from fedray.algorithms.evaluation import evaluation
+from fedray.algorithms.fedamp import fedamp
 from fedray.algorithms.fedavg import fedavg, fedsgd
 from fedray.algorithms.fedbabu import fedbabu
 from fedray.algorithms.fedbn import fedbn
@@ -15,11 +17,16 @@ from fedray.algorithms.fedrep import fedrep
 from fedray.algorithms.fine_tuning import fine_tuning
 from fedray.algorithms.lg_fedavg import lg_fedavg
 from fedray.algorithms.moments import moments
+from fedray.algorithms.moon import moon
+from fedray.algorithms.per_fedavg import per_fedavg
+from fedray.algorithms.pfedme import pfedme
 from fedray.algorithms.scaffold import scaffold
 
 __all__ = [
+    "apfl",
     "ditto",
     "evaluation",
+    "fedamp",
     "fedavg",
     "fedbabu",
     "fedbn",
@@ -31,6 +38,9 @@ __all__ = [
     "lg_fedavg",
     "local_only",
     "moments",
+    "moon",
     "one_shot",
+    "per_fedavg",
+    "pfedme",
     "scaffold",
 ]

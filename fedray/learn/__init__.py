@@ -22,6 +22,7 @@ _MODULES = (
     "losses",
     "metrics",
     "models",
+    "objectives",
     "optimizer",
     "parts",
     "rules",

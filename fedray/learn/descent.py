@@ -71,6 +71,12 @@ class Descent:
         return loss.detach()
 
     def _loss(self, given: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        objective = self.local.objective
+        return (
+            self._own_loss(given, batch) if objective is None else objective(self._own_loss, given, batch)
+        )
+
+    def _own_loss(self, given: Mapping[str, Tensor], batch: Batch) -> Tensor:
         model = self.local.model
         if self.step is None:
             return model(given, batch)
@@ -93,8 +99,10 @@ class Descent:
         return total
 
     def refresh(self) -> None:
-        """Bring the leaves that are no views up to the moved weights."""
+        """Bring weights back to where the objective wants them, and leaves that are no views up to them."""
         with torch.no_grad():
+            if (project := getattr(self.local.objective, "project", None)) is not None:
+                project(self.flat)
             for leaf, weight in self.copies:
                 leaf.copy_(weight)
 

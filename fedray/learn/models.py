@@ -59,7 +59,10 @@ class Model:
             flat[name].fill_(value)
         return flat
 
-    def _output(self, params: Mapping[str, Tensor], batch: Mapping[str, Tensor], step: Step | None) -> Tensor:
+    def output(
+        self, params: Mapping[str, Tensor], batch: Mapping[str, Tensor], step: Step | None = None
+    ) -> Tensor:
+        """Return what `predict` gives, with gradients; with a `step` in training mode."""
         dtype = params.schema.dtype if isinstance(params, Flat) else next(iter(params.values())).dtype
         inputs = [batch[name] for name in self.inputs]
         if self.flatten:
@@ -70,7 +73,7 @@ class Model:
     def predict(self, params: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
         """Return logits: (rows,) for a binary outcome, (rows, classes) for classes; numbers else."""
         with torch.no_grad():
-            return self._output(params, batch, None)
+            return self.output(params, batch, None)
 
     def loss(
         self,
@@ -80,7 +83,7 @@ class Model:
         pos_weight: losses.PosWeight = None,
     ) -> Tensor:
         """Return the mean loss over the rows; with a `step` in training mode (dropout, batch statistics)."""
-        return self.loss_of(self._output(params, batch, step), batch, pos_weight)
+        return self.loss_of(self.output(params, batch, step), batch, pos_weight)
 
     def loss_of(
         self, output: Tensor, batch: Mapping[str, Tensor], pos_weight: losses.PosWeight = None

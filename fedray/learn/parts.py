@@ -93,6 +93,14 @@ class Part:
             )
 
 
+    def keep_free(self, params: Any, title: str) -> Flat:
+        """Return the model flat. Raises ValueError where a parameter lies under a word that is needed."""
+        taken = [name for name in params if any(_lies_under(name, word) for word in self.words)]
+        if taken:
+            raise ValueError(f"{title}: {taken} stand for something else here: name the parameters otherwise")
+        return tree.flatten(params)
+
+
 def _lies_under(name: str, word: str) -> bool:
     return name == word or name.startswith(word + ".")
 
@@ -140,9 +148,10 @@ def _put_rows(group: Group, params: Tagged, part: Tagged) -> Flat:
     return put(expand(params, group.k), expand(part, group.k))
 
 
-def apart(**groups: Any) -> Flat:
-    """Return several models side by side in one flat value, each leaf under the name of its group."""
-    return _laid([placed for name, group in groups.items() for placed in _leaves(group, f"{name}.")])
+def beside(params: Any, **others: Any) -> Flat:
+    """Return a model with others beside it in one flat value: leaves of those under the name of each."""
+    added = [placed for name, other in others.items() for placed in _leaves(other, f"{name}.")]
+    return _laid([*_leaves(params), *added])
 
 
 def under(params: Mapping[str, Any], word: str) -> dict[str, Any]:
@@ -150,16 +159,9 @@ def under(params: Mapping[str, Any], word: str) -> dict[str, Any]:
     return {name[len(word) + 1 :]: params[name] for name in params if name.startswith(word + ".")}
 
 
-@dataclass(frozen=True)
-class Under:
-    """Take one group out of what `apart` put side by side."""
-
-    word: str
-
-    def __call__(self, params: Any) -> Flat:
-        """Return the leaves of the group, under their own names."""
-        found = [p for p in _leaves(params) if p.name.startswith(self.word + ".")]
-        return _laid([p._replace(name=p.name[len(self.word) + 1 :]) for p in found])
+def trained(params: Any) -> Flat:
+    """Return the leaves that local training steps."""
+    return _laid([placed for placed in _leaves(params) if placed.is_trained])
 
 
 def last_layer(model: Any) -> tuple[str, ...]:

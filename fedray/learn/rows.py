@@ -42,6 +42,8 @@ class Stackable:
 def stackable(local: "LocalTraining") -> Stackable | str:
     """Return how a local training is stacked, or why it is not."""
     model = local.model
+    if local.objective is not None:
+        return "the objective is more than the model's loss"
     if not isinstance(model, Model):
         return "the loss is a function of its own"
     if model.custom_loss is not None:

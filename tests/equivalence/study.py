@@ -31,6 +31,8 @@ def algorithm(name: str, update: Any = None) -> Any:
         return fr.algorithms.scaffold(update, NUM_SITES)
     if name == "ditto":
         return fr.algorithms.ditto(update, prox=0.5)
+    if name == "apfl":
+        return fr.algorithms.apfl(update)
     return fr.algorithms.fedavg(update, optimizer.adam(0.05) if name == "fedadam" else None)
 
 

@@ -17,7 +17,7 @@ TOY = ("experiment=debug", "report=none", "evaluate.bins=50")
 PRESETS = sorted(path.stem for path in (conf_folder() / "experiment").glob("*.yaml"))
 HEART = {"cleveland": 40, "hungarian": 40, "switzerland": 30, "va": 30}
 OF_ALGORITHM = {
-    **dict.fromkeys(("fedbabu", "fedper", "fedrep", "lg_fedavg"), ("model=mlp",)),  # body and head
+    **dict.fromkeys(("fedbabu", "fedper", "fedrep", "lg_fedavg", "moon"), ("model=mlp",)),
     "fedbn": ("model=mlp", "model.norm=batch"),
 }
 

@@ -61,6 +61,9 @@ class Uneven:
     def gradient(self, params, data):
         return self.inner.gradient(params, data)
 
+    def with_objective(self, objective):
+        return replace(self, inner=self.inner.with_objective(objective))
+
 
 def uneven(lr=LR):
     return Uneven(fr.learn.sgd(squares, lr=lr), STEPS)
@@ -80,19 +83,21 @@ def kept(federation):
     return {site: vector(pack.state_of(site)) for pack in packs for site in pack.sites}
 
 
-def personal_models(algorithm):
-    """Return a function of a federation that gives {site: the model that the site has for itself}."""
+def own_models(algorithm, federation, params):
+    """Return {site: the model that the site has for itself} beside the global one."""
 
     def round(server, site):
         own = algorithm.personal(fr.broadcast(server), site)
         return fr.Outputs(server=server, metrics=fr.gather(own, name="own"))
 
-    def look(federation):
-        program = fr.Algorithm(lambda params: params, round, lambda params: params, name="look")
-        found = fr.compute(program, federation, state=federation.aggregator.state.params)
-        return {site: vector(params) for site, params in found.items()}
+    program = fr.Algorithm(lambda params: params, round, lambda params: params, name="look")
+    found = fr.compute(program, federation, state=params)
+    return {site: vector(model) for site, model in found.items()}
 
-    return look
+
+def personal_models(algorithm):
+    """Return a function of a federation in this process that gives its sites' own models."""
+    return lambda federation: own_models(algorithm, federation, federation.aggregator.state.params)
 
 
 def vector(params):
@@ -105,10 +110,10 @@ def vector(params):
 SAME_STEPS = dict.fromkeys(SIZES, 2)
 
 
-def single(**settings):
+def single(form="stacked"):
     """Return (local, data, init) of the same regression in float32, trained as one program: two steps."""
     model = fr.learn.linear(NUM_FEATURES)
-    local = fr.learn.sgd(model, lr=LR / 2, steps=2, form="stacked", **settings)  # its loss is not halved
+    local = fr.learn.sgd(model, lr=LR / 2, steps=2, form=form)  # its loss is not halved
     data = {
         site: SiteData({"x": table["x"].float(), "y": table["y"].float()}) for site, table in sites().items()
     }
@@ -121,15 +126,15 @@ def gradient(site, at):
     return x.T @ (x @ at - y) / len(y)
 
 
-def sources(node, stop=None):
-    """Return the site inputs that a node is computed from; "trained" where a call of `stop` is met."""
-    if stop is not None and node.fn is not None and (node.fn is stop or getattr(node.fn, "local", 0) is stop):
+def sources(node, stop=False):
+    """Return the site inputs that a node is computed from; with `stop`, "trained" for local training."""
+    if stop and isinstance(node.fn, Uneven):
         return {"trained"}
     found = {node.params["slot"]} if node.op is Op.INPUT and node.placement is Placement.SITES else set()
     return found.union(*(sources(arg, stop) for arg in node.args))
 
 
-def leaving(algorithm, stop=None):
+def leaving(algorithm, stop=False):
     """Return {name: what it is computed from} of everything that leaves a site."""
     return {node.name: sources(node, stop) for node in trace(algorithm).reductions}
 

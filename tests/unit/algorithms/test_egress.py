@@ -36,6 +36,10 @@ def both(total, squares):
     return {"rows": total["n"]}
 
 
+def hidden(params, batch):
+    return batch["x"] * params["weight"]
+
+
 A = fr.algorithms
 SHIPPED = {
     "fedsgd": lambda: A.fedsgd(MODEL, lr=0.1),
@@ -49,12 +53,17 @@ SHIPPED = {
     "scaffold_i": lambda: A.scaffold(LOCAL, NUM_SITES, option="I"),
     "scaffold_ii": lambda: A.scaffold(LOCAL, NUM_SITES),
     "ditto": lambda: A.ditto(LOCAL, prox=0.1),
+    "apfl": lambda: A.apfl(LOCAL),
+    "fedamp": lambda: A.fedamp(LOCAL, alpha=0.1, sigma=1.0, prox=0.1),
     "fedbabu": lambda: A.fedbabu(LOCAL, ["bias"]),
     "fedbn": lambda: A.fedbn(fr.learn.sgd(MODEL, lr=0.1), ["bias"]),
     "fedper": lambda: A.fedper(LOCAL, ["bias"]),
     "fedrep": lambda: A.fedrep(LOCAL, ["bias"]),
     "fine_tuning": lambda: A.fine_tuning(LOCAL),
     "lg_fedavg": lambda: A.lg_fedavg(LOCAL, ["weight"]),
+    "moon": lambda: A.moon(LOCAL, features=hidden),
+    "per_fedavg": lambda: A.per_fedavg(LOCAL, inner_lr=0.01),
+    "pfedme": lambda: A.pfedme(LOCAL, prox=1.0, lr=0.5, local_rounds=2),
     "local_only": lambda: A.local_only(LOCAL),
     "one_shot": lambda: A.one_shot(LOCAL),
     "evaluation": lambda: A.evaluation(MODEL, split="train", bins=20),

@@ -97,7 +97,7 @@ def test_statistics_of_a_site_leave_through_nothing():
     model = model_of()
     local = local_of(model)
     algorithm = fr.algorithms.fedbn(local, ["0"])
-    assert leaving(algorithm, stop=local) == {"delta": {"trained"}, "metrics": {"trained"}}
+    assert leaving(algorithm, stop=True) == {"delta": {"trained"}, "metrics": {"trained"}}
     result, _ = trained(algorithm, init=model.init(3))
     for name in ("weight", "bias", "running_mean", "running_var"):
         assert torch.equal(result.params[f"0.{name}"], model.init(3)[f"0.{name}"])
