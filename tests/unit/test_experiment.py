@@ -69,6 +69,14 @@ def test_every_algorithm_option_trains(algorithm):
     assert outcome.run.status == ("done", "")
 
 
+def test_the_models_that_sites_have_for_themselves_are_measured_unless_the_global_one_is_asked_for():
+    found = {}
+    for personal in ("null", "true", "false"):
+        outcome = train("algorithm=ditto", "rounds=2", f"evaluate.personal={personal}")
+        found[personal] = outcome.summary["test"]["metrics"]["loss"]["value"]
+    assert found["null"] == found["true"] != found["false"]
+
+
 def test_run_directory_holds_what_was_asked_and_what_came_out():
     outcome = train("rounds=2")
     names = {path.name for path in outcome.run.path.iterdir()}
