@@ -20,6 +20,7 @@ from fedray.algorithms.moments import moments
 from fedray.algorithms.moon import moon
 from fedray.algorithms.per_fedavg import per_fedavg
 from fedray.algorithms.pfedme import pfedme
+from fedray.algorithms.private_heads import private_heads
 from fedray.algorithms.scaffold import scaffold
 
 __all__ = [
@@ -42,5 +43,6 @@ __all__ = [
     "one_shot",
     "per_fedavg",
     "pfedme",
+    "private_heads",
     "scaffold",
 ]

@@ -154,6 +154,11 @@ def beside(params: Any, **others: Any) -> Flat:
     return _laid([*_leaves(params), *added])
 
 
+def prefixed(params: Any, word: str) -> Flat:
+    """Return the leaves of a model under a word."""
+    return _laid(list(_leaves(params, f"{word}.")))
+
+
 def under(params: Mapping[str, Any], word: str) -> dict[str, Any]:
     """Return the tensors below a word, by the rest of their names."""
     return {name[len(word) + 1 :]: params[name] for name in params if name.startswith(word + ".")}

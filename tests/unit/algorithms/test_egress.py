@@ -40,6 +40,14 @@ def hidden(params, batch):
     return batch["x"] * params["weight"]
 
 
+def headed(params, batch):
+    return (hidden(params, batch) @ params["head.v"]).square().mean() + params["bias"].square().sum()
+
+
+def own_head(data, rng):
+    return {"v": torch.ones(data.train["x"].shape[1])}
+
+
 A = fr.algorithms
 SHIPPED = {
     "fedsgd": lambda: A.fedsgd(MODEL, lr=0.1),
@@ -64,6 +72,7 @@ SHIPPED = {
     "moon": lambda: A.moon(LOCAL, features=hidden),
     "per_fedavg": lambda: A.per_fedavg(LOCAL, inner_lr=0.01),
     "pfedme": lambda: A.pfedme(LOCAL, prox=1.0, lr=0.5, local_rounds=2),
+    "private_heads": lambda: A.private_heads(fr.learn.sgd(headed, lr=0.01), own_head),
     "local_only": lambda: A.local_only(LOCAL),
     "one_shot": lambda: A.one_shot(LOCAL),
     "evaluation": lambda: A.evaluation(MODEL, split="train", bins=20),
