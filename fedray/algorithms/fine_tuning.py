@@ -25,10 +25,17 @@ def fine_tuning(
 ) -> fr.Algorithm:
     """Train by federated averaging; a site's own model comes from `tune` (`local` unless one is given).
 
-    `trained` names the parameters that fine-tuning may move; without, it moves all.
+    `trained` names the parameters that fine-tuning may move; without, it moves all. What it names must be a
+    part of the model, else the first parameters are refused with a ValueError.
     """
     plain = fedavg(local, optimizer, weighted, name="fine_tuning")
-    return replace(plain, personal=tuned(tune or local, trained))
+
+    def init(params: Any) -> Any:
+        if trained is not None:
+            parts.Part(tuple(trained)).check(params, "fine_tuning")
+        return plain.init(params)
+
+    return replace(plain, init=init, personal=tuned(tune or local, trained))
 
 
 def tuned(local: Any, trained: Sequence[str] | None = None) -> Any:

@@ -121,7 +121,9 @@ class Descent:
     def held_out_loss(self, batch: Batch) -> float:
         """Return the loss on rows that are not trained on, in evaluation mode and without penalties."""
         local, buffers = self.local, {} if self.step is None else self.step.buffers
-        given = {**self.leaves, **self.still, **buffers}
+        given: Mapping[str, Tensor] = {**self.leaves, **self.still, **buffers}
+        if (own := getattr(local.objective, "own", None)) is not None:
+            given = own(given)
         with torch.no_grad():
             if self.step is None:
                 return float(local.model(given, batch))

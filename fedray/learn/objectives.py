@@ -2,7 +2,8 @@
 
 An objective is a function (loss, params, batch) -> number; `loss(params, batch)` is the model's own training
 loss. Local training steps along its gradient and reports its value, so a term that is no part of the loss is
-added by `as_slope`. One that has `project(params)` may bring parameters back after every step, in place.
+added by `as_slope`. One that has `project(params)` may bring parameters back after every step, in place;
+one whose parameters are more than the model's says with `own(params)` which are the model's.
 Sites with an objective are trained one by one: the stacked form knows the gradient of the loss alone.
 """
 
@@ -10,7 +11,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,10 @@ def as_slope(term: Tensor) -> Tensor:
     return term - term.detach()
 
 
+def _without(params: Params, words: tuple[str, ...]) -> dict[str, Tensor]:
+    return {name: params[name] for name in params if name.partition(".")[0] not in words}
+
+
 @dataclass(frozen=True)
 class Mixture:
     """Train weights w by f(w), and beside them v (`personal`) and alpha by f(alpha v + (1 - alpha) w), w
@@ -50,9 +55,7 @@ class Mixture:
 
     def __call__(self, loss: Loss, params: Params, batch: Batch) -> Tensor:
         """Return f(w)."""
-        mine, alpha = under(params, "personal"), params["alpha"]
-        others = ("personal", "alpha")
-        shared = {name: params[name] for name in params if name.partition(".")[0] not in others}
+        mine, alpha, shared = under(params, "personal"), params["alpha"], self.own(params)
         share = alpha if self.is_adaptive else alpha.detach()
         mixed = dict(shared)
         for name, v in mine.items():
@@ -62,6 +65,10 @@ class Mixture:
             else:
                 mixed[name] = share * v.detach() + (1 - share) * w + as_slope(v)
         return loss(shared, batch) + as_slope(loss(mixed, batch))
+
+    def own(self, params: Params) -> dict[str, Tensor]:
+        """Return w."""
+        return _without(params, ("personal", "alpha"))
 
     def project(self, params: Params) -> None:
         """Keep alpha between 0 and 1."""
@@ -118,14 +125,18 @@ class Contrast:
     features: Callable[[Params, Batch], Tensor]
     mu: float
     temperature: float
+    OTHERS: ClassVar = ("received", "previous")
+
+    def own(self, params: Params) -> dict[str, Tensor]:
+        """Return the model in training."""
+        return _without(params, self.OTHERS)
 
     def __call__(self, loss: Loss, params: Params, batch: Batch) -> Tensor:
         """Return the loss."""
-        others = ("received", "previous")
-        own = {name: value for name, value in params.items() if name.partition(".")[0] not in others}
+        own = self.own(params)
         z = self.features(own, batch)
         with torch.no_grad():
-            near, far = (self.features(under(params, word), batch) for word in others)
+            near, far = (self.features(under(params, word), batch) for word in self.OTHERS)
         gap = F.cosine_similarity(z, far, dim=1) - F.cosine_similarity(z, near, dim=1)
         term = F.softplus(gap / self.temperature).mean()  # -log(e^near / (e^near + e^far))
         return loss(own, batch) + as_slope(self.mu * term)

@@ -79,6 +79,11 @@ def test_fine_tuning_starts_from_the_global_model_and_moves_what_it_may(trained_
     assert max(np.abs(found[i] - descend(i, theta, 6, mask)).max() for i in tables()) < 1e-12
 
 
+def test_fine_tuning_of_a_part_that_is_none_is_refused_before_a_site_is_asked():
+    with pytest.raises(ValueError, match="names no parameter"):
+        trained(fr.algorithms.fine_tuning(uneven(), trained=["c"]))
+
+
 def test_fine_tuning_changes_nothing_of_the_training():
     plain, _ = trained(fr.algorithms.fedavg(uneven()))
     algorithm = fr.algorithms.fine_tuning(uneven())
