@@ -1,6 +1,6 @@
 """Does a partner gain from a shared trunk over its own model? Ten partners with generated assays.
 
-    python experiments/melloddy/assays.py [--seeds 3] [--rounds 60] [--partners 10]
+    python experiments/melloddy/assays.py [--seeds 3] [--rounds 40] [--partners 10]
 
 Each partner has compounds of its own series (binary fingerprints) and assays of its own, 150 to 450 of them;
 a label is there for one compound in ten. What makes a compound active is a common latent chemistry, of which
@@ -162,7 +162,7 @@ def main() -> None:
     """Print one row for each partner and seed, and what leaves a site."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--partners", type=int, default=10)
     asked = parser.parse_args()
     means = []
