@@ -22,7 +22,6 @@ from fedray.errors import ConfigError
 from fedray.runtime.loop import EarlyStop
 
 OF_THE_RUN = ("allow_empty", "standardise")  # settings of a data set that its factory does not read
-LOCAL_ONLY = "fedray.algorithms.local_only"  # its sites have models of their own and there is no global one
 PASS_GROUPS = ("compression", "privacy", "robustness", "secure", "policy")
 
 
@@ -156,16 +155,16 @@ def _training(tree: Mapping[str, Any], data: Dataset) -> Training:
     evaluate = {}
     if tree["evaluate"]:
         splits = ("valid", "test") if tree["evaluate"]["valid"] else ("test",)
-        evaluate = {split: _evaluation(tree, model, split) for split in splits}
+        evaluate = {split: _evaluation(tree, model, split, algorithm) for split in splits}
     return Training(model=model, local=local, algorithm=algorithm, evaluate=evaluate,
                     init=model.init(tree["seed"]))
 
 
-def _evaluation(tree: Mapping[str, Any], model: Any, split: str) -> Any:
+def _evaluation(tree: Mapping[str, Any], model: Any, split: str, algorithm: Any) -> Any:
     settings = tree["evaluate"]
     personal = settings["personal"]
-    if personal is None:
-        personal = tree["algorithm"]["_target_"] == LOCAL_ONLY
+    if personal is None or personal:
+        personal = getattr(algorithm, "personal", None) or bool(personal)
     return fr.algorithms.evaluation(model, split=split, per_site=settings["per_site"], personal=personal,
                                     bins=settings["bins"])
 

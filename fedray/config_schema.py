@@ -12,6 +12,7 @@ from typing import Any
 from fedray import config_schema_data as data
 from fedray import config_schema_drift as drift
 from fedray import config_schema_learn as learn
+from fedray import config_schema_personal as personal
 from fedray.config_schema_data import MISSING
 
 
@@ -210,7 +211,7 @@ class Evaluate:
     per_site: bool = True
     """Gather each site's own figures beside the sums."""
     personal: bool | None = None
-    """Measure each site's own model instead of the global one; null does so where only sites have models."""
+    """Measure each site's own model instead of the global one; null does so where the algorithm makes one."""
     patience: int | None = None
     """Stop when the metric did not improve over this many evaluations; null trains all rounds."""
     metric: str = "auroc"
@@ -243,6 +244,10 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "algorithm": {"fedsgd": learn.Fedsgd, "fedavg": learn.Fedavg, "fedavgm": learn.Fedavgm,
                   "fedadagrad": learn.Fedadagrad, "fedadam": learn.Fedadam, "fedyogi": learn.Fedyogi,
                   "fedprox": learn.Fedprox, "scaffold": learn.Scaffold, "ditto": learn.Ditto,
+                  "fedbabu": personal.Fedbabu, "fedbn": personal.Fedbn, "fedper": personal.Fedper,
+                  "fedrep": personal.Fedrep, "fine_tuning": personal.FineTuning,
+                  "lg_fedavg": personal.LgFedavg, "apfl": personal.Apfl, "fedamp": personal.Fedamp,
+                  "moon": personal.Moon, "per_fedavg": personal.PerFedavg, "pfedme": personal.Pfedme,
                   "local_only": learn.LocalOnly, "pooled": learn.Pooled, "one_shot": learn.OneShot,
                   "cyclic": drift.Cyclic, "feddyn": drift.Feddyn, "fedexp": drift.Fedexp,
                   "fedlin": drift.Fedlin, "fednova": drift.Fednova, "mime": drift.Mime,

@@ -30,7 +30,13 @@ def local_only(local: Any) -> fr.Algorithm:
             metrics=fr.mean(mine.metrics, weight=mine.num_examples),
         )
 
-    return fr.Algorithm(LocalOnlyState, round, init_site=lambda server: server.params, name="local_only")
+    return fr.Algorithm(
+        LocalOnlyState,
+        round,
+        lambda server: server.params,
+        "local_only",
+        personal=lambda params, site: site.state,
+    )
 
 
 def one_shot(local: Any) -> fr.Algorithm:

@@ -46,4 +46,6 @@ def ditto(local: Any, prox: float, optimizer: ServerOptimizer | None = None) -> 
             metrics=fr.mean(shared.metrics, weight=shared.num_examples),
         )
 
-    return fr.Algorithm(init, round, init_site=lambda server: server.params, name="ditto")
+    return fr.Algorithm(
+        init, round, lambda server: server.params, "ditto", personal=lambda params, site: site.state
+    )

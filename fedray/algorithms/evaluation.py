@@ -57,10 +57,25 @@ def as_list(found: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
     ]
 
 
+def _measured(personal: Any, params: Any, site: Any) -> Any:
+    """Return the model that is measured at a site."""
+    if callable(personal):
+        return personal(params, site)
+    return site.state if personal else params
+
+
 def evaluation(
-    model: Any, *, split: str = "valid", per_site: bool = True, personal: bool = False, bins: int = 1000
+    model: Any,
+    *,
+    split: str = "valid",
+    per_site: bool = True,
+    personal: bool | Callable[[Any, Any], Any] = False,
+    bins: int = 1000,
 ) -> fr.Algorithm:
     """Evaluate the global parameters (or each site's own, with `personal`) on one split of all sites.
+
+    `personal=True` takes what a site keeps for its model; an algorithm's `personal` makes it from that and
+    from the global parameters.
 
     The server's input is the parameters. Metrics: {"pooled": {...}, "sites": [...]}; the pooled ones come
     from sums over sites alone, so AUROC has the stated error of its `bins`. Without `per_site` nothing is
@@ -74,7 +89,7 @@ def evaluation(
     )
 
     def round(server: Any, site: Any) -> fr.Outputs:
-        params = site.state if personal else fr.broadcast(server)
+        params = _measured(personal, fr.broadcast(server), site)
         total = fr.sum(fr.map(measure, params, site.data), name="evaluation")
         sites: Any = []
         if per_site:

@@ -197,12 +197,16 @@ class Outputs:
 class Algorithm:
     """How the server's state starts, one round, and how a site's state starts (from the server's first
     state).
+
+    `personal(params, site)` is, at the sites, the model that a site has for itself, from the global
+    parameters and what it keeps: evaluation measures it. None where there is none.
     """
 
     init: Callable[[Any], Any]
     round: Callable[[Value, Site], Outputs]
     init_site: Callable[[Any], Any] | None = None
     name: str = ""
+    personal: Callable[[Value, Site], Value] | None = None
 
     @property
     def title(self) -> str:

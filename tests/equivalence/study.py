@@ -36,6 +36,8 @@ def algorithm(name: str, update: Any = None) -> Any:
         return fr.algorithms.feddyn(update, NUM_SITES, alpha=0.5)
     if name in ("fedexp", "fedlin", "fednova", "mime"):
         return getattr(fr.algorithms, name)(update)
+    if name == "apfl":
+        return fr.algorithms.apfl(update)
     return fr.algorithms.fedavg(update, optimizer.adam(0.05) if name == "fedadam" else None)
 
 
