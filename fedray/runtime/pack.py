@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fedray import rows, tree
+from fedray.coded import arrived
 from fedray.core.graph import Placement
 from fedray.core.verify import verify
 from fedray.errors import DataError, HostError
@@ -183,6 +184,7 @@ class Pack:
         return replace(answer, work_s=time.monotonic() - started)
 
     def _compute(self, call: StageCall, downlink: Mapping[int, Any]) -> Folded:
+        downlink = {index: arrived(value) for index, value in downlink.items()}
         plan, device = self._plans[call.plan].plan, self._device_of(call, downlink)
         if device is not None:
             downlink = {index: devices.placed(value, device) for index, value in downlink.items()}
