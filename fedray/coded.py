@@ -157,7 +157,11 @@ class Encode:
 
         def one(leaf: Any, number: int) -> tree.Flat:
             origin = plain(leaf)
-            coded = self.coder.encode(origin.numbers.detach(), keys_of(key, number))
+            numbers = origin.numbers.detach()
+            if not all(group.is_alive):  # a lost row may hold anything
+                alive = torch.tensor(group.is_alive, device=numbers.device).unsqueeze(1)
+                numbers = torch.where(alive, numbers, 0.0)
+            coded = self.coder.encode(numbers, keys_of(key, number))
             schema = layout({"bytes": (coded.shape[1],)}, coded.dtype, origin, self.coder)
             return tree.Flat(coded, schema)
 
