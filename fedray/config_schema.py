@@ -11,6 +11,7 @@ from typing import Any
 
 from fedray import config_schema_data as data
 from fedray import config_schema_learn as learn
+from fedray import config_schema_passes as passes
 from fedray.config_schema_data import MISSING
 
 
@@ -242,7 +243,11 @@ SCHEMAS: dict[str, dict[str, type]] = {
                   "fedadagrad": learn.Fedadagrad, "fedadam": learn.Fedadam, "fedyogi": learn.Fedyogi,
                   "fedprox": learn.Fedprox, "scaffold": learn.Scaffold, "ditto": learn.Ditto,
                   "local_only": learn.LocalOnly, "pooled": learn.Pooled, "one_shot": learn.OneShot},
-    "compression": {"none": Nothing}, "privacy": {"none": Nothing}, "robustness": {"none": Nothing},
+    "compression": {"none": Nothing, "topk": passes.Topk, "randk": passes.Randk, "qsgd": passes.Qsgd,
+                    "sign": passes.Sign, "scaled_sign": passes.ScaledSign, "powersgd": passes.Powersgd,
+                    "ef21": passes.Ef21, "quantised_broadcast": passes.QuantisedBroadcast,
+                    "bidirectional": passes.Bidirectional},
+    "privacy": {"none": Nothing}, "robustness": {"none": Nothing},
     "secure": {"none": Nothing}, "policy": {"open": Nothing, "hospital": Hospital},
     "topology": {"flat": Nothing, "regions": Regions},
     "schedule": {"synchronous": Synchronous},

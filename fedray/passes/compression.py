@@ -37,7 +37,7 @@ from fedray.rows import Column, Group, Tagged, column, row, rows_of
 Names = Collection[str]
 
 
-def topk(fraction: float, only: Names = ("delta",)) -> Pass:
+def topk(fraction: float = 0.01, only: Names = ("delta",)) -> Pass:
     """Send the numbers of largest magnitude of each update, and add what was left out to the next one.
 
     p = update + memory; sent = top(p); memory = p - sent. Of equal magnitudes the first is sent; `fraction`
@@ -133,7 +133,7 @@ class Unpick:
         return Decode(None).rows(group, picked)
 
 
-def randk(fraction: float, error_feedback: bool = True, only: Names = ("delta",)) -> Pass:
+def randk(fraction: float = 0.01, error_feedback: bool = True, only: Names = ("delta",)) -> Pass:
     """Send numbers at random coordinates, the same at every site, new in each round.
 
     With error feedback p = update + memory; sent = p at the coordinates; memory = p elsewhere. Without, the
@@ -229,7 +229,7 @@ def _first_weights(group: Group, seen: Tagged, weight: Tagged) -> Column:
     return column([first_weight(float(before), float(now)) for before, now in pairs])
 
 
-def ef21(fraction: float, only: Names = ("delta",)) -> Pass:
+def ef21(fraction: float = 0.01, only: Names = ("delta",)) -> Pass:
     """Send the largest changes of what the server believes of each site, and average the beliefs.
 
     c = top(update - h); h += c at the site; the server keeps the mean of h over all sites that ever took part

@@ -23,6 +23,8 @@ from tests.equivalence import study
 ROUNDS = 12
 INSIDE, BETWEEN = 6, 5  # kills in one run
 STATEFUL = ("fedavg", "scaffold", "ditto")
+COMPRESSED = ("topk", "ef21")  # FedAvg whose passes keep memories at the sites, and EF21's at the server
+ALL = [*STATEFUL, *(pytest.param(name, marks=pytest.mark.slow) for name in COMPRESSED)]
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def points(seed: int) -> tuple[tuple[str, int], ...]:
     )
 
 
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("name", ALL)
 def test_packs_killed_before_the_answer_and_before_the_commit_change_no_bit(ray_session, tmp_path, name):
     inside = points(100)
     between = sorted(random.Random(7).sample(range(ROUNDS - 1), BETWEEN))
@@ -84,6 +86,7 @@ def test_packs_killed_before_the_answer_and_before_the_commit_change_no_bit(ray_
             init=study.model().init(0),
             rounds=ROUNDS,
             seed=5,
+            passes=study.passes(name),
             schedule=fr.synchronous(cohort=0.75),
             tracker=tracker,
         )
@@ -115,7 +118,7 @@ class KillsBetween:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("name", [*STATEFUL, *COMPRESSED])
 def test_a_driver_killed_between_rounds_is_resumed_with_equal_bits(tmp_path, name):
     stop = random.Random(name).randrange(1, ROUNDS - 1)
     script = [sys.executable, "-m", "tests.cluster.driver", name, str(tmp_path)]

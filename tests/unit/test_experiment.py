@@ -65,6 +65,14 @@ def test_every_algorithm_option_trains(algorithm):
     assert outcome.run.status == ("done", "")
 
 
+@pytest.mark.parametrize("compression", sorted(SCHEMAS["compression"]))
+def test_every_compression_option_trains(compression):
+    outcome = train(f"compression={compression}", "algorithm.weighted=false", "model=mlp", "rounds=1",
+                    "data.scale=0.02")
+    assert outcome.run.status == ("done", "") and not outcome.result.failures
+    assert compression == "none" or "+" in outcome.result.plan.name
+
+
 def test_run_directory_holds_what_was_asked_and_what_came_out():
     outcome = train("rounds=2")
     names = {path.name for path in outcome.run.path.iterdir()}
