@@ -28,7 +28,7 @@ from fedray.core import trace as fr
 from fedray.core.graph import Graph, Node, Op, Placement
 from fedray.core.rewrite import Pass, on_reduce, rewrite
 from fedray.core.trace import Site
-from fedray.core.value import Value
+from fedray.core.value import Value, lift
 from fedray.errors import PassError
 from fedray.passes.coders import Levels, Picks, ScaledSigns, Signs, TopK, check_fraction
 from fedray.rng import SERVER, Key
@@ -254,12 +254,18 @@ def ef21(fraction: float = 0.01, only: Names = ("delta",)) -> Pass:
         new = fr.map(first_weight, seen, 1.0 if weight is None else weight)
         site.store(f"{slot}.weight", seen + new)
         mean = fr.mean(change, weight=weight, name=name)
-        total = fr.count(site) if weight is None else fr.sum(weight, name=f"{name}.total")
-        memory = fr.apply(Tracked(), site.server.slot(slot), mean, total, fr.sum(new, name=f"{name}.new"))
+        total = fr.count(site) if weight is None else fr.sum(_with(change, weight), name=f"{name}.total")
+        more = fr.sum(_with(change, new), name=f"{name}.new")
+        memory = fr.apply(Tracked(), site.server.slot(slot), mean, total, more)
         site.server.store(slot, memory)
         return fr.apply(estimate, memory)
 
     return on_reduce("mean", only, f"ef21({fraction:g})")(tracked)
+
+
+def _with(change: Value, number: Value) -> Value:
+    """Return a number in the stage of the change, so that their sums see the same sites."""
+    return Value(lift({"change": change, "number": number}))["number"]
 
 
 def quantised_broadcast(levels: int = 127, bucket: int | None = 512, only: Names = ("params",)) -> Pass:

@@ -12,8 +12,9 @@ from typing import Any
 
 from fedray import tree
 from fedray.coded import Decode
-from fedray.core.graph import Graph, Node, Op, Placement, stages
+from fedray.core.graph import Graph, Node, Op, Placement, stages, toposort
 from fedray.core.rewrite import in_units, rewrite
+from fedray.core.value import HOLE, Record
 
 SERVER, SITES = Placement.SERVER, Placement.SITES
 
@@ -40,6 +41,16 @@ def divide(total: Any, weight: Any) -> Any:
     return total.divided_by(weight)
 
 
+def _together_with(x: Node, weight: Node) -> Node:
+    """Return a weight in the stage of its value, so that both sums see the same sites."""
+    stage = stages(toposort([x, weight]))
+    if weight not in stage or stage[weight] >= stage[x]:
+        return weight
+    both = Record({"x": HOLE, "weight": HOLE})
+    node = Node(Op.CALL, SITES, (x, weight), both, {"lift": "record"}, where=weight.where)
+    return Node(Op.GET, SITES, (node,), params={"key": "weight", "attribute": False}, where=weight.where)
+
+
 def lower_mean(graph: Graph) -> Graph:
     """Turn a weighted mean into sum(x, weight=w) and sum(w), a uniform one into sum(x) and count."""
 
@@ -54,9 +65,8 @@ def lower_mean(graph: Graph) -> Graph:
         else:
             w = in_units(rest[0], node.params.get("weight_cap"), node.where)
             total = Node(Op.REDUCE, SERVER, (x, w), params=exact, name=node.name, where=node.where)
-            weight = Node(
-                Op.REDUCE, SERVER, (w,), params={"kind": "sum"}, name=f"{node.name}.weight", where=node.where
-            )
+            counted, name = _together_with(x, w), f"{node.name}.weight"
+            weight = Node(Op.REDUCE, SERVER, (counted,), params={"kind": "sum"}, name=name, where=node.where)
         return Node(
             Op.CALL, SERVER, (total, weight), divide, {"lift": "server", "kwargs": ()}, node.name, node.where
         )

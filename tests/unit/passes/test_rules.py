@@ -1,5 +1,7 @@
 """What holds for every compression pass: bytes, bits in every layout, draws, memories, refusals."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -7,50 +9,14 @@ import torch
 import fedray as fr
 from fedray import tree
 from fedray.core.explain import egress_rows
-from fedray.core.graph import Op, Placement
-from fedray.core.rewrite import refuse_coded
 from fedray.core.trace import trace
-from fedray.errors import PassError
 from fedray.learn.update import Update
 from fedray.runtime.checkpoint import Checkpoints
-from tests.unit.algorithms.test_egress import promised
+from tests.unit.algorithms.test_egress import GOLDEN, promised
 from tests.unit.passes.cases import INIT, memory, trained, vector
+from tests.unit.passes.stacks import ALGORITHMS, MODEL, NUM_SITES, PASSES, P, fitted
 from tests.unit.runtime.test_round import averaging
 from tests.unit.runtime.toy import NUM_FEATURES, Breaks, ToyLocal, sites
-
-P = fr.passes
-PASSES = {
-    "topk": lambda: P.topk(0.2),
-    "randk": lambda: P.randk(0.2),
-    "randk_unbiased": lambda: P.randk(0.2, error_feedback=False),
-    "qsgd": lambda: P.qsgd(7),
-    "qsgd_buckets": lambda: P.qsgd(7, bucket=10),
-    "sign": lambda: P.sign(0.01, weights="uniform"),
-    "scaled_sign": P.scaled_sign,
-    "ef21": lambda: P.ef21(0.2),
-    "powersgd": lambda: P.powersgd(1),
-    "bidirectional": lambda: P.bidirectional(P.topk(0.2), P.quantised_broadcast(15, bucket=10)),
-}
-MODEL = fr.learn.mlp(NUM_FEATURES, hidden=(16,))
-LOCAL = fr.learn.sgd(MODEL, lr=0.1, epochs=1, batch_size=4)
-NUM_SITES = 6
-ALGORITHMS = {
-    "fedavg": lambda: fr.algorithms.fedavg(LOCAL),
-    "fedadam": lambda: fr.algorithms.fedavg(LOCAL, fr.learn.optimizer.adam(0.01)),
-    "fedprox": lambda: fr.algorithms.fedprox(LOCAL, mu=0.1),
-    "scaffold": lambda: fr.algorithms.scaffold(LOCAL, NUM_SITES),
-    "ditto": lambda: fr.algorithms.ditto(LOCAL, prox=0.1),
-}
-
-
-def fitted(passes, algorithm="fedavg", rounds=2, look=None, **layout):
-    schedule = fr.synchronous(cohort=1.0)
-    with fr.simulate(sites(NUM_SITES), **layout) as federation:
-        result = fr.fit(
-            ALGORITHMS[algorithm](), federation, init=MODEL.init(0), rounds=rounds, passes=passes,
-            schedule=schedule,
-        )
-        return result, look(federation) if look else None
 
 
 @pytest.mark.parametrize("name", PASSES)
@@ -86,6 +52,28 @@ def test_bytes_of_a_site_are_as_many_as_the_form_of_its_update_needs():
     assert found["qsgd_buckets"]["delta"] == 4 * -(-n // 10) + -(-4 * n // 8)
     assert found["sign"]["delta"] == -(-n // 8) == found["scaled_sign"]["delta"] - 4
     assert (found["powersgd"]["delta.left"], found["powersgd"]["delta"]) == (4 * 16, 4 * (5 + 16 + 16 + 1))
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_the_list_of_what_leaves_is_the_golden_one(name):
+    result, _ = fitted([PASSES[name]()], rounds=1)
+    text = fr.egress(result.plan).replace(result.plan.digest[:8], "········") + "\n"
+    path = GOLDEN.parent / "egress_passes" / f"{name}.txt"
+    if os.environ.get("FEDRAY_UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert path.read_text() == text
+
+
+def test_a_fast_sum_sends_a_lone_sites_update_uncoded_and_says_so():
+    schedule = fr.synchronous(cohort=1.0)
+    with fr.simulate(sites(NUM_SITES), packs=NUM_SITES) as federation:
+        result = fr.fit(
+            ALGORITHMS["fedavg"](), federation, init=MODEL.init(0), rounds=2, passes=[P.topk(0.2)],
+            schedule=schedule, fold="fast",
+        )
+    (delta,) = [row for row in egress_rows(result.plan) if row["name"] == "delta"]
+    assert delta["site_bytes"] == tree.nbytes(MODEL.init(0))
+    assert [record.bytes_up for record in result.metrics] == [record.site_bytes for record in result.metrics]
 
 
 def test_what_goes_down_is_counted_as_it_travels():
@@ -148,7 +136,7 @@ class ToyNet:
 
 @pytest.mark.parametrize("name", PASSES)
 def test_other_reductions_are_left_untouched(name):
-    graph = trace(fr.algorithms.scaffold(LOCAL, NUM_SITES))
+    graph = trace(ALGORITHMS["scaffold"]())
     passed = PASSES[name]()(graph)
     before = {node.name: node for node in graph.reductions if node.name not in ("delta", "count")}
     after = {node.name: node for node in passed.reductions}
@@ -240,110 +228,3 @@ def train_broken(rounds):
             init={"w": torch.zeros(NUM_FEATURES), "b": torch.zeros(())}, passes=[P.topk(0.5)],
         )
     return seen
-
-
-def hidden(graph):
-    """Stand in for a pass that masks sums."""
-    for node in graph.reductions:
-        refuse_coded(node, "secure_sum")
-    return graph
-
-
-@pytest.mark.parametrize(("name", "why"), [
-    ("topk", r"compressed by topk\(0.2\), and its values lie at other coordinates at each site: use randk"),
-    ("ef21", r"compressed by topk\(0.2\)"),
-    ("qsgd", r"compressed by qsgd\(7\), and its codes have another scale at each site"),
-    ("sign", "compressed by sign"),
-    ("scaled_sign", "compressed by scaled_sign"),
-])
-def test_what_does_not_add_up_coded_is_refused_before_a_secure_sum(name, why):
-    with pytest.raises(PassError, match=f"secure_sum: delta .*{why}"):
-        fr.compile(ALGORITHMS["fedavg"](), [PASSES[name](), hidden])
-
-
-@pytest.mark.parametrize("name", ["randk", "randk_unbiased", "powersgd"])
-def test_what_is_linear_may_be_masked(name):
-    assert fr.compile(ALGORITHMS["fedavg"](), [PASSES[name](), hidden])
-
-
-def test_a_vote_is_refused_where_weights_are_meant():
-    with pytest.raises(PassError, match="a site has one vote.*algorithm.weighted=false"):
-        fr.compile(ALGORITHMS["fedavg"](), [P.sign(0.01)])
-
-
-def test_a_pass_twice_is_refused_since_it_has_one_memory():
-    with pytest.raises(PassError, match=r"topk\(0.2\) is applied to .* twice"):
-        fr.compile(ALGORITHMS["fedavg"](), [P.topk(0.1), P.topk(0.2)])
-
-
-def test_a_mean_within_a_region_is_refused():
-    def round(server, site):
-        update = fr.map(LOCAL, fr.broadcast(server), site.data, site.rng)
-        shared = fr.mean(update.delta, name="delta", within="region")
-        return fr.Outputs(server=server, site=shared)
-
-    regional = fr.Algorithm(lambda params: params, round, lambda server: server, name="regional")
-    with pytest.raises(PassError, match="goes from site to site"):
-        fr.compile(regional, [P.topk(0.1)])
-
-
-@pytest.mark.parametrize("compression", [P.topk(0.1, only={"dleta"}), P.quantised_broadcast(only={"parms"})])
-def test_a_name_that_is_not_there_is_refused(compression):
-    with pytest.raises(PassError, match="found no"):
-        fr.compile(ALGORITHMS["fedavg"](), [compression])
-
-
-@pytest.mark.parametrize("make", [
-    lambda: P.topk(0.0), lambda: P.topk(1.5), lambda: P.randk(0), lambda: P.ef21(-1), lambda: P.qsgd(0),
-    lambda: P.qsgd(2**15), lambda: P.qsgd(4, bucket=0), lambda: P.sign(0.0),
-    lambda: P.sign(0.1, weights="equal"), lambda: P.powersgd(0), lambda: P.quantised_broadcast(0),
-])
-def test_settings_without_a_meaning_are_refused(make):
-    with pytest.raises(ValueError, match="is not|say "):
-        make()
-
-
-def test_ef21_refuses_weights_that_change():
-    def round(server, site):
-        update = fr.map(LOCAL, fr.broadcast(server.params), site.data, site.rng)
-        weight = fr.map(growing, site.rng)
-        delta = fr.mean(update.delta, weight=weight)
-        return fr.Outputs(server=fr.apply(moved, server, delta))
-
-    algorithm = fr.Algorithm(fr.algorithms.fedavg(LOCAL).init, round, name="growing")
-    with fr.simulate(sites(3)) as federation, pytest.raises(fr.errors.QuorumError, match="ValueError"):
-        fr.fit(algorithm, federation, init=MODEL.init(0), rounds=2, passes=[P.ef21(0.2)])
-
-
-def growing(rng):
-    return rng.round + 1
-
-
-def moved(state, delta):
-    return type(state)(tree.add(state.params, delta), state.optimizer)
-
-
-def test_fractional_weights_keep_their_public_bound():
-    def round(server, site):
-        update = fr.map(LOCAL, fr.broadcast(server.params), site.data, site.rng)
-        delta = fr.mean(update.delta, weight=fr.map(fraction, site.rng), weight_cap=1.0)
-        return fr.Outputs(server=fr.apply(moved, server, delta))
-
-    algorithm = fr.Algorithm(fr.algorithms.fedavg(LOCAL).init, round, name="fractional")
-    found = []
-    for passes in ([], [P.topk(1.0)]):
-        with fr.simulate(sites(3)) as federation:
-            found.append(fr.fit(algorithm, federation, init=MODEL.init(0), rounds=2, passes=passes))
-    assert found[0].params_sha256 == found[1].params_sha256 and not found[1].failures
-
-
-def fraction(rng):
-    return 0.25 + ord(rng.site[-1]) % 3 / 7
-
-
-def test_every_function_that_a_pass_maps_has_a_twin():
-    for name, make in PASSES.items():
-        plan = fr.compile(ALGORITHMS["fedavg"](), [make()])
-        mapped = [node for node in plan.nodes if node.op is Op.CALL and node.placement is Placement.SITES
-                  and node.params["lift"] == "site"]
-        assert mapped and all(hasattr(node.fn, "rows") for node in mapped), name

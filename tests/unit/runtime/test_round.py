@@ -308,3 +308,31 @@ def test_a_site_that_breaks_a_twin_is_alone_from_the_next_round_on():
     assert sorted(asked[0]) == sorted(every) and len(asked) == 1 + 12 + 2 * 3
     for first in (13, 16):  # of a round: the others together; it alone, and once more to say what it raised
         assert sorted(asked[first]) == sorted(rest) and asked[first + 1 : first + 3] == [("h03",)] * 2
+
+
+def rows_of_site(data):
+    return float(data.train.num_rows)
+
+
+def plus_or_lost(x, shift, id):
+    if id == "h02":
+        raise RuntimeError("lost in the second stage")
+    return x + shift
+
+
+def test_a_mean_of_a_later_stage_is_divided_by_the_weights_of_the_sites_that_reached_it():
+    def round(server, site):
+        size = fr.map(rows_of_site, site.data)
+        first = fr.mean(size, weight=size, name="first")
+        later = fr.map(plus_or_lost, size, fr.broadcast(first), site.id)
+        mean = fr.mean(later, weight=size, name="later")
+        return fr.Outputs(server=server, metrics={"first": first, "later": mean})
+
+    algorithm = fr.Algorithm(lambda params: params, round, name="two_stages")
+    result = train(algorithm, sites(4), rounds=1, schedule=fr.synchronous(quorum=0.5))
+    sizes = {0: 8, 1: 11, 2: 14, 3: 17}
+    first = sum(n * n for n in sizes.values()) / sum(sizes.values())
+    del sizes[2]
+    assert result.metrics[0].metrics["first"] == pytest.approx(first, abs=1e-12)
+    expected = first + sum(n * n for n in sizes.values()) / sum(sizes.values())
+    assert result.metrics[0].metrics["later"] == pytest.approx(expected, abs=1e-12)
