@@ -23,6 +23,8 @@ SCALES = "its codes have another scale at each site and do not add up: use randk
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
     """Return whole numbers below 2^bits, (k, n), as bytes, (k, ceil(n * bits / 8)), lowest bit first."""
     k = len(codes)
+    if bits == 8:  # a byte each: nothing to take apart
+        return codes.to(torch.uint8)
     places = torch.arange(bits, device=codes.device, dtype=codes.dtype)
     flat = ((codes.unsqueeze(-1) >> places) & 1).to(torch.uint8).view(k, -1)
     padded = torch.nn.functional.pad(flat, (0, -flat.shape[1] % 8)).view(k, -1, 8)
@@ -33,6 +35,8 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     """Return the first `count` whole numbers of each row, int32."""
     k = len(packed)
+    if bits == 8:
+        return packed[:, :count].to(torch.int32)
     places = torch.arange(8, device=packed.device, dtype=torch.uint8)
     flat = ((packed.unsqueeze(-1) >> places) & 1).view(k, -1)[:, : count * bits]
     powers = 1 << torch.arange(bits, device=packed.device, dtype=torch.int32)
@@ -130,7 +134,7 @@ class Levels:
         scale = norms.double().repeat_interleave(width, 1)[:, :size]
         steps = numbers.double().abs() / torch.where(scale > 0, scale, 1.0) * self.levels
         floor = steps.floor()
-        draws = torch.stack([_uniform(size, key) for key in keys]).to(numbers.device)
+        draws = _uniform(size, keys).to(numbers.device)
         level = (floor + (draws < steps - floor)).clamp_(max=self.levels)
         codes = (level * numbers.sign().double() + self.levels).to(torch.int32)
         return torch.cat([as_bytes(norms), pack_bits(codes, (2 * self.levels).bit_length())], 1)
@@ -150,8 +154,11 @@ def _norms(row: Tensor, width: int) -> Tensor:
     return padded.square().sum(1).sqrt().to(row.dtype)
 
 
-def _uniform(size: int, key: Key) -> Tensor:
-    return torch.rand(size, generator=key.generator(), dtype=torch.float64)
+def _uniform(size: int, keys: Sequence[Key]) -> Tensor:
+    draws, generator = torch.empty(len(keys), size, dtype=torch.float64), torch.Generator()
+    for row, key in zip(draws, keys, strict=True):
+        row.uniform_(generator=key.generator(generator))
+    return draws
 
 
 @dataclass(frozen=True)
