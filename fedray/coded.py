@@ -122,10 +122,12 @@ def on_leaves(fn: Callable[[Any, int], Any], value: Any) -> Any:
 def alone(twin: Callable[..., Any], *args: Any) -> Any:
     """Call a twin for one site with plain arguments: the plain form of a function that is written as rows.
 
-    What all sites share is given as `Same`.
+    What all sites share is given as `Same`. The server calls it too: on one thread, so that bits do not
+    depend on how many it has.
     """
     tagged = [_tagged(arg) for arg in args]
-    return rows.row(Rows(twin(Group(["alone"]), *tagged)), 0)
+    with rows.one_thread():
+        return rows.row(Rows(twin(Group(["alone"]), *tagged)), 0)
 
 
 def _tagged(arg: Any) -> Tagged:

@@ -236,3 +236,14 @@ def test_numbers_and_whole_numbers_go_as_they_are():
     assert found["w"].tolist() == [0, 0, 0, 0, 0, 0, 6, 7]
     assert (found["steps"], found["share"], found["counts"].tolist()) == (3, 0.5, [0, 1, 2, 3])
     assert Picks(0.5, False, key("")).title == "randk(0.5)"
+
+
+def test_the_servers_codes_do_not_depend_on_its_number_of_threads():
+    x = {"w": torch.randn(400_000, generator=key("large").generator())}
+    found, before = [], torch.get_num_threads()
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        found.append(Encode(Levels(7))(x, key("server"))["w"].buffer)
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
