@@ -12,6 +12,7 @@ from typing import Any
 from fedray import config_schema_data as data
 from fedray import config_schema_drift as drift
 from fedray import config_schema_learn as learn
+from fedray import config_schema_passes as passes
 from fedray import config_schema_personal as personal
 from fedray.config_schema_data import MISSING
 
@@ -252,7 +253,11 @@ SCHEMAS: dict[str, dict[str, type]] = {
                   "cyclic": drift.Cyclic, "feddyn": drift.Feddyn, "fedexp": drift.Fedexp,
                   "fedlin": drift.Fedlin, "fednova": drift.Fednova, "mime": drift.Mime,
                   "mimelite": drift.Mimelite},
-    "compression": {"none": Nothing}, "privacy": {"none": Nothing}, "robustness": {"none": Nothing},
+    "compression": {"none": Nothing, "topk": passes.Topk, "randk": passes.Randk, "qsgd": passes.Qsgd,
+                    "sign": passes.Sign, "scaled_sign": passes.ScaledSign, "powersgd": passes.Powersgd,
+                    "ef21": passes.Ef21, "quantised_broadcast": passes.QuantisedBroadcast,
+                    "bidirectional": passes.Bidirectional},
+    "privacy": {"none": Nothing}, "robustness": {"none": Nothing},
     "secure": {"none": Nothing}, "policy": {"open": Nothing, "hospital": Hospital},
     "topology": {"flat": Nothing, "regions": Regions},
     "schedule": {"synchronous": Synchronous, "cyclic": Synchronous},

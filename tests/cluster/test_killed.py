@@ -24,6 +24,8 @@ from tests.unit.algorithms.cases import own_models
 ROUNDS = 12
 INSIDE, BETWEEN = 6, 5  # kills in one run
 STATEFUL = ("fedavg", "scaffold", "ditto", pytest.param("feddyn", marks=pytest.mark.slow))
+COMPRESSED = ("topk", "ef21")  # FedAvg whose passes keep memories at the sites, and EF21's at the server
+ALL = [*STATEFUL, *(pytest.param(name, marks=pytest.mark.slow) for name in COMPRESSED)]
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def points(seed: int) -> tuple[tuple[str, int], ...]:
     )
 
 
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("name", ALL)
 def test_packs_killed_before_the_answer_and_before_the_commit_change_no_bit(ray_session, tmp_path, name):
     inside = points(100)
     between = sorted(random.Random(7).sample(range(ROUNDS - 1), BETWEEN))
@@ -94,6 +96,7 @@ def test_packs_killed_before_the_answer_and_before_the_commit_change_no_bit(ray_
             init=study.model().init(0),
             rounds=ROUNDS,
             seed=5,
+            passes=study.passes(name),
             schedule=fr.synchronous(cohort=0.75),
             tracker=tracker,
         )
@@ -145,7 +148,7 @@ class KillsBetween:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("name", [*STATEFUL, *COMPRESSED])
 def test_a_driver_killed_between_rounds_is_resumed_with_equal_bits(tmp_path, name):
     stop = random.Random(name).randrange(1, ROUNDS - 1)
     script = [sys.executable, "-m", "tests.cluster.driver", name, str(tmp_path)]

@@ -77,6 +77,14 @@ def test_the_models_that_sites_have_for_themselves_are_measured_unless_the_globa
     assert found["null"] == found["true"] != found["false"]
 
 
+@pytest.mark.parametrize("compression", sorted(SCHEMAS["compression"]))
+def test_every_compression_option_trains(compression):
+    outcome = train(f"compression={compression}", "algorithm.weighted=false", "model=mlp", "rounds=1",
+                    "data.scale=0.02")
+    assert outcome.run.status == ("done", "") and not outcome.result.failures
+    assert compression == "none" or "+" in outcome.result.plan.name
+
+
 def test_run_directory_holds_what_was_asked_and_what_came_out():
     outcome = train("rounds=2")
     names = {path.name for path in outcome.run.path.iterdir()}

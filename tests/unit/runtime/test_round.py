@@ -331,3 +331,31 @@ def test_who_is_late_is_not_set_apart():
     with fr.simulate(sites()) as federation:
         fr.fit(Algorithm(lambda params: params, round), federation, init=INIT, rounds=2, schedule=schedule)
         assert federation.aggregator.root.transport.hosts["pack0"]._broken <= {"h00"}
+
+
+def rows_of_site(data):
+    return float(data.train.num_rows)
+
+
+def plus_or_lost(x, shift, id):
+    if id == "h02":
+        raise RuntimeError("lost in the second stage")
+    return x + shift
+
+
+def test_a_mean_of_a_later_stage_is_divided_by_the_weights_of_the_sites_that_reached_it():
+    def round(server, site):
+        size = fr.map(rows_of_site, site.data)
+        first = fr.mean(size, weight=size, name="first")
+        later = fr.map(plus_or_lost, size, fr.broadcast(first), site.id)
+        mean = fr.mean(later, weight=size, name="later")
+        return fr.Outputs(server=server, metrics={"first": first, "later": mean})
+
+    algorithm = fr.Algorithm(lambda params: params, round, name="two_stages")
+    result = train(algorithm, sites(4), rounds=1, schedule=fr.synchronous(quorum=0.5))
+    sizes = {0: 8, 1: 11, 2: 14, 3: 17}
+    first = sum(n * n for n in sizes.values()) / sum(sizes.values())
+    del sizes[2]
+    assert result.metrics[0].metrics["first"] == pytest.approx(first, abs=1e-12)
+    expected = first + sum(n * n for n in sizes.values()) / sum(sizes.values())
+    assert result.metrics[0].metrics["later"] == pytest.approx(expected, abs=1e-12)
