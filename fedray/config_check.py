@@ -113,6 +113,14 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "algorithm.optimizer.beta": (lambda v: 0 <= v < 1, "in [0, 1)", 0.9),
     "algorithm.optimizer.beta1": (lambda v: 0 <= v < 1, "in [0, 1)", 0.9),
     "algorithm.optimizer.beta2": (lambda v: 0 <= v < 1, "in [0, 1)", 0.99),
+    "compression.fraction": (lambda v: 0 < v <= 1, "in (0, 1]", 0.01),
+    "compression.up.fraction": (lambda v: 0 < v <= 1, "in (0, 1]", 0.01),
+    "compression.levels": (lambda v: 1 <= v < 2**15, "in [1, 32767]", 127),
+    "compression.down.levels": (lambda v: 1 <= v < 2**15, "in [1, 32767]", 127),
+    "compression.bucket": (lambda v: v >= 1, "at least 1, or null", "null"),
+    "compression.down.bucket": (lambda v: v >= 1, "at least 1, or null", "null"),
+    "compression.lr": (lambda v: v > 0, "above 0", 0.001),
+    "compression.rank": (lambda v: v >= 1, "at least 1", 2),
     "schedule.quorum": (lambda v: 0 < v <= 1, "in (0, 1]", 0.8),
     "schedule.deadline_s": (lambda v: v > 0, "above 0, or null", "null"),
     "schedule.candidates": (lambda v: v >= 1, "at least 1, or null", "null"),
@@ -202,6 +210,11 @@ def _pairs(tree: Tree) -> Iterator[str]:
     if runtime.get("kind") == "cluster" and algorithm.get("pooled"):
         yield ("algorithm=pooled brings all rows to one place and is refused on a real federation. "
                "Fix: runtime=ray_local, or algorithm=fedavg")
+    compression = tree.get("compression") or {}
+    is_vote = compression.get("_target_") == "fedray.passes.sign" and compression.get("weights") is None
+    if is_vote and algorithm.get("weighted"):
+        yield ("compression=sign gives each site one vote and algorithm.weighted=true weighs sites by rows. "
+               "Fix: algorithm.weighted=false, or compression.weights=uniform")
     evaluate = tree.get("evaluate") or {}
     if evaluate.get("patience") and not evaluate.get("valid"):
         yield "evaluate.patience watches validation rows, which are not measured. Fix: evaluate.valid=true"

@@ -13,6 +13,8 @@ from fedray import config_schema_data as data
 from fedray import config_schema_drift as drift
 from fedray import config_schema_fair as fair
 from fedray import config_schema_learn as learn
+from fedray import config_schema_passes as passes
+from fedray import config_schema_personal as personal
 from fedray.config_schema_data import MISSING
 
 
@@ -224,7 +226,7 @@ class Evaluate:
     per_site: bool = True
     """Gather each site's own figures beside the sums."""
     personal: bool | None = None
-    """Measure each site's own model instead of the global one; null does so where only sites have models."""
+    """Measure each site's own model instead of the global one; null does so where the algorithm makes one."""
     patience: int | None = None
     """Stop when the metric did not improve over this many evaluations; null trains all rounds."""
     metric: str = "auroc"
@@ -257,13 +259,21 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "algorithm": {"fedsgd": learn.Fedsgd, "fedavg": learn.Fedavg, "fedavgm": learn.Fedavgm,
                   "fedadagrad": learn.Fedadagrad, "fedadam": learn.Fedadam, "fedyogi": learn.Fedyogi,
                   "fedprox": learn.Fedprox, "scaffold": learn.Scaffold, "ditto": learn.Ditto,
+                  "fedbabu": personal.Fedbabu, "fedbn": personal.Fedbn, "fedper": personal.Fedper,
+                  "fedrep": personal.Fedrep, "fine_tuning": personal.FineTuning,
+                  "lg_fedavg": personal.LgFedavg, "apfl": personal.Apfl, "fedamp": personal.Fedamp,
+                  "moon": personal.Moon, "per_fedavg": personal.PerFedavg, "pfedme": personal.Pfedme,
                   "local_only": learn.LocalOnly, "pooled": learn.Pooled, "one_shot": learn.OneShot,
                   "cyclic": drift.Cyclic, "feddyn": drift.Feddyn, "fedexp": drift.Fedexp,
                   "fedlin": drift.Fedlin, "fednova": drift.Fednova, "mime": drift.Mime,
                   "mimelite": drift.Mimelite,
                   "afl": fair.Afl, "cfl": fair.Cfl, "drfa": fair.Drfa, "ifca": fair.Ifca,
                   "qfedavg": fair.Qfedavg, "term": fair.Term},
-    "compression": {"none": Nothing}, "privacy": {"none": Nothing}, "robustness": {"none": Nothing},
+    "compression": {"none": Nothing, "topk": passes.Topk, "randk": passes.Randk, "qsgd": passes.Qsgd,
+                    "sign": passes.Sign, "scaled_sign": passes.ScaledSign, "powersgd": passes.Powersgd,
+                    "ef21": passes.Ef21, "quantised_broadcast": passes.QuantisedBroadcast,
+                    "bidirectional": passes.Bidirectional},
+    "privacy": {"none": Nothing}, "robustness": {"none": Nothing},
     "secure": {"none": Nothing}, "policy": {"open": Nothing, "hospital": Hospital},
     "topology": {"flat": Nothing, "regions": Regions},
     "schedule": {"synchronous": Synchronous, "cyclic": Synchronous, "power_of_choice": PowerOfChoice},

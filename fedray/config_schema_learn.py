@@ -43,6 +43,8 @@ class Mlp:
     """Share of the hidden units left out in training."""
     bias: float | None = None
     """First intercept, in log odds: a rare outcome starts near its rate; null leaves it as the rest."""
+    norm: str = "none"
+    """Normalisation after a hidden layer: none, batch or layer."""
 
 
 @dataclass

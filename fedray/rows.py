@@ -9,7 +9,8 @@ the result is a structure of k rows. Where a twin exists it is always used, for 
 the same bits in every group (`fedray.testing.check_rows`). `rows_of` ties a twin to a function.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -91,6 +92,17 @@ class Group:
         if all(self.is_alive):
             return self._everyone
         return [index for index, is_alive in enumerate(self.is_alive) if is_alive]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread, as row invariance needs, and restore what was."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def column(numbers: Iterable[float]) -> Column:

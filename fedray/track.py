@@ -70,6 +70,7 @@ def round_row(record: Any) -> dict[str, Any]:
             "placement": getattr(record, "placement", "aggregator"),
             "bytes_up": record.bytes_up,
             "bytes_down": record.bytes_down,
+            "site_bytes": getattr(record, "site_bytes", None),
             "metrics": record.metrics,
             "hashes": record.hashes,
             "grids": record.grids,

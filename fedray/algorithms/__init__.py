@@ -4,45 +4,69 @@ Names are bound here at once: a function has the name of its module (`fr.algorit
 """
 
 from fedray.algorithms.afl import afl
+from fedray.algorithms.apfl import apfl
 from fedray.algorithms.baselines import local_only, one_shot
 from fedray.algorithms.cfl import cfl
 from fedray.algorithms.cyclic import cyclic
 from fedray.algorithms.ditto import ditto
 from fedray.algorithms.drfa import drfa
 from fedray.algorithms.evaluation import evaluation
+from fedray.algorithms.fedamp import fedamp
 from fedray.algorithms.fedavg import fedavg, fedsgd
+from fedray.algorithms.fedbabu import fedbabu
+from fedray.algorithms.fedbn import fedbn
 from fedray.algorithms.feddyn import feddyn
 from fedray.algorithms.fedexp import fedexp
 from fedray.algorithms.fedlin import fedlin
 from fedray.algorithms.fednova import fednova
+from fedray.algorithms.fedper import fedper
 from fedray.algorithms.fedprox import fedprox
+from fedray.algorithms.fedrep import fedrep
+from fedray.algorithms.fine_tuning import fine_tuning
 from fedray.algorithms.ifca import ifca
+from fedray.algorithms.lg_fedavg import lg_fedavg
 from fedray.algorithms.mime import mime, mimelite
 from fedray.algorithms.moments import moments
+from fedray.algorithms.moon import moon
+from fedray.algorithms.per_fedavg import per_fedavg
+from fedray.algorithms.pfedme import pfedme
+from fedray.algorithms.private_heads import private_heads
 from fedray.algorithms.qfedavg import qfedavg
 from fedray.algorithms.scaffold import scaffold
 from fedray.algorithms.term import term
 
 __all__ = [
     "afl",
+    "apfl",
     "cfl",
     "cyclic",
     "ditto",
     "drfa",
     "evaluation",
+    "fedamp",
     "fedavg",
+    "fedbabu",
+    "fedbn",
     "feddyn",
     "fedexp",
     "fedlin",
     "fednova",
+    "fedper",
     "fedprox",
+    "fedrep",
     "fedsgd",
+    "fine_tuning",
     "ifca",
+    "lg_fedavg",
     "local_only",
     "mime",
     "mimelite",
     "moments",
+    "moon",
     "one_shot",
+    "per_fedavg",
+    "pfedme",
+    "private_heads",
     "qfedavg",
     "scaffold",
     "term",

@@ -8,9 +8,10 @@ A pass is `Graph -> Graph`. One that matches nothing raises: a silent privacy no
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
-from fedray.core.graph import Graph, Key, Node, Op
+from fedray.core.graph import Graph, Key, Node, Op, Placement, toposort
 from fedray.core.trace import Site
 from fedray.core.value import Value
 from fedray.errors import PassError
@@ -65,11 +66,17 @@ def _replace(graph: Graph, kind: str, only: Collection[str] | None, fn: Replacem
         is_other = node.op is not Op.REDUCE or node.params["kind"] != kind
         if is_other or (only is not None and node.name not in only):
             return None
+        if node.placement is Placement.SITES:
+            raise PassError(
+                f"{title}: {node.name} ({node.where}) goes from site to site (mix, or a mean within a "
+                "region), and passes rewrite what goes to the server: name others in `only`"
+            )
         matched.append(node.name)
-        weight = Value(node.args[1]) if len(node.args) > 1 else None
-        return fn(Value(node.args[0]), weight, node.name, site).node
+        return fn(Value(node.args[0]), _weight_of(node), node.name, site).node
 
     result = rewrite(graph, rule)
+    if twice := sorted(slot for placement, slot in stored if (placement, slot) in graph.outputs):
+        raise PassError(f"{title} is applied to {graph.name} twice: its memory {twice} is there already")
     missing = sorted(set(only or ()) - set(matched))
     if not matched or missing:
         there = ", ".join(sorted({f"{node.name} ({node.params['kind']})" for node in graph.reductions}))
@@ -78,6 +85,54 @@ def _replace(graph: Graph, kind: str, only: Collection[str] | None, fn: Replacem
             f"{there}: change `only`"
         )
     return Graph({**result.outputs, **stored}, inits, f"{graph.name} + {title}")
+
+
+WEIGHT_UNITS = 2**14  # fractions of a public cap that a weight is rounded to
+
+
+@dataclass(frozen=True)
+class WholeUnits:
+    """Round a weight to whole units of cap / 2^14, so that sums of weights stay exact."""
+
+    cap: float
+
+    def __call__(self, weight: Any) -> Any:
+        """Return the weight as a whole number of units."""
+        units = weight / self.cap * WEIGHT_UNITS
+        return (
+            units.round() if hasattr(units, "round") and not isinstance(units, float) else float(round(units))
+        )
+
+
+def in_units(weight: Node, cap: float | None, where: str) -> Node:
+    """Return a weight in whole units of its public cap, where it has one."""
+    if cap is None:
+        return weight
+    return Node(Op.CALL, Placement.SITES, (weight,), WholeUnits(cap), {"lift": "leafwise"}, where=where)
+
+
+def _weight_of(node: Node) -> Value | None:
+    """Return a mean's weight for a pass, which says weight= and never weight_cap=."""
+    if len(node.args) < 2:
+        return None
+    return Value(in_units(node.args[1], node.params.get("weight_cap"), node.where))
+
+
+def coders_of(node: Node) -> list[Any]:
+    """Return the coders of what enters a reduction, sites' values only, the nearest last."""
+    steps = [step for step in toposort(node.args) if step.placement is Placement.SITES]
+    found = [getattr(step.fn, "coder", None) for step in steps]
+    return list(dict.fromkeys(coder for coder in found if coder is not None))
+
+
+def refuse_coded(node: Node, title: str) -> None:
+    """Raise PassError where a pass that hides rows in a sum would mask rows that do not add up coded."""
+    for coder in coders_of(node):
+        if coder.conflict:
+            raise PassError(
+                f"{title}: {node.name} ({node.where}) was compressed by {coder.title}, and {coder.conflict}"
+            )
+
 
 def policies(passes: Sequence[Pass]) -> list[Pass]:
     """Return the policies among some passes: they hold for evaluations too, which no other pass rewrites."""

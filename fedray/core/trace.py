@@ -17,6 +17,7 @@ from fedray import tree
 from fedray.core.graph import Graph, Key, Node, Op, Placement
 from fedray.core.value import Record, Value, caller, constant, lift, needed
 from fedray.errors import PlacementError, TraceError
+from fedray.rows import Group, Ragged, Tagged, expand, row, rows_of, stack
 
 SERVER, SITES, ANY = Placement.SERVER, Placement.SITES, Placement.ANY
 SITE_INPUTS = ("data", "state", "id", "rng")
@@ -126,7 +127,10 @@ def count(site: "Site") -> Value:
 
 
 class Site:
-    """The sites' side of a round: `data`, `state`, `id`, `rng`, independent streams, and slots of passes."""
+    """The sites' side of a round: `data`, `state`, `id`, `rng`, independent streams, and slots of passes.
+
+    `server` is what passes may use at the server: see `Server`.
+    """
 
     def __init__(
         self, inputs: dict[Key, Node], stored: dict[Key, Node], inits: dict[Key, Callable[..., Any]]
@@ -147,6 +151,11 @@ class Site:
                 f"{caller()}: a site has no {name!r}; it has {', '.join(SITE_INPUTS)}, stream(label)"
             )
         return self._input(name)
+
+    @property
+    def server(self) -> "Server":
+        """The server's side, for passes."""
+        return Server(self._inputs, self._stored)
 
     def stream(self, label: str) -> Value:
         """Return a random key that is independent of `site.rng` and of every other label."""
@@ -174,6 +183,38 @@ class Site:
 
 def _or_zeros(memory: Any, like: Any) -> Any:
     return tree.zeros_like(like) if memory is None else memory
+
+
+@rows_of(_or_zeros)
+def _or_zeros_rows(group: Group, memory: Tagged, like: Tagged) -> Any:
+    if memory.value is not None and not isinstance(memory.value, Ragged):
+        return expand(memory, group.k)  # every site of the group was counted before
+    return stack([_or_zeros(row(memory, index), row(like, index)) for index in range(group.k)]).value
+
+
+class Server:
+    """The server's side of a pass: memory that is kept from round to round beside the state, and keys."""
+
+    def __init__(self, inputs: dict[Key, Node], stored: dict[Key, Node]) -> None:
+        self._inputs, self._stored = inputs, stored
+
+    def _input(self, slot: str) -> Value:
+        key = (SERVER, slot)
+        if key not in self._inputs:
+            self._inputs[key] = Node(Op.INPUT, SERVER, params={"slot": slot}, where=caller())
+        return Value(self._inputs[key])
+
+    def slot(self, name: str) -> Value:
+        """Read a pass's memory at the server; None at first use."""
+        return self._input(name)
+
+    def store(self, name: str, value: Any) -> None:
+        """Keep a pass's memory; it becomes current with the server's state, and is part of a checkpoint."""
+        self._stored[(SERVER, name)] = needed(value, SERVER, "store", "reduce it with sum() or mean()")
+
+    def stream(self, label: str) -> Value:
+        """Return a random key of the round that is independent of every site's and of every other label."""
+        return self._input(f"rng:{label}")
 
 
 def _ZEROS(server: Any) -> None:

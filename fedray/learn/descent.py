@@ -87,6 +87,12 @@ class Descent:
         return self.gradient
 
     def _loss(self, given: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        objective = self.local.objective
+        return (
+            self._own_loss(given, batch) if objective is None else objective(self._own_loss, given, batch)
+        )
+
+    def _own_loss(self, given: Mapping[str, Tensor], batch: Batch) -> Tensor:
         model = self.local.model
         if self.step is None:
             return model(given, batch)
@@ -109,8 +115,10 @@ class Descent:
         return total
 
     def refresh(self) -> None:
-        """Bring the leaves that are no views up to the moved weights."""
+        """Bring weights back to where the objective wants them, and leaves that are no views up to them."""
         with torch.no_grad():
+            if (project := getattr(self.local.objective, "project", None)) is not None:
+                project(self.flat)
             for leaf, weight in self.copies:
                 leaf.copy_(weight)
 
@@ -129,7 +137,9 @@ class Descent:
     def held_out_loss(self, batch: Batch) -> float:
         """Return the loss on rows that are not trained on, in evaluation mode and without penalties."""
         local, buffers = self.local, {} if self.step is None else self.step.buffers
-        given = {**self.leaves, **self.still, **buffers}
+        given: Mapping[str, Tensor] = {**self.leaves, **self.still, **buffers}
+        if (own := getattr(local.objective, "own", None)) is not None:
+            given = own(given)
         with torch.no_grad():
             if self.step is None:
                 return float(local.model(given, batch))

@@ -13,7 +13,7 @@ program instead (`rows.py`, `stacked.py`), one site alone too; the two agree to 
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -35,6 +35,7 @@ from fedray.rows import Group, Tagged
 from fedray.tree import Flat
 
 LossFunction = Callable[[Mapping[str, Tensor], Batch], Tensor]
+Objective = Callable[[LossFunction, Mapping[str, Tensor], Batch], Tensor]
 Rate = float | Callable[[int], float]
 FORMS = ("auto", "stacked", "vmap", "loop")
 
@@ -66,6 +67,7 @@ class LocalTraining:
     record_clip: float | None = None
     form: str = "auto"
     patience: int | None = None
+    objective: Objective | None = None
 
     def __post_init__(self) -> None:
         if self.steps is None and self.epochs is None:
@@ -108,6 +110,10 @@ class LocalTraining:
     def _stackable(self) -> Stackable | str:
         """How many sites are trained at once, or why they are not."""
         return "form='loop' was asked for" if self.form == "loop" else stackable(self)
+
+    def with_objective(self, objective: Objective) -> "LocalTraining":
+        """Return the same training of another objective (`objectives.py`), which is done site by site."""
+        return replace(self, objective=objective)
 
     @property
     def how(self) -> str:

@@ -59,7 +59,10 @@ class Model:
             flat[name].fill_(value)
         return flat
 
-    def _output(self, params: Mapping[str, Tensor], batch: Mapping[str, Tensor], step: Step | None) -> Tensor:
+    def output(
+        self, params: Mapping[str, Tensor], batch: Mapping[str, Tensor], step: Step | None = None
+    ) -> Tensor:
+        """Return what `predict` gives, with gradients; with a `step` in training mode."""
         dtype = params.schema.dtype if isinstance(params, Flat) else next(iter(params.values())).dtype
         inputs = [batch[name] for name in self.inputs]
         if self.flatten:
@@ -70,7 +73,7 @@ class Model:
     def predict(self, params: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
         """Return logits: (rows,) for a binary outcome, (rows, classes) for classes; numbers else."""
         with torch.no_grad():
-            return self._output(params, batch, None)
+            return self.output(params, batch, None)
 
     def loss(
         self,
@@ -80,7 +83,7 @@ class Model:
         pos_weight: losses.PosWeight = None,
     ) -> Tensor:
         """Return the mean loss over the rows; with a `step` in training mode (dropout, batch statistics)."""
-        return self.loss_of(self._output(params, batch, step), batch, pos_weight)
+        return self.loss_of(self.output(params, batch, step), batch, pos_weight)
 
     def loss_of(
         self, output: Tensor, batch: Mapping[str, Tensor], pos_weight: losses.PosWeight = None
@@ -156,18 +159,30 @@ def mlp(
     task: str | None = None,
     dropout: float = 0.0,
     bias: float | None = None,
+    norm: str = "none",
 ) -> Model:
-    """Fully connected network with ReLU, dropout after each hidden layer. A `torch.nn.Sequential`."""
+    """Fully connected network with ReLU, dropout after each hidden layer. A `torch.nn.Sequential`.
+
+    `norm` comes before each ReLU: none, batch (its statistics are averaged) or layer.
+    """
     kind, outputs = _outputs(task, num_classes)
     widths = [_width("mlp", num_features), *hidden]
+    norms: dict[str, Callable[[int], list[nn.Module]]] = {
+        "none": lambda width: [],
+        "batch": lambda width: [nn.BatchNorm1d(width)],
+        "layer": lambda width: [nn.LayerNorm(width)],
+    }
+    if norm not in norms:
+        raise ValueError(f"mlp: norm={norm!r}: choose one of {', '.join(norms)}")
 
     def make() -> nn.Module:
         stack: list[nn.Module] = []
         for before, after in pairwise(widths):
-            stack += [nn.Linear(before, after), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
+            stack += [nn.Linear(before, after), *norms[norm](after), nn.ReLU()]
+            stack += [nn.Dropout(dropout)] if dropout else []
         return nn.Sequential(*stack, nn.Linear(widths[-1], outputs))
 
-    last = len(hidden) * (3 if dropout else 2)
+    last = len(hidden) * (2 + bool(dropout) + (norm != "none"))
     start = () if bias is None else ((f"{last}.bias", bias),)
     return _build(make, task=kind, flatten=True, start=start)
 

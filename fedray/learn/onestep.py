@@ -39,5 +39,8 @@ class OneStep(Training):
             self.found.add_(self.fixed * self.rate)
 
     def delta(self) -> Tensor:
-        """Return local - global, (1, stride); zero where the site has no row."""
-        return self.found if self.plan.chunks else self.found.zero_()
+        """Return local - global, (1, stride), once; zero where the site has no row. No model stays here."""
+        found = self.found if self.plan.chunks else self.found.zero_()
+        del self.found, self.frame, self.start
+        self.layers, self._bound, self._frames = [], {}, {}
+        return found

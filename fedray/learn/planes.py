@@ -6,7 +6,7 @@ parameters is then one call a plane. A plane's rows are multiples of 32 elements
 64-byte lines and vector loops have no tail: the padding is zero and stays zero.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +104,22 @@ class Planes:
         if shared:
             widths.append(shared)
         self.tensors = [torch.zeros(rows, width, dtype=schema.dtype, device=device) for width in widths]
+        self._padding = list(self._gaps())
+
+    def _gaps(self) -> Iterator[Tensor]:
+        """Yield what lies between leaves and behind them, the second rows of pairs among it."""
+        for number, plane in enumerate(self.tensors):
+            here = [(offset, leaf.size) for place, offset, leaf in self.places.values() if place == number]
+            held = sorted(here)
+            ends = [0, *(offset + size for offset, size in held)]
+            for end, begin in zip(ends, [*(offset for offset, _ in held), plane.shape[1]], strict=True):
+                if begin > end:
+                    yield plane[:, end:begin]
+
+    def clear_padding(self) -> None:
+        """Make the padding zero again: what is not finite stays so whatever it is multiplied by."""
+        for gap in self._padding:
+            gap.zero_()
 
     def zero(self) -> "Planes":
         """Fill with zeros."""

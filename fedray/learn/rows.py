@@ -19,6 +19,7 @@ from fedray.learn.layout import WIDE, is_wide, layout_of
 from fedray.learn.mapped import mapped_chain
 from fedray.learn.models import Model
 from fedray.learn.onestep import OneStep
+from fedray.learn.partly import PartlyStill, can_train, holds_still
 from fedray.learn.stacked import KEPT_TRAININGS, Extras, Training
 from fedray.learn.update import Update
 from fedray.learn.watched import Watched
@@ -44,6 +45,8 @@ class Stackable:
 def stackable(local: "LocalTraining") -> Stackable | str:
     """Return how a local training is stacked, or why it is not."""
     model = local.model
+    if local.objective is not None:
+        return "the objective is more than the model's loss"
     if not isinstance(model, Model):
         return "the loss is a function of its own"
     if model.custom_loss is not None:
@@ -106,24 +109,24 @@ def train_rows(
     schema = params.value.schema if isinstance(params.value, Flat) else how.schema
     start = buffer_of(params, schema)
     read = _read(group, local, how, items)
-    if not read.fits:
+    if not read.fits or not can_train(local, how, schema):
         return _one_by_one(local, how, group, (params, data, rng), given)
-    rows = read.rows
-    extras = _extras(local, schema, start, keys, given)
-    seat = together.current()
-    if seat is not None and together.fits(local, how, given):
+    rows, extras = read.rows, _extras(local, schema, start, keys, given)
+    seat, is_still = together.current(), holds_still(schema)
+    if seat is not None and not is_still and together.fits(local, how, given):
         rates = torch.tensor([[local.rate(keys[0].round)]], dtype=torch.float64)
         request = together.Request(local, how, schema, start, read, keys, extras, rates, group)
         return seat.train(request)
     most = _numbers(given.get("steps"), k, local.steps)
     sizes, taken = read.sizes, steps_of(read.sizes, local.batch_size, local.epochs, most)
-    lone = {i for i in range(k) if taken[i] <= 1} if OneStep.fits(local, extras, start[0].nbytes) else set()
+    is_large = not is_still and OneStep.fits(local, extras, start[0].nbytes)
+    lone = {i for i in range(k) if is_large and taken[i] <= 1}
     parts = [[i] for i in sorted(lone)] + ([rest] if (rest := [i for i in range(k) if i not in lone]) else [])
     found = []
     for part in parts:
         shape = [sizes[i] for i in part], [taken[i] for i in part]
         plan = layout_of(group.cache, *shape, local.batch_size, rows[part[0]], schema.dtype)
-        kind = OneStep if part[0] in lone else Training if local.patience is None else Watched
+        kind = OneStep if part[0] in lone else _kind(local, is_still)
         training = _training(group, kind, local, how, schema, start.device, len(part), plan.width)
         training.begin(plan, _of(part, k, start), _extras_of(part, k, extras), [keys[i] for i in part])
         if isinstance(training, Watched):
@@ -137,6 +140,12 @@ def train_rows(
     delta, loss = (_joined(parts_of, at) for parts_of in zip(*found, strict=True))
     numbers: Any = (column(sizes), column(taken), {"loss": Column(loss, False)})
     return Update(Flat(delta, schema), *numbers)
+
+
+def _kind(local: "LocalTraining", is_still: bool) -> type[Training]:
+    if is_still:
+        return PartlyStill
+    return Training if local.patience is None else Watched
 
 
 def _read(group: Group, local: "LocalTraining", how: Stackable, items: Sequence[Any]) -> Read:
@@ -183,6 +192,8 @@ def _one_by_one(
 ) -> Update:
     """Train a group in which some sites do not fit: those by the plain form, the others as if alone."""
     found = []
+    schema = inputs[0].value.schema if isinstance(inputs[0].value, Flat) else how.schema
+    is_trainable = can_train(local, how, schema)
     for place, site in enumerate(group.ids):
         params, data, rng, *extras = (
             value if isinstance(value, Same) else Rows(only(value.value, place))
@@ -190,7 +201,7 @@ def _one_by_one(
         )
         named = dict(zip(given, extras, strict=True))
         item = row(data, 0)
-        if fits_chain(local, how, training_rows(item)):
+        if is_trainable and fits_chain(local, how, training_rows(item)):
             single = Group([site], group.cache)
             found.append(row(Rows(train_rows(local, how, single, params, data, rng, named)), 0))
         else:

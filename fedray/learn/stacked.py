@@ -92,6 +92,8 @@ class Training:
         if isinstance(self.rate, Tensor):
             self.rate = self._sorted(self.rate.to(start))
         self.lost = torch.zeros(self.k, dtype=torch.float64)
+        for planes in self._planes.values():  # a site that was not finite may have left that in its row
+            planes.clear_padding()
         self._choose(extras)
         self._load(extras)
 
@@ -225,7 +227,7 @@ class Training:
 
     def _gathered(self, name: str, table: Tensor, rows: Tensor) -> Tensor:
         """Return rows of a table, in memory that is used again: new memory would be paged in each time."""
-        out = self.space.take(name, (len(rows), *table.shape[1:]), table.dtype, table.device)
+        out = self.space.take(("column", name), (len(rows), *table.shape[1:]), table.dtype, table.device)
         found = torch.index_select(table, 0, rows.to(table.device), out=out).to(self.device)
         found = found.view(-1, self.width, *table.shape[1:])
         return found.to(self.schema.dtype) if found.is_floating_point() else found

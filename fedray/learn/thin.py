@@ -96,7 +96,8 @@ class Single:
         self.stored, self.fixed = self.w, frame.fixed_of(weight, active)
         self.first = self.w[:, :1]
         self.yt, self.gt = (self._columns(frame, kind)[:active] for kind in ("yt", "gt"))
-        self.y, self.first_gt = self.yt[:, 0].unsqueeze(2), self.gt[:, 0]
+        self.first_yt, self.first_gt = self.yt[:, 0].unsqueeze(2), self.gt[:, 0]
+        self.y = frame.buffer((self.name, "y"), active, 1)  # the bits of some functions depend on strides
         self.gt.zero_()
         self.gx = frame.buffer((self.name, "gx"), active, self.inputs)
         if self.has_bias:
@@ -113,7 +114,9 @@ class Single:
         """Return y."""
         self.x = x
         torch.bmm(self.w, x.transpose(1, 2), out=self.yt)
-        return self.y.add_(self.b) if self.has_bias else self.y
+        if self.has_bias:
+            return torch.add(self.first_yt, self.b, out=self.y)
+        return self.y.copy_(self.first_yt)
 
     def backward(self, g: Tensor, needs_input: bool) -> Tensor | None:
         """Return the gradient of x."""

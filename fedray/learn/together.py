@@ -140,7 +140,7 @@ class Meeting:
     def __init__(self, trials: int) -> None:
         self._turn = _Turn()
         self._lock = threading.Lock()  # of what follows: `stop` comes from outside
-        self._present = trials
+        self.size = self._present = trials
         self._waiting: list[_Waiting] = []
         self._is_stopped = False
         self._cache: dict[Any, Any] = {}  # of programs: whoever asks first, they have the same buffers

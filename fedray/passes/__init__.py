@@ -3,6 +3,31 @@ host.
 """
 
 from fedray.core.rewrite import Pass, on_reduce, rewrite
+from fedray.passes.compression import (
+    bidirectional,
+    ef21,
+    qsgd,
+    quantised_broadcast,
+    randk,
+    scaled_sign,
+    sign,
+    topk,
+)
 from fedray.passes.policy import require
+from fedray.passes.powersgd import powersgd
 
-__all__ = ["Pass", "on_reduce", "require", "rewrite"]
+__all__ = [
+    "Pass",
+    "bidirectional",
+    "ef21",
+    "on_reduce",
+    "powersgd",
+    "qsgd",
+    "quantised_broadcast",
+    "randk",
+    "require",
+    "rewrite",
+    "scaled_sign",
+    "sign",
+    "topk",
+]

@@ -7,15 +7,16 @@ them.
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from fedray import tree
-from fedray.core.graph import Graph, Node, Op, Placement, stages
-from fedray.core.rewrite import rewrite
+from fedray.coded import Decode
+from fedray.core.graph import Graph, Node, Op, Placement, stages, toposort
+from fedray.core.rewrite import in_units, rewrite
+from fedray.core.value import HOLE, Record
 
 SERVER, SITES = Placement.SERVER, Placement.SITES
-WEIGHT_UNITS = 2**14  # fractions of a public cap that a weight is rounded to
 
 
 def check_operands(graph: Graph) -> Graph:
@@ -35,23 +36,19 @@ def check_operands(graph: Graph) -> Graph:
     return rewrite(graph, rule)
 
 
-@dataclass(frozen=True)
-class WholeUnits:
-    """Round a weight to whole units of cap / 2^14, so that sums of weights stay exact."""
-
-    cap: float
-
-    def __call__(self, weight: Any) -> Any:
-        """Return the weight as a whole number of units."""
-        units = weight / self.cap * WEIGHT_UNITS
-        return (
-            units.round() if hasattr(units, "round") and not isinstance(units, float) else float(round(units))
-        )
-
-
 def divide(total: Any, weight: Any) -> Any:
     """Return an exact sum over its weight, rounded once to the leaf's own dtype."""
     return total.divided_by(weight)
+
+
+def _together_with(x: Node, weight: Node) -> Node:
+    """Return a weight in the stage of its value, so that both sums see the same sites."""
+    stage = stages(toposort([x, weight]))
+    if weight not in stage or stage[weight] >= stage[x]:
+        return weight
+    both = Record({"x": HOLE, "weight": HOLE})
+    node = Node(Op.CALL, SITES, (x, weight), both, {"lift": "record"}, where=weight.where)
+    return Node(Op.GET, SITES, (node,), params={"key": "weight", "attribute": False}, where=weight.where)
 
 
 def lower_mean(graph: Graph) -> Graph:
@@ -66,13 +63,10 @@ def lower_mean(graph: Graph) -> Graph:
             total = Node(Op.REDUCE, SERVER, (x,), params=exact, name=node.name, where=node.where)
             weight = Node(Op.REDUCE, SERVER, (), params={"kind": "count"}, name="count", where=node.where)
         else:
-            w, cap = rest[0], node.params.get("weight_cap")
-            if cap is not None:
-                w = Node(Op.CALL, SITES, (w,), WholeUnits(cap), {"lift": "leafwise"}, where=node.where)
+            w = in_units(rest[0], node.params.get("weight_cap"), node.where)
             total = Node(Op.REDUCE, SERVER, (x, w), params=exact, name=node.name, where=node.where)
-            weight = Node(
-                Op.REDUCE, SERVER, (w,), params={"kind": "sum"}, name=f"{node.name}.weight", where=node.where
-            )
+            counted, name = _together_with(x, w), f"{node.name}.weight"
+            weight = Node(Op.REDUCE, SERVER, (counted,), params={"kind": "sum"}, name=name, where=node.where)
         return Node(
             Op.CALL, SERVER, (total, weight), divide, {"lift": "server", "kwargs": ()}, node.name, node.where
         )
@@ -151,7 +145,8 @@ def lower_at_sites(graph: Graph) -> Graph:
 def fuse_sums(graph: Graph) -> Graph:
     """Join all sums of one stage into one record, so that a stage sends one message up.
 
-    The fused node's `lanes` say (name, argument, weight argument or None, exact) of each sum in it.
+    The fused node's `lanes` say (name, argument, weight argument or None, exact, coded argument or None) of
+    each sum in it. Where a sum takes decoded rows, a site that is alone in its pack sends them coded.
     """
     stage = stages(graph.nodes)
     groups: dict[int, list[Node]] = {}
@@ -194,16 +189,18 @@ def _fused(graph: Graph, groups: Mapping[int, list[Node]]) -> dict[Any, Node]:
 
 def _fuse(members: list[Node], new: Mapping[Node, Node]) -> Node:
     args: list[Node] = []
+
+    def place(arg: Node) -> int:
+        if arg not in args:
+            args.append(arg)
+        return args.index(arg)
+
     lanes = []
     for node in members:
-        places = []
-        for arg in (new[old] for old in node.args):
-            if arg not in args:
-                args.append(arg)
-            places.append(args.index(arg))
-        lanes.append(
-            (node.name, places[0], places[1] if len(places) > 1 else None, node.params.get("exact", False))
-        )
+        value, *weight = (new[arg] for arg in node.args)
+        coded = place(value.args[0]) if isinstance(value.fn, Decode) else None
+        exact = node.params.get("exact", False)
+        lanes.append((node.name, place(value), place(weight[0]) if weight else None, exact, coded))
     return Node(
         Op.REDUCE,
         SERVER,

@@ -14,6 +14,7 @@ from typing import Any
 from fedray import tree
 from fedray.core.graph import Node, Op, Placement
 from fedray.errors import QuorumError, SiteError, VerifyError
+from fedray.rng import SERVER, Key
 from fedray.runtime import totals
 from fedray.runtime.hashes import sha256_of
 from fedray.runtime.host import Contribution, Exponents, StageCall
@@ -43,6 +44,7 @@ class Attempt:
     state: Any
     seed: int
     round: int
+    memory: Mapping[str, Any] = field(default_factory=dict)  # of passes, at the server
     number: int = 0
     exponents: Exponents = field(default_factory=dict)
     cohort: tuple[str, ...] = ()
@@ -141,7 +143,7 @@ class Attempt:
         if node.op is Op.CONST:
             return node.params["value"]
         if node.op is Op.INPUT:
-            return self.state if node.params["slot"] == "state" else self.setting.regions
+            return self._input(node.params["slot"])
         if node.op is Op.GET:
             key = node.params["key"]
             return getattr(args[0], key) if node.params["attribute"] else args[0][key]
@@ -155,6 +157,21 @@ class Attempt:
             error.add_note(f"in the server step of {self.plan.name} at {node.where}")
             raise
 
+    def _input(self, slot: str) -> Any:
+        """Return what the server has under a name: state, regions, a key, or a pass's memory."""
+        if slot == "state":
+            return self.state
+        if slot == "regions":
+            return self.setting.regions
+        if slot.startswith("rng:"):
+            return Key(self.seed, self.round, SERVER, slot[4:])
+        return self.memory.get(slot)
+
+    @property
+    def next_memory(self) -> dict[str, Any]:
+        """What passes keep at the server after this attempt."""
+        return {slot: value for slot, value in self.outputs.items() if slot not in ("state", "metrics")}
+
     def _reduce(self, stage: int, answer: Contribution, env: dict[int, Any]) -> None:
         for index in self.plan.reduced(stage):
             node = self.plan.nodes[index]
@@ -164,7 +181,7 @@ class Attempt:
                 self.hashes[node.name] = sha256_of(env[index])[:16]
                 continue
             env[index] = {}
-            for name, _, _, is_exact in node.params["lanes"]:
+            for name, _, _, is_exact, _ in node.params["lanes"]:
                 total = totals.result(answer.sums[name], self.grids[name], is_exact)
                 read = total.parts if is_exact else total
                 self.hashes[name] = sha256_of(read)[:16]

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from fedray import tree
 from fedray.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -182,18 +182,27 @@ def read_sites(
     return state
 
 
-def write_server(directory: str, round: int, facts: Mapping[str, Any], state: Any) -> None:
-    """Write the server's state and the facts of the run; this completes a checkpoint."""
+def write_server(
+    directory: str, round: int, facts: Mapping[str, Any], state: Any, memory: Mapping[str, Any]
+) -> None:
+    """Write the server's state, what passes keep there, and the facts of the run; this completes a
+    checkpoint.
+    """
     tensors: dict[str, torch.Tensor] = {}
-    spec = {"format": FORMAT, "round": round, **facts, "state": encode(state, tensors, "state")}
+    kept = {"state": encode(state, tensors, "state"), "memory": encode(memory, tensors, "memory")}
+    spec = {"format": FORMAT, "round": round, **facts, **kept}
     _write(Path(directory) / f"server-{round}", spec, tensors)
 
 
-def read_server(directory: str, round: int, kinds: Mapping[str, type]) -> tuple[dict[str, Any], Any]:
-    """Return the facts and the server's state of a checkpoint. Raises CheckpointError where it is broken."""
+def read_server(
+    directory: str, round: int, kinds: Mapping[str, type]
+) -> tuple[dict[str, Any], Any, dict[str, Any]]:
+    """Return the facts, the server's state and its memory of passes. Raises CheckpointError where it is
+    broken.
+    """
     spec, tensors = _read(Path(directory) / f"server-{round}")
     if spec.get("format") != FORMAT:
         raise CheckpointError(
             f"the checkpoint of round {round} has format {spec.get('format')}, this is {FORMAT}"
         )
-    return spec, decode(spec["state"], tensors, kinds)
+    return spec, decode(spec["state"], tensors, kinds), decode(spec["memory"], tensors, kinds)

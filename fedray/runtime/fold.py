@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedray import tree
+from fedray import coded, tree
 from fedray.errors import FoldError
 from fedray.rows import Column
 from fedray.runtime import lanes
@@ -68,7 +68,7 @@ class LeafSpec:
     @property
     def row_bytes(self) -> int:
         """Bytes of one site's own value."""
-        return self.size * (self.dtype.itemsize if self.dtype is not None else 8)
+        return self.size * (_row_dtype(self.dtype).itemsize if self.dtype is not None else 8)
 
     @property
     def sum_bytes(self) -> int:
@@ -96,10 +96,15 @@ class LeafSpec:
     __hash__ = None  # type: ignore[assignment]
 
 
+def _row_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which one site's own row travels: numpy has no bfloat16."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
 @dataclass(frozen=True, slots=True)
 class LaneSum:
     """One named sum: a row of one site (`weight` its own) or lanes over many. `spec` is the value's
-    structure.
+    structure; `codes` the schema of each leaf of a row that came coded.
     """
 
     spec: Any
@@ -107,11 +112,26 @@ class LaneSum:
     arrays: tuple[np.ndarray, ...]
     weight: int
     is_row: bool
+    codes: tuple[coded.Coded | None, ...] = ()
+
+    def matrices(self) -> list[np.ndarray]:
+        """Return the leaves of a row as matrices of one row, decoded."""
+        if not self.codes:
+            return [array.reshape(1, -1) for array in self.arrays]
+        return [_read(array, code) for array, code in zip(self.arrays, self.codes, strict=True)]
 
     @property
     def nbytes(self) -> int:
         """Bytes that travel."""
         return sum(array.nbytes for array in self.arrays)
+
+
+def _read(array: np.ndarray, code: coded.Coded | None) -> np.ndarray:
+    if code is None:
+        return array.reshape(1, -1)
+    # a copy: torch takes no memory that it cannot write
+    leaf = coded.decoded_leaf(tree.Flat(torch.from_numpy(array.reshape(1, -1).copy()), code))
+    return _matrix(leaf, 1).numpy()
 
 
 def _matrix(leaf: Any, k: int) -> Tensor:
@@ -156,6 +176,7 @@ class Operand:
     matrices: tuple[Tensor, ...]
     weights: Tensor  # float64 whole numbers, zero for lost rows
     needs: tuple[int, ...]
+    wire: tuple[Any, ...] = ()  # the leaves as a site alone sends them, where they are coded
 
     @property
     def nbytes(self) -> int:
@@ -169,15 +190,21 @@ class Operand:
 Known = Mapping[int, tuple[Any, Tensor]]  # id of a buffer -> (buffer, the largest |x| of each row)
 
 
-def operand(value: Any, weights: Tensor, kind: str = "exact", known: Known | None = None) -> Operand:
-    """Prepare a stacked value of k rows; rows of weight zero do not count, whatever they hold."""
+def operand(
+    value: Any, weights: Tensor, kind: str = "exact", known: Known | None = None, wire: Any = None
+) -> Operand:
+    """Prepare a stacked value of k rows; rows of weight zero do not count, whatever they hold.
+
+    `wire` is the same value as it travels from a site that is alone in its pack, where that is coded.
+    """
     matrices = tuple(_matrix(leaf, weights.shape[0]) for _, leaf in tree.leaves(value))
     spec = spec_of(value, kind)
     needs = tuple(
         lanes.NO_NEED if leaf.is_fast else lanes.exponent_of(_largest(matrix, weights, known or {}))
         for matrix, leaf in zip(matrices, specs(spec), strict=True)
     )
-    return Operand(spec, matrices, weights, needs)
+    sent = tuple(leaf for _, leaf in tree.leaves(wire)) if wire is not None else ()
+    return Operand(spec, matrices, weights, needs, sent)
 
 
 def _largest(matrix: Tensor, weights: Tensor, known: Known) -> float:
@@ -226,8 +253,16 @@ def fold(item: Operand, exponents: Sequence[int]) -> LaneSum:
 
 def single(item: Operand, index: int) -> LaneSum:
     """Return one site's own row and weight, as they travel from a hospital that is alone in its pack."""
-    arrays = tuple(matrix[index].detach().cpu().numpy().copy() for matrix in item.matrices)
-    return LaneSum(item.spec, (), arrays, int(item.weights[index]), is_row=True)
+    leaves: Sequence[Any] = item.wire or (None,) * len(item.matrices)
+    codes = tuple(leaf.schema if coded.is_coded(leaf) else None for leaf in leaves)
+    sent = [
+        matrix if code is None else _matrix(leaf, len(matrix))
+        for leaf, code, matrix in zip(leaves, codes, item.matrices, strict=True)
+    ]
+    rows = (matrix[index].detach().cpu() for matrix in sent)
+    arrays = tuple(row.to(_row_dtype(row.dtype)).numpy().copy() for row in rows)
+    weight = int(item.weights[index])
+    return LaneSum(item.spec, (), arrays, weight, is_row=True, codes=codes if any(codes) else ())
 
 
 def lanes_of(parts: Sequence[LaneSum], exponents: Sequence[int]) -> list[LaneSum]:
@@ -246,8 +281,9 @@ def _lift_into(buffers: Sequence[Tensor], rows: Sequence[LaneSum], exponents: Se
     fast.
     """
     weights = [torch.tensor([float(row.weight)], dtype=torch.float64) for row in rows]
+    read = [row.matrices() for row in rows]
     for index, (buffer, exponent) in enumerate(zip(buffers, exponents, strict=True)):
-        matrices = [row.arrays[index].reshape(1, -1) for row in rows]
+        matrices = [leaves[index] for leaves in read]
         lanes.accumulate(buffer, list(zip(matrices, weights, strict=True)), exponent)
 
 

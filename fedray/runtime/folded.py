@@ -120,7 +120,7 @@ class Folded:
         given = {
             self.plan.args[index][weight]
             for index in reduced
-            for _, _, weight, _ in self.plan.nodes[index].params.get("lanes", ())
+            for _, _, weight, _, _ in self.plan.nodes[index].params.get("lanes", ())
             if weight is not None
         }
         for index in given:
@@ -147,10 +147,11 @@ class Folded:
             into = self.gathered.setdefault(node.name, {})
             into.update({group.ids[row]: own(rows.row(values[args[0]], row)) for row in group.alive})
             return
-        for name, value, weight, _ in node.params["lanes"]:
+        for name, value, weight, _, coded in node.params["lanes"]:
             weights = weights_of(None, group) if weight is None else given[args[weight]]
             stacked = rows.expand(values[args[value]], group.k)
-            operand = fold.operand(stacked, weights, self.plan.fold, group.largest)
+            wire = rows.expand(values[args[coded]], group.k) if coded is not None else None
+            operand = fold.operand(stacked, weights, self.plan.fold, group.largest, wire)
             if name not in self.sums:
                 self.sums[name] = _Sum(name, operand)
             self.sums[name].take(operand, group)

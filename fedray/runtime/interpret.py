@@ -196,17 +196,15 @@ class Interpreter:
 
         def alone(row: int) -> Any:
             single = Group([group.ids[row]], group.cache)
-            result = twin(
-                single,
-                *(_one(arg, row) for arg in args),
-                **{name: _one(arg, row) for name, arg in kwargs.items()},
-            )
+            named = {name: _one(arg, row) for name, arg in kwargs.items()}
+            try:
+                result = twin(single, *(_one(arg, row) for arg in args), **named)
+            except Exception:
+                self.broke_group.add(group.ids[row])
+                raise
             return rows.row(Rows(result), 0)
 
-        before = list(group.is_alive)
         results = self._each(group, alone)
-        lost = [row for row in range(group.k) if before[row] and not group.is_alive[row]]
-        self.broke_group.update(group.ids[row] for row in lost)
         return rows.stack(results) if group.alive else Rows(Ragged(results))
 
     def _check_count(self, node: Node, found: Any, group: Group) -> None:

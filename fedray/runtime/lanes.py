@@ -75,6 +75,8 @@ def accumulate(
         (matrix[:1], weights.sum().view(1)) if is_repeated(matrix) else (matrix, weights)
         for matrix, weights in rows
     ]
+    if not lanes.shape[1]:
+        return
     size = sum(len(weights) for _, weights in one_each) * lanes.shape[1]
     if size <= SMALL_ELEMENTS and all(isinstance(matrix, Tensor) for matrix, _ in one_each):
         _accumulate_small(lanes.zero_() if is_new else lanes, one_each, exponent)

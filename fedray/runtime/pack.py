@@ -5,19 +5,19 @@ that counts the site; a call that is asked twice is answered with the same bytes
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from fedray import rows, tree
+from fedray.coded import arrived
 from fedray.core.graph import Placement
 from fedray.core.verify import verify
 from fedray.errors import DataError, HostError
 from fedray.rng import Keys
-from fedray.rows import Group
+from fedray.rows import Group, one_thread
 from fedray.runtime import checkpoint, devices
 from fedray.runtime.folded import Folded
 from fedray.runtime.host import Commit, Contribution, Load, StageCall
@@ -28,17 +28,6 @@ from fedray.runtime.site_table import SiteTable
 
 RoundKey = tuple[str, int, int]  # plan, round, attempt
 KEPT_GROUPS = 64  # groups whose sites' data are kept as a sequence
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch on one thread, as row invariance needs, and restore what was."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _together(opened: Sequence[Any]) -> None:
@@ -183,6 +172,7 @@ class Pack:
         return replace(answer, work_s=time.monotonic() - started)
 
     def _compute(self, call: StageCall, downlink: Mapping[int, Any]) -> Folded:
+        downlink = {index: arrived(value) for index, value in downlink.items()}
         plan, device = self._plans[call.plan].plan, self._device_of(call, downlink)
         if device is not None:
             downlink = {index: devices.placed(value, device) for index, value in downlink.items()}

@@ -91,6 +91,15 @@ class Plan:
         """Names of what the sites keep between rounds."""
         return [slot for placement, slot in self.outputs if placement is SITES]
 
+    @property
+    def site_bytes(self) -> int | None:
+        """Bytes that a site alone in its process sends in a round; None where they are not known."""
+        names = [name for stage in self.site_stages for i in self.reduced(stage)
+                 for name in lane_names(self.nodes[i])]
+        if any(name not in self.sizes for name in names):
+            return None
+        return sum(self.sizes[name].row_bytes for name in names)
+
     def with_sizes(self, sizes: Mapping[str, Size], before: Mapping[str, Size] | None = None) -> "Plan":
         """Return the plan with the bytes of each name that leaves, in the round and before it."""
         asked = None if self.before is None else self.before.with_sizes(before or {})

@@ -27,6 +27,7 @@ class RoundRecord:
     status: str = "counted"  # or "skipped"
     fold: str = "exact"  # or "fast": hashes of two runs then differ
     work_s: float = 0.0  # that the packs computed, added up over them
+    site_bytes: int | None = None  # that the counted sites would have sent, each alone in its process
     placement: str = "aggregator"  # whose process the sites were in, or "actors": see placement.py
 
 

@@ -220,7 +220,7 @@ class Region:
         for _, answer in self.transport.wait([ticket], None):
             if isinstance(answer, Lost):
                 raise HostError(
-                    f"host {name} was lost ({answer.reason}), started again, and lost again in {method}"
+                    f"host {name} was lost ({answer.reason}) in {method}: see its log for why"
                 )
             return answer
         raise HostError(f"host {name} gave no answer to {method}")

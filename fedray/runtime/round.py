@@ -64,6 +64,7 @@ class Aggregator:
         self.sizes: dict[str, int] = {}
         self._names = tuple(sorted(root.sites))
         self.state: Any = None
+        self.memory: dict[str, Any] = {}  # slot of a pass -> what it keeps at the server
         self.training: Training | None = None
         self._trained: set[int] = set()  # processes of the last round; an attempt itself holds two models
         self._grids: dict[str, dict[str, tuple[int, ...]]] = {}  # plan -> lane -> grid
@@ -100,13 +101,15 @@ class Aggregator:
         Raises CheckpointError where the checkpoint belongs to another plan or another start.
         """
         self.training, self.state, self._start = training, state, sha256_of(state)
+        self.memory = {}
         self._work = Work()
         self._loaded.clear()
         self._grids.pop(training.plan.digest, None)
         self._initial = _site_starts(training.plan, state)
         first = 0
         if restore is not None:
-            facts, self.state = checkpoint.read_server(*restore, checkpoint.record_kinds(state))
+            kinds = checkpoint.record_kinds(state)
+            facts, self.state, self.memory = checkpoint.read_server(*restore, kinds)
             if facts["digest"] != training.plan.digest or facts["start"] != self._start:
                 raise CheckpointError(
                     f"the checkpoint of round {restore[1]} belongs to another plan or another start "
@@ -138,17 +141,19 @@ class Aggregator:
         self._trained = attempt.processes
         if error is not None and schedule.on_failure != "skip":
             raise error
+        counted = len(attempt.counted) if error is None and cohort else 0
         is_counted = error is None and bool(cohort)
         return RoundRecord(
             round=round,
             attempt=attempt.number,
             metrics=numbers_in(training.plan, attempt.outputs.get("metrics")),
             asked=len(cohort),
-            counted=len(attempt.counted) if is_counted else 0,
+            counted=counted,
             failures=silent + failures,
             seconds=self.root.transport.now() - started,
             bytes_up=sum(self.root.bytes_up.values()) - up,
             bytes_down=attempt.bytes_down + down,
+            site_bytes=counted * one if (one := training.plan.site_bytes) is not None else None,
             hashes=attempt.hashes,
             grids=attempt.grids,
             status="counted" if is_counted else "skipped",
@@ -219,6 +224,7 @@ class Aggregator:
             plan=training.plan,
             schedule=training.schedule,
             state=self.state,
+            memory=self.memory,
             seed=training.seed,
             round=round,
             number=number,
@@ -234,7 +240,7 @@ class Aggregator:
         )
 
     def _accept(self, attempt: Attempt) -> None:
-        self.state = attempt.outputs["state"]
+        self.state, self.memory = attempt.outputs["state"], attempt.next_memory
         self._grids.setdefault(attempt.plan.digest, {}).update(attempt.next_grids)
         self.root.owe(
             [Commit(attempt.plan.digest, attempt.round, attempt.number, frozenset(attempt.counted))]
@@ -302,7 +308,7 @@ class Aggregator:
             "start": self._start,
             "grids": grids,
         }
-        checkpoint.write_server(directory, round, facts, self.state)
+        checkpoint.write_server(directory, round, facts, self.state, self.memory)
 
     def training_processes(self) -> set[int]:
         """Return the ids of the processes that trained in the last round."""

@@ -70,7 +70,7 @@ class Total:
 
     def largest(self) -> float:
         """Return the largest |x|."""
-        if self._largest is None:
+        if self._largest is None and self.size:
             for block in self.blocks():
                 if len(block) == self.size:
                     self._largest = max(0.0, float(block.max()), -float(block.min()))

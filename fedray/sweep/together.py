@@ -92,13 +92,13 @@ def _one_thread_each() -> Iterator[None]:
 def _one(
     trial: Trial, run: Callable[[], dict[str, Any]], seat: tuple[Meeting, int], ended: "SimpleQueue[Line]"
 ) -> None:
-    started = time.monotonic()
+    started, (meeting, place) = time.monotonic(), seat
     outcome: dict[str, Any] = {"status": FAILED, "error": "ended by SystemExit or KeyboardInterrupt"}
     try:
-        meeting, place = seat
         with meeting.joined(place):
             outcome = guarded(lambda _: run(), trial)
     except (KeyboardInterrupt, SystemExit) as ending:  # a thread's traceback would be printed
         log.debug("%s: ended by %s", trial.name, type(ending).__name__)
     finally:
-        ended.put(line_of(trial, time.monotonic() - started, outcome))
+        share = (time.monotonic() - started) / meeting.size  # most of it was the turn of others
+        ended.put(line_of(trial, share, outcome))

@@ -43,6 +43,7 @@ def main(name, folder, stop, where="in_process"):
             init=study.model().init(0),
             rounds=ROUNDS,
             seed=5,
+            passes=study.passes(name),
             schedule=fr.synchronous(cohort=0.75),
             tracker=Dies(federation, int(stop)),
             checkpoint=Checkpoints(folder, every_s=0.0),

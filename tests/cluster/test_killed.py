@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,13 @@ import pytest
 
 import fedray as fr
 from tests.equivalence import study
+from tests.unit.algorithms.cases import own_models
 
 ROUNDS = 12
 INSIDE, BETWEEN = 6, 5  # kills in one run
 STATEFUL = ("fedavg", "scaffold", "ditto", pytest.param("feddyn", marks=pytest.mark.slow))
+COMPRESSED = ("topk", "ef21")  # FedAvg whose passes keep memories at the sites, and EF21's at the server
+ALL = [*STATEFUL, *(pytest.param(name, marks=pytest.mark.slow) for name in COMPRESSED)]
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,15 @@ class KillsItself:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class KillsItselfAlone(KillsItself):
+    """The same where sites are trained one by one."""
+
+    rows = None
+
+    def with_objective(self, objective: Any) -> Any:
+        return replace(self, inner=self.inner.with_objective(objective))
+
+
 def asked(site: str, number: int) -> bool:
     schedule = fr.synchronous(cohort=0.75)
     return site in schedule.cohort_of(number, 5, tuple(sorted(study.hospitals())), {})
@@ -71,7 +83,7 @@ def points(seed: int) -> tuple[tuple[str, int], ...]:
     )
 
 
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("name", ALL)
 def test_packs_killed_before_the_answer_and_before_the_commit_change_no_bit(ray_session, tmp_path, name):
     inside = points(100)
     between = sorted(random.Random(7).sample(range(ROUNDS - 1), BETWEEN))
@@ -84,12 +96,33 @@ def test_packs_killed_before_the_answer_and_before_the_commit_change_no_bit(ray_
             init=study.model().init(0),
             rounds=ROUNDS,
             seed=5,
+            passes=study.passes(name),
             schedule=fr.synchronous(cohort=0.75),
             tracker=tracker,
         )
     assert (len(list(tmp_path.iterdir())), tracker.killed) == (INSIDE, BETWEEN)
     assert result.params_sha256 == study.train(name, rounds=ROUNDS).params_sha256
     assert all(record.counted == 18 for record in result.metrics)
+
+
+def test_packs_killed_under_apfl_lose_neither_model_nor_share_of_a_site(ray_session, tmp_path):
+    """The parameters do not tell: what a site keeps goes into its own model alone."""
+    schedule = fr.synchronous(cohort=0.75)
+    settings = {"init": study.model().init(0), "rounds": 6, "seed": 5, "schedule": schedule}
+    inside = tuple(point for point in points(100) if point[1] < 6)
+    found = []
+    for update, layout in (
+        (KillsItselfAlone(study.local(), inside, str(tmp_path)), {"runtime": "ray", "placement": "actors"}),
+        (study.local(), {}),
+    ):
+        algorithm = study.algorithm("apfl", update)
+        with fr.simulate(study.hospitals(), packs=2, **layout) as federation:
+            tracker = KillsBetween(federation, [1, 3] if layout else [])
+            result = fr.fit(algorithm, federation, tracker=tracker, **settings)
+            own = own_models(algorithm, federation, result.params)
+        found.append({site: model.tobytes() for site, model in own.items()})
+    assert inside and len(list(tmp_path.iterdir())) == len(inside)
+    assert found[0] == found[1]
 
 
 class KillsBetween:
@@ -115,7 +148,7 @@ class KillsBetween:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("name", [*STATEFUL, *COMPRESSED])
 def test_a_driver_killed_between_rounds_is_resumed_with_equal_bits(tmp_path, name):
     stop = random.Random(name).randrange(1, ROUNDS - 1)
     script = [sys.executable, "-m", "tests.cluster.driver", name, str(tmp_path)]

@@ -42,7 +42,20 @@ def algorithm(name: str, update: Any = None) -> Any:
         return fr.algorithms.ifca(update, 2)
     if name in ("fedexp", "fedlin", "fednova", "mime", "qfedavg", "term"):
         return getattr(fr.algorithms, name)(update)
+    if name == "apfl":
+        return fr.algorithms.apfl(update)
     return fr.algorithms.fedavg(update, optimizer.adam(0.05) if name == "fedadam" else None)
+
+
+def passes(name: str) -> list[Any]:
+    """Return the passes of a study: those of FedAvg compressed."""
+    if name == "topk":
+        return [fr.passes.topk(0.1)]
+    if name == "ef21":
+        return [fr.passes.ef21(0.1)]
+    if name == "bidirectional":
+        return [fr.passes.bidirectional(fr.passes.qsgd(7), fr.passes.quantised_broadcast(127))]
+    return []
 
 
 def train(
@@ -55,6 +68,7 @@ def train(
             init=model().init(0),
             rounds=rounds,
             seed=seed,
+            passes=passes(name),
             schedule=fr.synchronous(cohort=0.75),
         )
 

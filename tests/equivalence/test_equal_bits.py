@@ -62,6 +62,14 @@ def test_two_ray_actors_give_the_bits_of_one_process(ray_session, name):
     assert trained.params_sha256 == study.expected(name).params_sha256
 
 
+@pytest.mark.parametrize("name", ["ef21", "bidirectional"])
+def test_what_travels_coded_to_and_from_actors_gives_the_bits_of_one_process(ray_session, name):
+    two = study.hospitals().select(SITES[:2])  # each alone in its actor, so that its rows travel coded
+    on_ray = study.train(name, data=two, runtime="ray", packs=2, placement="actors")
+    assert on_ray.params_sha256 == study.train(name, data=two).params_sha256
+    assert [record.bytes_up for record in on_ray.metrics] == [record.site_bytes for record in on_ray.metrics]
+
+
 def test_nested_regions_of_actors_give_the_bits_of_one_process(ray_session):
     regions = {"eu": {"de": SITES[:5]}, "us": SITES[5:]}
     assert (

@@ -112,6 +112,20 @@ def test_value_out_of_range_is_named(overrides):
         assert any(text.startswith(where) and "Fix: " in text for text in found), (override, found)
 
 
+@pytest.mark.parametrize(("option", "setting"), [
+    ("topk", "compression.fraction=0"), ("powersgd", "compression.rank=0"), ("sign", "compression.lr=0"),
+    ("qsgd", "compression.bucket=0"), ("bidirectional", "compression.down.levels=0")])
+def test_value_of_a_pass_out_of_range_is_named(option, setting):
+    found = problems_of(f"compression={option}", "algorithm.weighted=false", setting)
+    assert [text.startswith(setting.split("=")[0]) and "Fix: " in text for text in found] == [True]
+
+
+def test_a_vote_beside_weights_is_refused_with_both_ways_out():
+    (found,) = problems_of("compression=sign")
+    assert "Fix: algorithm.weighted=false, or compression.weights=uniform" in found
+    check(compose("compression=sign", "compression.weights=uniform"))
+
+
 def test_value_that_is_not_there_is_named():
     found = problems_of("runtime=ray_cluster", "data=csv")
     assert all(any(text.startswith(where) and "Fix: " in text for text in found)

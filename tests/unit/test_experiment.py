@@ -16,6 +16,10 @@ from fedray.errors import ConfigError
 TOY = ("experiment=debug", "report=none", "evaluate.bins=50")
 PRESETS = sorted(path.stem for path in (conf_folder() / "experiment").glob("*.yaml"))
 HEART = {"cleveland": 40, "hungarian": 40, "switzerland": 30, "va": 30}
+OF_ALGORITHM = {
+    **dict.fromkeys(("fedbabu", "fedper", "fedrep", "lg_fedavg", "moon"), ("model=mlp",)),
+    "fedbn": ("model=mlp", "model.norm=batch"),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +65,7 @@ def test_every_preset_trains_a_round_on_toy_sites(preset, tmp_path):
 
 @pytest.mark.parametrize("algorithm", sorted(SCHEMAS["algorithm"]))
 def test_every_algorithm_option_trains(algorithm):
-    outcome = train(f"algorithm={algorithm}", "rounds=1", "data.scale=0.02")
+    outcome = train(f"algorithm={algorithm}", "rounds=1", "data.scale=0.02", *OF_ALGORITHM.get(algorithm, ()))
     assert outcome.run.status == ("done", "")
 
 
@@ -70,6 +74,22 @@ def test_what_chooses_the_cohort_is_in_the_list_of_what_leaves():
     assert run.status == ("done", "")
     assert "before candidate_loss" in (run.path / "egress.txt").read_text("utf-8")
     assert json.loads((run.path / "rounds.jsonl").read_text().splitlines()[0])["asked"] == 2
+
+
+def test_the_models_that_sites_have_for_themselves_are_measured_unless_the_global_one_is_asked_for():
+    found = {}
+    for personal in ("null", "true", "false"):
+        outcome = train("algorithm=ditto", "rounds=2", f"evaluate.personal={personal}")
+        found[personal] = outcome.summary["test"]["metrics"]["loss"]["value"]
+    assert found["null"] == found["true"] != found["false"]
+
+
+@pytest.mark.parametrize("compression", sorted(SCHEMAS["compression"]))
+def test_every_compression_option_trains(compression):
+    outcome = train(f"compression={compression}", "algorithm.weighted=false", "model=mlp", "rounds=1",
+                    "data.scale=0.02")
+    assert outcome.run.status == ("done", "") and not outcome.result.failures
+    assert compression == "none" or "+" in outcome.result.plan.name
 
 
 def test_run_directory_holds_what_was_asked_and_what_came_out():

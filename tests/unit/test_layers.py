@@ -2,8 +2,8 @@
 
 Arrows may be imported; what is not listed as a layer (config, cli, data, report, ...) may import all:
 
-    tree, rows, rng, errors  <-  core  <-  passes      algorithms -> core, learn      runtime -> core
-    tree, rows, rng, errors  <-  learn                 accounting -> (nothing)
+    tree, rows, coded, rng, errors  <-  core  <-  passes      algorithms -> core, learn      runtime -> core
+    tree, rows, coded, rng, errors  <-  learn                 accounting -> (nothing)
 """
 
 import ast
@@ -20,10 +20,11 @@ import fedray
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "fedray"
 FILES = sorted(PACKAGE.rglob("*.py"))
-FOUNDATION = ("fedray.tree", "fedray.rows", "fedray.rng", "fedray.errors")
+FOUNDATION = ("fedray.tree", "fedray.rows", "fedray.coded", "fedray.rng", "fedray.errors")
 LAYERS = {
     "fedray.tree": FOUNDATION,
     "fedray.rows": FOUNDATION,
+    "fedray.coded": FOUNDATION,
     "fedray.rng": FOUNDATION,
     "fedray.errors": FOUNDATION,
     "fedray.core": (*FOUNDATION, "fedray.core"),

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 import fedray as fr
+from fedray.core.graph import Op, Placement
+from fedray.core.trace import trace
 from fedray.data.site import SiteData
 
 NUM_FEATURES, LR = 3, 0.1
@@ -62,6 +64,9 @@ class Uneven:
     def gradient(self, params, data):
         return self.inner.gradient(params, data)
 
+    def with_objective(self, objective):
+        return replace(self, inner=self.inner.with_objective(objective))
+
 
 def uneven(lr=LR):
     return Uneven(fr.learn.sgd(squares, lr=lr), STEPS)
@@ -81,11 +86,60 @@ def kept(federation):
     return {site: vector(pack.state_of(site)) for pack in packs for site in pack.sites}
 
 
+def own_models(algorithm, federation, params):
+    """Return {site: the model that the site has for itself} beside the global one."""
+
+    def round(server, site):
+        own = algorithm.personal(fr.broadcast(server), site)
+        return fr.Outputs(server=server, metrics=fr.gather(own, name="own"))
+
+    program = fr.Algorithm(lambda params: params, round, lambda params: params, name="look")
+    found = fr.compute(program, federation, state=params)
+    return {site: vector(model) for site, model in found.items()}
+
+
+def personal_models(algorithm):
+    """Return a function of a federation in this process that gives its sites' own models."""
+    return lambda federation: own_models(algorithm, federation, federation.aggregator.state.params)
+
+
 def vector(params):
-    """Return a linear regression's parameters in the order of the columns of `tables`; None as it is."""
+    """Return parameters in their order, which is that of the columns of `tables`; None as it is."""
     if params is None:
         return None
-    return np.append(params["w"].numpy(), float(params["b"]))
+    return np.concatenate([params[name].double().numpy().ravel() for name in params])
+
+
+SAME_STEPS = dict.fromkeys(SIZES, 2)
+
+
+def single(form="stacked"):
+    """Return (local, data, init) of the same regression in float32, trained as one program: two steps."""
+    model = fr.learn.linear(NUM_FEATURES)
+    local = fr.learn.sgd(model, lr=LR / 2, steps=2, form=form)  # its loss is not halved
+    data = {
+        site: SiteData({"x": table["x"].float(), "y": table["y"].float()}) for site, table in sites().items()
+    }
+    return local, data, model.init(0)
+
+
+def gradient(site, at):
+    """Return the gradient of `squares` at a site, for a vector of weights and intercept."""
+    x, y = tables()[site]
+    return x.T @ (x @ at - y) / len(y)
+
+
+def sources(node, stop=False):
+    """Return the site inputs that a node is computed from; with `stop`, "trained" for local training."""
+    if stop and isinstance(node.fn, Uneven):
+        return {"trained"}
+    found = {node.params["slot"]} if node.op is Op.INPUT and node.placement is Placement.SITES else set()
+    return found.union(*(sources(arg, stop) for arg in node.args))
+
+
+def leaving(algorithm, stop=False):
+    """Return {name: what it is computed from} of everything that leaves a site."""
+    return {node.name: sources(node, stop) for node in trace(algorithm).reductions}
 
 
 def quadratic(params, batch):

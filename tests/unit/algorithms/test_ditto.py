@@ -4,18 +4,23 @@ import numpy as np
 import pytest
 
 import fedray as fr
-from fedray.core.graph import Op, Placement
+from fedray.core.graph import Placement
 from fedray.core.trace import trace
 from fedray.learn import optimizer
 from tests.unit.algorithms.cases import (
+    AT_ZERO,
     COHORTS,
     LR,
     NUM_FEATURES,
     SIZES,
     STEPS,
     kept,
+    leaving,
+    quadratic,
+    sources,
     tables,
     trained,
+    two_quadratics,
     uneven,
     vector,
 )
@@ -84,21 +89,24 @@ def test_a_site_that_was_not_counted_keeps_its_personal_model():
     assert max(np.abs(found[k] - personal[k]).max() for k in personal) < 1e-12
 
 
-def sources(node):
-    """Return the site inputs that a node is computed from."""
-    found = {node.params["slot"]} if node.op is Op.INPUT and node.placement is Placement.SITES else set()
-    return found.union(*(sources(arg) for arg in node.args))
-
-
 def test_no_reduction_depends_on_what_a_site_keeps():
-    graph = trace(fr.algorithms.ditto(uneven(), 0.7))
-    assert {node.name: sources(node) for node in graph.reductions} == {
-        "delta": {"data", "rng"},
-        "metrics": {"data", "rng"},
-    }
+    algorithm = fr.algorithms.ditto(uneven(), 0.7)
+    assert leaving(algorithm) == {"delta": {"data", "rng"}, "metrics": {"data", "rng"}}
+    graph = trace(algorithm)
     assert sources(graph.outputs[Placement.SITES, "state"]) == {"data", "state", "rng:personal"}
 
 
 def test_the_walk_would_find_a_kept_value_that_leaves():
-    graph = trace(fr.algorithms.scaffold(uneven(), 5))
-    assert all("state" in sources(node) for node in graph.reductions if node.name == "drift")
+    assert "state" in leaving(fr.algorithms.scaffold(uneven(), 5))["drift"]
+
+
+# x* is where FedAvg settles (test_fedavg.py); v_i* minimises a/2 (v - b)^2 + lambda/2 (v - x*)^2
+def test_personal_models_settle_where_the_algebra_says():
+    local = fr.learn.sgd(quadratic, lr=0.05, steps=10)
+    algorithm = fr.algorithms.ditto(local, prox=0.5)
+    result, found = trained(algorithm, two_quadratics(), 150, fr.synchronous(), AT_ZERO, kept)
+    shares = [1 - (1 - 0.05 * a) ** 10 for a in (1.0, 4.0)]
+    x = (shares[0] - shares[1]) / sum(shares)
+    assert float(result.params["x"]) == pytest.approx(x, abs=1e-9)
+    expected = [(a * b + 0.5 * x) / (a + 0.5) for a, b in ((1.0, 1.0), (4.0, -1.0))]
+    assert [float(found[site][0]) for site in ("h0", "h1")] == pytest.approx(expected, abs=1e-9)

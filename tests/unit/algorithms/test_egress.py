@@ -36,6 +36,18 @@ def both(total, squares):
     return {"rows": total["n"]}
 
 
+def hidden(params, batch):
+    return batch["x"] * params["weight"]
+
+
+def headed(params, batch):
+    return (hidden(params, batch) @ params["head.v"]).square().mean() + params["bias"].square().sum()
+
+
+def own_head(data, rng):
+    return {"v": torch.ones(data.train["x"].shape[1])}
+
+
 A = fr.algorithms
 SHIPPED = {
     "fedsgd": lambda: A.fedsgd(MODEL, lr=0.1),
@@ -62,6 +74,18 @@ SHIPPED = {
     "qfedavg": lambda: A.qfedavg(LOCAL),
     "term": lambda: A.term(LOCAL),
     "ditto": lambda: A.ditto(LOCAL, prox=0.1),
+    "apfl": lambda: A.apfl(LOCAL),
+    "fedamp": lambda: A.fedamp(LOCAL, alpha=0.1, sigma=1.0, prox=0.1),
+    "fedbabu": lambda: A.fedbabu(LOCAL, ["bias"]),
+    "fedbn": lambda: A.fedbn(fr.learn.sgd(MODEL, lr=0.1), ["bias"]),
+    "fedper": lambda: A.fedper(LOCAL, ["bias"]),
+    "fedrep": lambda: A.fedrep(LOCAL, ["bias"]),
+    "fine_tuning": lambda: A.fine_tuning(LOCAL),
+    "lg_fedavg": lambda: A.lg_fedavg(LOCAL, ["weight"]),
+    "moon": lambda: A.moon(LOCAL, features=hidden),
+    "per_fedavg": lambda: A.per_fedavg(LOCAL, inner_lr=0.01),
+    "pfedme": lambda: A.pfedme(LOCAL, prox=1.0, lr=0.5, local_rounds=2),
+    "private_heads": lambda: A.private_heads(fr.learn.sgd(headed, lr=0.01), own_head),
     "local_only": lambda: A.local_only(LOCAL),
     "one_shot": lambda: A.one_shot(LOCAL),
     "evaluation": lambda: A.evaluation(MODEL, split="train", bins=20),

@@ -126,6 +126,15 @@ def test_every_activation_in_rows_equals_the_plain_loop(layer):
     check_rows(learn.sgd(model, lr=0.1, batch_size=16), sites(), shared=[start(model)], tolerance=5e-6)
 
 
+@pytest.mark.parametrize("layer", [nn.GELU(), nn.SiLU(), nn.ELU(), nn.Tanh(), nn.Mish()], ids=repr)
+@pytest.mark.parametrize("features", [15, 16])
+def test_an_activation_after_one_output_is_row_invariant(features, layer):
+    model = sequence(nn.Linear(features, 1), layer, nn.Linear(1, 1))
+    sizes = [(1, 2, 7, 20, 40)[i % 5] for i in range(26)]
+    given = [[data_of(n, "binary", i, features), Key(1, 2, f"h{i}")] for i, n in enumerate(sizes)]
+    check_rows(learn.sgd(model, lr=0.1, batch_size=8), given, shared=[start(model)], tolerance=5e-6)
+
+
 @pytest.mark.parametrize("settings", [{"pos_weight": 3.0}, {"pos_weight": 0.5, "batch_size": None}])
 def test_positive_weight_in_rows_equals_the_plain_loop(settings):
     local = learn.sgd(learn.mlp(FEATURES, (8,)), lr=0.1, **{"batch_size": 16, **settings})

@@ -58,6 +58,7 @@ ALGORITHMS = {
     "fedavg": fr.algorithms.fedavg,
     "scaffold": lambda local: fr.algorithms.scaffold(local, len(SIZES)),
     "ditto": lambda local: fr.algorithms.ditto(local, prox=0.3),
+    "fedper": lambda local: fr.algorithms.fedper(local, ["bias" if "bias" in local.model.init(0) else "0"]),
 }
 
 
@@ -78,6 +79,16 @@ def test_trials_together_come_to_what_they_come_to_alone(name, algorithm, batch_
     assert meeting.programs > 0
     for one, other in zip(found, alone, strict=True):
         assert torch.allclose(one.buffer, other.buffer, atol=2e-6)
+
+
+def test_layers_that_are_held_still_make_no_lane():
+    data, locals_ = sites(), [learn.sgd(learn.mlp(6, (8,)), lr=lr, batch_size=None) for lr in (0.1, 0.2)]
+    trials = [lambda u=u: trained(data, u.model, u, fr.algorithms.fedrep, 0, rounds=2) for u in locals_]
+    found, meeting = together(trials)
+    assert meeting.programs == 0
+    for one, local in zip(found, locals_, strict=True):
+        alone = trained(data, local.model, local, fr.algorithms.fedrep, 0, rounds=2)
+        assert torch.equal(one.buffer, alone.buffer)
 
 
 def test_trials_of_other_settings_meet_and_train_apart():

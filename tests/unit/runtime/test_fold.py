@@ -194,6 +194,28 @@ def test_the_blocked_fold_has_the_bits_of_the_whole_matrix_fold(k, weigh, dtype,
                 assert total.numpy().tobytes() == summed
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_without_elements_are_empty(dtype):
+    value = {"a": torch.zeros(3, 0, 3, dtype=dtype), "b": torch.ones(3, 2, dtype=dtype)}
+    operand = fold.operand(value, torch.ones(3, dtype=torch.float64))
+    grid = (30, 30)
+    for parts in ([fold.fold(operand, grid)], [fold.single(operand, row) for row in range(3)]):
+        total = totals.result(parts, grid, is_exact=True)
+        assert total.value["a"].shape == (0, 3) and total.divided_by(3)["b"].tolist() == [1.0, 1.0]
+        assert total.parts["a"].largest() == 0.0
+
+
+def test_the_bfloat16_row_of_a_lone_site_travels_as_float32():
+    rows = torch.randn(2, 5, generator=torch.Generator().manual_seed(1)).bfloat16()
+    operand = fold.operand({"w": rows}, torch.ones(2, dtype=torch.float64))
+    alone, (spec,) = fold.single(operand, 0), fold.specs(operand.spec)
+    assert alone.arrays[0].dtype == np.float32 and alone.nbytes == spec.row_bytes
+    parts = [alone, fold.single(operand, 1)]
+    sums = [totals.result(given, (4,), is_exact=True) for given in (parts, [fold.fold(operand, (4,))])]
+    assert torch.equal(sums[0].value["w"], sums[1].value["w"])
+    assert sums[0].divided_by(2)["w"].dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("num_lanes", [2, 3])
 def test_one_number_is_put_together_as_many_are(num_lanes):
     generator = np.random.default_rng(num_lanes)

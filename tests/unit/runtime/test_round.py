@@ -1,6 +1,7 @@
 """A round: who is counted, what is committed, what happens to broken and lost sites."""
 
 import gc
+import time
 import weakref
 
 import pytest
@@ -306,5 +307,55 @@ def test_a_site_that_breaks_a_twin_is_alone_from_the_next_round_on():
     every = tuple(sites())
     rest = tuple(site for site in every if site != "h03")
     assert sorted(asked[0]) == sorted(every) and len(asked) == 1 + 12 + 2 * 3
+    assert federation.aggregator.root.transport.hosts["pack0"]._broken == {"h03"}
     for first in (13, 16):  # of a round: the others together; it alone, and once more to say what it raised
         assert sorted(asked[first]) == sorted(rest) and asked[first + 1 : first + 3] == [("h03",)] * 2
+
+
+def test_who_is_late_is_not_set_apart():
+    def slow(params, data, rng):
+        raise AssertionError("the twin is used")
+
+    def slow_rows(group, params, data, rng):
+        if "h00" in group.ids:
+            time.sleep(0.3)
+            raise ArithmeticError("a value")
+        return tree.map(lambda leaf: leaf.expand(group.k, *leaf.shape[1:]), rows.expand(params, group.k))
+
+    slow.rows = slow_rows
+
+    def round(server, site):
+        return Outputs(server=fr.mean(fr.map(slow, fr.broadcast(server), site.data, site.rng), name="w"))
+
+    schedule = fr.synchronous(deadline_s=0.2, quorum=0.01, on_failure="skip")
+    with fr.simulate(sites()) as federation:
+        fr.fit(Algorithm(lambda params: params, round), federation, init=INIT, rounds=2, schedule=schedule)
+        assert federation.aggregator.root.transport.hosts["pack0"]._broken <= {"h00"}
+
+
+def rows_of_site(data):
+    return float(data.train.num_rows)
+
+
+def plus_or_lost(x, shift, id):
+    if id == "h02":
+        raise RuntimeError("lost in the second stage")
+    return x + shift
+
+
+def test_a_mean_of_a_later_stage_is_divided_by_the_weights_of_the_sites_that_reached_it():
+    def round(server, site):
+        size = fr.map(rows_of_site, site.data)
+        first = fr.mean(size, weight=size, name="first")
+        later = fr.map(plus_or_lost, size, fr.broadcast(first), site.id)
+        mean = fr.mean(later, weight=size, name="later")
+        return fr.Outputs(server=server, metrics={"first": first, "later": mean})
+
+    algorithm = fr.Algorithm(lambda params: params, round, name="two_stages")
+    result = train(algorithm, sites(4), rounds=1, schedule=fr.synchronous(quorum=0.5))
+    sizes = {0: 8, 1: 11, 2: 14, 3: 17}
+    first = sum(n * n for n in sizes.values()) / sum(sizes.values())
+    del sizes[2]
+    assert result.metrics[0].metrics["first"] == pytest.approx(first, abs=1e-12)
+    expected = first + sum(n * n for n in sizes.values()) / sum(sizes.values())
+    assert result.metrics[0].metrics["later"] == pytest.approx(expected, abs=1e-12)

@@ -28,8 +28,8 @@ def asked(schedule, rounds, seed=0):
 
 def test_a_round_asks_who_is_there_when_the_one_before_is_over():
     cohorts, starts = asked(by_trace(DAY), 7)
-    # by hand: 0 + 20 (b) = 20; 20 + 10 (a) = 30; 30 + 10 = 40; 40 + 10 = 50, where nobody is until 60; 60 + 25
-    # = 85; 85 + 25 = 110, which is 10 of the next day
+    # by hand: 0 + 20 (b) = 20; 20 + 10 (a) = 30; 30 + 10 = 40; 40 + 10 = 50, where nobody is until 60;
+    # 60 + 25 = 85; 85 + 25 = 110, which is 10 of the next day
     assert starts == [0.0, 20.0, 30.0, 40.0, 60.0, 85.0, 110.0]
     assert cohorts == [("a", "b"), ("a",), ("a", "c"), ("a", "c"), ("d",), ("d",), ("a", "b")]
 
