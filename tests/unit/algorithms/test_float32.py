@@ -1,4 +1,4 @@
-"""Against drift in float32, stacked: one round beside the plain form in float64, which equals the papers."""
+"""Drift and fairness in float32, stacked: one round beside the plain form in float64, which equals the papers."""
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from tests.unit.algorithms.cases import CYCLIC, LR, NUM_FEATURES, STEPS, sites, 
 A = fr.algorithms
 MODEL = fr.learn.linear(NUM_FEATURES)  # its loss is twice that of `squares`, so its rate is half
 MAKE = {
+    "afl": lambda local: A.afl(local, tuple("abcde")),
     "feddyn": lambda local: A.feddyn(local, 5, alpha=0.5),
     "fedexp": A.fedexp,
     "fedlin": A.fedlin,
@@ -18,6 +19,8 @@ MAKE = {
     "mime": A.mime,
     "mime_rows": lambda local: A.mime(local, control="rows"),
     "mimelite": A.mimelite,
+    "qfedavg": lambda local: A.qfedavg(local, 2.0),
+    "term": lambda local: A.term(local, 0.05),
 }
 
 
