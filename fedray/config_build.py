@@ -100,6 +100,8 @@ class Experiment:
         On Ray the aggregator has a process of its own, or is in this one where `here` says so.
         """
         options = _runtime_options(self.tree, self.data)
+        if hasattr(self.schedule, "latency"):
+            options.setdefault("latency", self.schedule.latency)
         if here:
             from fedray.runtime import ray_transport
             return ray_transport.federate_here(self.data, self.tree["runtime"].get("address", "local"),

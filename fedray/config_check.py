@@ -202,6 +202,9 @@ def _pairs(tree: Tree) -> Iterator[str]:
     cohort = (tree.get("schedule") or {}).get("cohort", 1)
     if algorithm.get("_target_") == CYCLIC and not (isinstance(cohort, int) and cohort == 1):
         yield "algorithm=cyclic takes the model to one site a round. Fix: schedule=cyclic"
+    by_trace = (tree.get("schedule") or {}).get("trace") is not None
+    if by_trace and str(runtime.get("kind")).rpartition(".")[2] != "in_process":
+        yield "schedule=trace runs on the simulated clock. Fix: runtime=in_process"
     if algorithm.get("option", "II") not in ("I", "II"):
         yield f"algorithm.option={algorithm['option']} is neither I nor II. Fix: algorithm.option=II"
     if algorithm.get("control", "batch") not in ("batch", "rows"):

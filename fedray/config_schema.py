@@ -132,6 +132,29 @@ class PowerOfChoice(Synchronous):
     """How the candidates are drawn: weighted (by rows), uniform, poisson, cyclic or shuffled."""
 
 
+@dataclass
+class OfTrace:
+    """Ask who is there by a trace of availability and speed, on the simulated clock; needs in_process."""
+
+    _target_: str = "fedray.runtime.traces.by_trace"
+    trace: str = MISSING
+    """File of the trace."""
+    cohort: Any = 1.0
+    """Sites asked per round: a fraction in (0, 1] of all sites, or a number of sites without a point."""
+    sampling: Sampling = Sampling.uniform
+    """How the cohort is drawn among those who are there: uniform or weighted (by rows)."""
+    quorum: float = 0.8
+    """Share of the asked sites that must be counted, in (0, 1]."""
+    deadline_s: float | None = None
+    """Simulated seconds after which a site counts as late; null waits."""
+    on_failure: OnFailure = OnFailure.retry
+    """What a round below quorum leads to: retry, skip or raise."""
+    retries: int = 2
+    """How often a round is tried again."""
+    exchanges: int = 1
+    """Site stages in a round of the algorithm, each of which takes a site's time."""
+
+
 class Kind(Enum):
     """Which transport carries the calls."""
 
@@ -276,7 +299,8 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "privacy": {"none": Nothing}, "robustness": {"none": Nothing},
     "secure": {"none": Nothing}, "policy": {"open": Nothing, "hospital": Hospital},
     "topology": {"flat": Nothing, "regions": Regions},
-    "schedule": {"synchronous": Synchronous, "cyclic": Synchronous, "power_of_choice": PowerOfChoice},
+    "schedule": {"synchronous": Synchronous, "cyclic": Synchronous, "power_of_choice": PowerOfChoice,
+                 "trace": OfTrace},
     "runtime": {"in_process": InProcess, "ray_local": RayLocal, "ray_cluster": Cluster},
     "evaluate": {"default": Evaluate, "none": Nothing},
     "tracker": {"jsonl": Jsonl, "none": Nothing},

@@ -159,26 +159,35 @@ class OfTrace(Synchronous):
         return self._drawn(round, seed, sites, sizes, self.start_s(round, seed, sites, sizes))
 
     def latency(self, site: str, round: int) -> float:
-        """Return the simulated seconds of an answer, for `simulate(latency=...)`: of the last run's round."""
+        """Return the simulated seconds of an answer, for `simulate(latency=...)`: of the last run's round.
+
+        Evaluations ask all sites; those that are not there take no time.
+        """
         starts = [start for (_, number), start in self.starts.items() if number == round]
-        return self.trace.there(starts[-1])[site]
+        return self.trace.there(starts[-1]).get(site, 0.0) if starts else 0.0
 
 
 def by_trace(
-    trace: Trace, cohort: float | int = 1.0, *, deadline_s: float | None = None, exchanges: int = 1,
-    sampling: str = "uniform", quorum: float = 0.8, on_failure: str = "retry", retries: int = 2,
+    trace: Trace | str,
+    cohort: float | int = 1.0,
+    sampling: str = "uniform",
+    quorum: float = 0.8,
+    deadline_s: float | None = None,
+    on_failure: str = "retry",
+    retries: int = 2,
+    exchanges: int = 1,
 ) -> OfTrace:
-    """Ask sites that the trace says are there. `exchanges` are the algorithm's site stages in a round.
+    """Ask sites that a trace, or the file of one, says are there.
 
-    A fraction as `cohort` is one of all sites. Sites that need longer than `deadline_s` are late. Raises
-    ScheduleError on values that cannot be meant; sampling is uniform or weighted.
-    """  # fmt: skip
+    A fraction as `cohort` is one of all sites. Sites that need longer than `deadline_s` are late. `exchanges`
+    are the algorithm's site stages in a round. Raises ScheduleError on values that cannot be meant; sampling
+    is uniform or weighted.
+    """
     if sampling not in ("uniform", "weighted") or exchanges < 1:
         raise ScheduleError(
             f"by_trace(): sampling={sampling!r}: choose uniform or weighted; exchanges={exchanges}: 1 or more"
         )
     plain = synchronous(cohort, sampling, quorum, deadline_s, on_failure, retries)
-    return OfTrace(
-        **{each.name: getattr(plain, each.name) for each in fields(Synchronous)},
-        trace=trace, exchanges=exchanges,
-    )  # fmt: skip
+    settings = {each.name: getattr(plain, each.name) for each in fields(Synchronous)}
+    found = read_trace(trace) if isinstance(trace, str) else trace
+    return OfTrace(**settings, trace=found, exchanges=exchanges)

@@ -12,6 +12,7 @@ from fedray import cli, experiment, track
 from fedray.config import SCHEMAS, compose_run, conf_folder
 from fedray.data.synth_tables import write as write_tables
 from fedray.errors import ConfigError
+from fedray.runtime.traces import Interval, Trace, write_trace
 
 TOY = ("experiment=debug", "report=none", "evaluate.bins=50")
 PRESETS = sorted(path.stem for path in (conf_folder() / "experiment").glob("*.yaml"))
@@ -67,6 +68,15 @@ def test_every_preset_trains_a_round_on_toy_sites(preset, tmp_path):
 def test_every_algorithm_option_trains(algorithm):
     outcome = train(f"algorithm={algorithm}", "rounds=1", "data.scale=0.02", *OF_ALGORITHM.get(algorithm, ()))
     assert outcome.run.status == ("done", "")
+
+
+def test_a_trace_decides_who_is_asked(tmp_path):
+    day = Trace((Interval("h001", 0.0, 9.0, 2.0), Interval("h002", 5.0, 9.0, 1.0)), 10.0)
+    write_trace(day, tmp_path / "trace.csv")
+    run = train("schedule=trace", f"schedule.trace={tmp_path / 'trace.csv'}", "rounds=4").run
+    assert run.status == ("done", "")
+    rounds = [json.loads(line) for line in (run.path / "rounds.jsonl").read_text().splitlines()]
+    assert [(each["asked"], each["seconds"]) for each in rounds] == [(1, 2.0)] * 3 + [(2, 2.0)]
 
 
 def test_what_chooses_the_cohort_is_in_the_list_of_what_leaves():

@@ -1,4 +1,4 @@
-"""Drift and fairness in float32, stacked: one round beside the plain form in float64, which equals the papers."""
+"""In float32, stacked: one round beside the plain form in float64, which equals the papers."""
 
 import numpy as np
 import pytest
