@@ -97,8 +97,8 @@ OnFailure = Enum("OnFailure", ["retry", "skip", "raise"])  # written this way si
 
 
 @dataclass
-class Synchronous:
-    """Ask a cohort, wait for it, count."""
+class Asked:
+    """Whom a round asks, and when it is over."""
 
     _target_: str = "fedray.synchronous"
     cohort: Any = 1.0
@@ -113,6 +113,12 @@ class Synchronous:
     """What a round below quorum leads to: retry, skip or raise."""
     retries: int = 2
     """How often a round is tried again."""
+
+
+@dataclass
+class Synchronous(Asked):
+    """Ask a cohort, wait for it, count."""
+
     wait_for: int = 0
     """Sites that must have answered before the first round."""
     wait_s: float = 60.0
@@ -133,24 +139,15 @@ class PowerOfChoice(Synchronous):
 
 
 @dataclass
-class OfTrace:
-    """Ask who is there by a trace of availability and speed, on the simulated clock; needs in_process."""
+class OfTrace(Asked):
+    """Ask who is there by a trace of availability and speed, on the simulated clock; needs in_process.
+
+    A fraction as cohort is one of all sites; sampling is uniform or weighted.
+    """
 
     _target_: str = "fedray.runtime.traces.by_trace"
     trace: str = MISSING
     """File of the trace."""
-    cohort: Any = 1.0
-    """Sites asked per round: a fraction in (0, 1] of all sites, or a number of sites without a point."""
-    sampling: Sampling = Sampling.uniform
-    """How the cohort is drawn among those who are there: uniform or weighted (by rows)."""
-    quorum: float = 0.8
-    """Share of the asked sites that must be counted, in (0, 1]."""
-    deadline_s: float | None = None
-    """Simulated seconds after which a site counts as late; null waits."""
-    on_failure: OnFailure = OnFailure.retry
-    """What a round below quorum leads to: retry, skip or raise."""
-    retries: int = 2
-    """How often a round is tried again."""
     exchanges: int = 1
     """Site stages in a round of the algorithm, each of which takes a site's time."""
 
