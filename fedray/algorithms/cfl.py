@@ -51,7 +51,8 @@ def model_of(clusters: Clusters, site: str) -> Any:
 def models_by_site(clusters: Clusters) -> BySite:
     """Return {site: the model of its cluster}."""
     known = {site: clusters.models[place] for site, place in clusters.members.items()}
-    return BySite(known, clusters.models[0])
+    first = clusters.models[0]
+    return BySite(known or {"": first}, first)  # listed in the first round too, so that its bytes are counted
 
 
 def halves(alike: Tensor) -> tuple[list[int], list[int]]:

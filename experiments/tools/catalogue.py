@@ -1,0 +1,151 @@
+"""Write docs/algorithms.md: every `algorithm=` option, from its docstring and from one round that it runs.
+
+    python experiments/tools/catalogue.py [--check]
+
+What it is and where it comes from is said by the module that holds its round; what travels is counted in that
+round, in models: up for a site alone in its process, down for a host. `--check` writes nothing and fails
+where the page is not what would be written.
+"""
+
+import argparse
+import logging
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import fedray as fr
+from fedray import experiment, tree
+from fedray.config import SCHEMAS, compose_run
+from fedray.learn import optimizer
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "algorithms.md"
+WORDS = ("experiment=debug", "report=none", "evaluate.bins=50", "rounds=1", "data.scale=0.02", "model=mlp")
+OPTIMIZERS = {
+    "fedavgm": optimizer.momentum,
+    "fedadagrad": optimizer.adagrad,
+    "fedadam": optimizer.adam,
+    "fedyogi": optimizer.yogi,
+}
+MOMENTUM = "Hsu, Qi, Brown, Measuring the effects of non-identical data distribution, 2019"
+MORE = {"fedbn": ("model.norm=batch",)}
+HEAD = """# Algorithms
+
+`fedray run algorithm=<name>`; in Python `fr.algorithms`. Every one is tested against a plain loop in numpy,
+written from its paper (`tests/unit/algorithms/`). Deviations from the paper are in the docstring:
+`help(fr.algorithms.<name>)` or the file of that name.
+
+Up and down are counted in the first round of a network, in models: what one site sends that is alone in its
+process (several sites of a process send one sum), and what a host receives. *Only sums* says that the server
+sees no single site's value, as secure aggregation needs. *Together* says that the sites of a process train as
+one program.
+
+This page is written by `python experiments/tools/catalogue.py`.
+
+| option | what it is | source | a site keeps | up | down | only sums | together |
+|---|---|---|---|---|---|---|---|
+"""
+
+
+def line(option: str) -> str:
+    """Return the row of an option."""
+    composed = compose_run([*WORDS, f"algorithm={option}", *MORE.get(option, ())])
+    outcome = experiment.start(composed, live=False)
+    result = outcome.result
+    record = result.metrics[0]
+    model = tree.nbytes(tree.leaves(result.params)[0][1])  # clustered algorithms have several
+    said, origin = described(option)
+    explained = fr.explain(result.plan)
+    gathers = [row["name"] for row in fr.core.explain.egress_rows(result.plan) if row["visible"] != "no"]
+    cells = [
+        f"`{option}`",
+        said,
+        origin,
+        ", ".join(result.plan.slots) or "-",
+        models(record.site_bytes, record.counted, model),
+        models(record.bytes_down, 1, model),
+        f"no: {', '.join(gathers)}" if gathers else "yes",
+        together(explained),
+    ]
+    return "| " + " | ".join(cells) + " |\n"
+
+
+def described(option: str) -> tuple[str, str]:
+    """Return what an option is and its source, as the docstrings of its function and of its module say."""
+    if option in OPTIMIZERS:
+        function: Any = OPTIMIZERS[option]
+        origin = MOMENTUM if option == "fedavgm" else source(text_of(sys.modules[function.__module__]))
+        return first_sentence(text_of(function)), origin
+    if option == "pooled":
+        return "the baseline of one site that holds all rows, in simulation only", "-"
+    function = getattr(fr.algorithms, option)
+    module = sys.modules[function.__module__]
+    texts = [text_of(function), text_of(module)]
+    if module.__name__.endswith(f".{option}"):
+        said = first_sentence(texts[1].split(": ", 1)[-1])
+    else:
+        said = first_sentence(texts[0])
+    found = [origin for text in texts if (origin := source(text)) != "-"]
+    return said, found[0] if found else "-"
+
+
+def text_of(thing: Any) -> str:
+    """Return a docstring on one line."""
+    return " ".join(str(thing.__doc__).split())
+
+
+def first_sentence(text: str) -> str:
+    """Return the first sentence without its full stop."""
+    return re.split(r"\.(?: [A-Z]|$)", text)[0]
+
+
+def source(text: str) -> str:
+    """Return the first paper that a docstring names: authors, title, venue and year."""
+    found = re.search(r"Source: (.*?\b(?:19|20)\d\d)\b", text)
+    return found.group(1) if found else "-"
+
+
+def models(number: int | None, over: int, model: int) -> str:
+    """Return bytes as a number of models."""
+    return "-" if number is None or not over else f"{number / over / model:.2f}".rstrip("0").rstrip(".")
+
+
+def together(explained: str) -> str:
+    """Return how local training runs, as `explain` says it."""
+    loops = re.findall(r"\[site by site: ([^\]]*)\]", explained)
+    if loops:
+        return f"no: {loops[0]}"
+    return "yes" if "[stacked" in explained else "no"
+
+
+def page() -> str:
+    """Return the page."""
+    before, log = Path.cwd(), logging.getLogger("fedray")
+    level = log.level
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        log.setLevel(logging.ERROR)
+        try:
+            return HEAD + "".join(line(option) for option in sorted(SCHEMAS["algorithm"]))
+        finally:
+            os.chdir(before)
+            log.setLevel(level)
+
+
+def main(words: list[str] | None = None) -> Any:
+    """Write or check the page."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    text = page()
+    if not parser.parse_args(words).check:
+        PAGE.write_text(text, "utf-8")
+    elif text != PAGE.read_text("utf-8"):
+        print("docs/algorithms.md is old. Fix: python experiments/tools/catalogue.py", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
