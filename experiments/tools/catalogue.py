@@ -33,9 +33,17 @@ MOMENTUM = "Hsu, Qi, Brown, Measuring the effects of non-identical data distribu
 MORE = {"fedbn": ("model.norm=batch",)}
 HEAD = """# Algorithms
 
-`fedray run algorithm=<name>`; in Python `fr.algorithms`. Every one is tested against a plain loop in numpy,
-written from its paper (`tests/unit/algorithms/`). Deviations from the paper are in the docstring:
-`help(fr.algorithms.<name>)` or the file of that name.
+`fedray run algorithm=fednova`, or any other of the first column; in Python:
+
+```python
+import fedray as fr
+
+local = fr.learn.sgd(fr.learn.logistic(8), lr=0.1)
+print(fr.explain(fr.compile(fr.algorithms.fednova(local))))
+```
+
+Every one is tested against a plain loop in numpy, written from its paper (`tests/unit/algorithms/`).
+Deviations from the paper are in the docstring: `help(fr.algorithms.fednova)`, or the file of that name.
 
 Up and down are counted in the first round of a network, in models: what one site sends that is alone in its
 process (several sites of a process send one sum), and what a host receives. *Only sums* says that the server
