@@ -82,6 +82,9 @@ class HostError(FedrayError):
     """A process that holds sites did not answer."""
 
 
+LATE = "late"  # the kind of failure of a site that a deadline has passed over
+
+
 @dataclass(frozen=True, slots=True)
 class SiteError:
     """One site's failure in one stage, as it may leave the site: never a message, which could hold a value.

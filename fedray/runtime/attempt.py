@@ -13,7 +13,7 @@ from typing import Any
 
 from fedray import tree
 from fedray.core.graph import Node, Op, Placement
-from fedray.errors import QuorumError, SiteError, VerifyError
+from fedray.errors import LATE, QuorumError, SiteError, VerifyError
 from fedray.rng import SERVER, Key
 from fedray.runtime import totals
 from fedray.runtime.hashes import sha256_of
@@ -128,7 +128,7 @@ class Attempt:
         limit = self.schedule.deadline_s or float("inf")
         on_time = tuple(site for site in alive if seconds[site] <= limit)
         self.setting.root.transport.advance(max(seconds.values()) if on_time == alive else limit)
-        late = tuple(SiteError(site, self.round, stage, "late") for site in alive if seconds[site] > limit)
+        late = tuple(SiteError(site, self.round, stage, LATE) for site in alive if seconds[site] > limit)
         return on_time, late
 
     def _server_stage(self, stage: int, env: dict[int, Any], num_delivered: int) -> None:

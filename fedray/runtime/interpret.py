@@ -18,7 +18,7 @@ from fedray import rows, tree
 from fedray.core.explain import function_name
 from fedray.core.graph import Node, Op
 from fedray.core.value import Record
-from fedray.errors import SiteError
+from fedray.errors import LATE, SiteError
 from fedray.rows import Column, Group, Ragged, Rows, Same, Tagged
 from fedray.runtime import values
 from fedray.runtime.host import StageCall
@@ -143,7 +143,7 @@ class Interpreter:
         found: dict[int, Any] = {}
         for row in group.alive:
             if self.call.deadline is not None and time.time() > self.call.deadline:
-                self.lose(group, row, "late")
+                self.lose(group, row, LATE)
                 continue
             try:
                 found[row] = fn(row)
@@ -182,7 +182,7 @@ class Interpreter:
     ) -> Tagged:
         if self.call.deadline is not None and time.time() > self.call.deadline:
             for row in group.alive:
-                self.lose(group, row, "late")
+                self.lose(group, row, LATE)
             return Rows(Ragged([None] * group.k))
         try:
             return Rows(twin(group, *args, **kwargs))
@@ -197,14 +197,11 @@ class Interpreter:
         def alone(row: int) -> Any:
             single = Group([group.ids[row]], group.cache)
             named = {name: _one(arg, row) for name, arg in kwargs.items()}
-            try:
-                result = twin(single, *(_one(arg, row) for arg in args), **named)
-            except Exception:
-                self.broke_group.add(group.ids[row])
-                raise
-            return rows.row(Rows(result), 0)
+            return rows.row(Rows(twin(single, *(_one(arg, row) for arg in args), **named)), 0)
 
+        known = len(self.failures)
         results = self._each(group, alone)
+        self.broke_group.update(lost.site for lost in self.failures[known:] if lost.kind != LATE)
         return rows.stack(results) if group.alive else Rows(Ragged(results))
 
     def _check_count(self, node: Node, found: Any, group: Group) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fedray.errors import HostError, SiteError
+from fedray.errors import LATE, HostError, SiteError
 from fedray.runtime.host import Commit, Contribution, Load, StageCall, folded, join
 from fedray.runtime.records import CallRecord
 from fedray.runtime.transport import Lost, Transport
@@ -160,7 +160,7 @@ class Region:
                     self._revive(name)
                     tickets[self._submit(name, "run", part, downlink)] = (name, part)
             if not answered:  # the deadline has passed: their sites are late
-                return parts + [_lost(part, "late") for _, part in tickets.values()]
+                return parts + [_lost(part, LATE) for _, part in tickets.values()]
         return parts
 
     def _patience(self, call: StageCall) -> float | None:
