@@ -12,11 +12,11 @@ help: ## show this list
 demo: ## train a mortality model on 208 simulated ICU hospitals
 	$(RUN) fedray run
 
-test: ## run all tests (data tests need FEDRAY_DATA)
-	$(RUN) pytest -q
+test: test-fast ## run all tests (data tests need FEDRAY_DATA)
+	$(RUN) pytest -q -m "ray or slow or cluster"
 
-test-fast: ## run the tests that need neither Ray nor much time
-	$(RUN) pytest -q -m "not ray and not slow and not cluster"
+test-fast: ## run the tests that need neither Ray nor much time, in two processes
+	$(RUN) pytest -q -n 2 --dist worksteal -m "not ray and not slow and not cluster"
 
 lint: ## check style, banned calls and unused code
 	$(RUN) ruff check .

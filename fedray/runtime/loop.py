@@ -159,7 +159,8 @@ class _Run:
     def begin(self, state: Any, schedule: Synchronous, resume: bool) -> None:
         if schedule.wait_for:
             self.federation.call("wait_for", schedule.wait_for, schedule.wait_s)
-        self.check_memory(state, schedule, self.federation.hello())
+        rows, blank = self.federation.hello(), self.federation.call("blank")
+        self.check_memory(state, schedule, rows, blank)
         restore = None
         if resume:
             rounds = self.checkpoint.rounds() if self.checkpoint else []
@@ -168,7 +169,7 @@ class _Run:
             restore = (str(self.checkpoint.path), rounds[-1])
         elif self.checkpoint is not None:
             self.checkpoint.path.mkdir(parents=True, exist_ok=True)
-        self.learn_sizes(state)
+        self.learn_sizes(state, blank)
         training = Training(self.plan, schedule, self.seed, uuid.uuid4().hex, self.result.row_invariant)
         self.next_round = self.federation.call("start", training, state, restore)
         self.saved_round = self.next_round - 1
@@ -196,9 +197,9 @@ class _Run:
                 self.result.stopped = "interrupted" if interrupt.is_set() else "early"
                 return
 
-    def check_memory(self, state: Any, schedule: Synchronous, rows: Mapping[str, int]) -> None:
+    def check_memory(self, state: Any, schedule: Synchronous, rows: Mapping[str, int], blank: Any) -> None:
         """Refuse with numbers what cannot fit."""
-        blank, specs = self.federation.call("blank"), self.federation.specs
+        specs = self.federation.specs
         row_bytes = tree.nbytes(dict(blank)) // blank.num_rows if blank is not None else 0
         memory.check(
             memory.forecast(
@@ -214,9 +215,8 @@ class _Run:
             )
         )
 
-    def learn_sizes(self, state: Any) -> None:
+    def learn_sizes(self, state: Any, blank: Any) -> None:
         """Learn the bytes of each name that leaves, and whether rows are invariant, from made-up rows."""
-        blank = self.federation.call("blank")
         if blank is None:
             return
         before = {} if self.plan.before is None else {BEFORE: self.plan.before}

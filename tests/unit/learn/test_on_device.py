@@ -73,7 +73,7 @@ def test_no_operation_of_stacked_training_mixes_devices(name, settings):
 @pytest.mark.parametrize(
     "settings",
     [{"rule": learn.adamw}, {"record_clip": 0.2}, {"pos_weight": 2.0}, {"batch_size": None, "epochs": 2}],
-    ids=str,
+    ids=" ".join,
 )
 def test_no_operation_of_other_settings_mixes_devices(settings):
     assert mixed(*MODELS["mlp"](), **{"batch_size": 16, **settings}) == []
