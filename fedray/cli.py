@@ -26,6 +26,7 @@ fedray: federated learning for hospitals on Ray
   fedray run [key=value ...]         train; `fedray run --help` lists groups and options
   fedray resume RUN [key=value ...]  go on with an interrupted run, in its directory
   fedray sweep key=a,b [...]         train once per combination, in one session
+  fedray contribution RUN            say what each site adds to the model of a run
   fedray report RUN                  write report.html of a run again
   fedray diff A B                    name the first round and value in which two runs differ
   fedray clean [--keep 10]           remove older runs after asking
@@ -56,8 +57,9 @@ Flags:
   --json            print the result as JSON
   --hydra-help      help on the grammar of overrides and further flags"""
 
-_ELSEWHERE = {"report": "fedray.report.commands", "diff": "fedray.report.commands",
-              "clean": "fedray.report.commands", "doctor": "fedray.doctor", "data": "fedray.data.commands"}
+_ELSEWHERE = {"contribution": "fedray.contribution.commands", "report": "fedray.report.commands",
+              "diff": "fedray.report.commands", "clean": "fedray.report.commands", "doctor": "fedray.doctor",
+              "data": "fedray.data.commands"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -299,7 +301,7 @@ def _complete(words: list[str]) -> int:
         os.environ["COMP_LINE"] = f"{program}{rest}"
         os.environ["COMP_POINT"] = str(len(os.environ["COMP_LINE"]))
         return _through_hydra(words, None)
-    elif parts[1] in ("resume", "report", "diff") and os.path.isdir("runs"):
+    elif parts[1] in ("resume", "report", "diff", "contribution") and os.path.isdir("runs"):
         print("\n".join(sorted(f"runs/{entry.name}" for entry in os.scandir("runs") if entry.is_dir())))
     elif parts[1] == "completion":
         print("\n".join(SCRIPTS))

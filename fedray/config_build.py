@@ -6,7 +6,7 @@ compression, privacy, robustness, secure, policy.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -167,6 +167,13 @@ def _training(tree: Mapping[str, Any], data: Dataset) -> Training:
         evaluate = {split: _evaluation(tree, model, split, algorithm) for split in splits}
     return Training(model=model, local=local, algorithm=algorithm, evaluate=evaluate,
                     init=model.init(tree["seed"]))
+
+
+def algorithm_for(experiment: Experiment, sites: Sequence[str]) -> Any:
+    """Return the algorithm as if these sites were all: some know their number or names."""
+    if len(sites) == len(experiment.data):
+        return experiment.training.algorithm
+    return _training(experiment.tree, experiment.data.select(tuple(sites))).algorithm
 
 
 def _evaluation(tree: Mapping[str, Any], model: Any, split: str, algorithm: Any) -> Any:

@@ -142,7 +142,7 @@ class Jsonl:
     def finish(self, result: Any) -> None:
         """Write the Parquet files."""
         for kind in KINDS:
-            _write_parquet(self.directory / f"{kind}.parquet", _read_lines(self.directory / f"{kind}.jsonl"))
+            write_parquet(self.directory / f"{kind}.parquet", _read_lines(self.directory / f"{kind}.jsonl"))
 
     def _append(self, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
         if rows:
@@ -248,7 +248,8 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1] if line]
 
 
-def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as a Parquet file, by one rename."""
     import pyarrow as pa
     import pyarrow.parquet
 

@@ -3,7 +3,8 @@
 Trials that differ only in numbers (learning rate, server learning rate, seed, mu) run each in a thread of
 its own, with a `fit` that knows nothing of the others. Where their local trainings begin they meet: the last
 one to come trains for all, and every thread goes on with its own update. Trials of one seed read the same
-batches, so the first layer multiplies a batch once for all of them (`lanes` of `stacked.Training`).
+batches, so the first layer multiplies a batch once for all of them (`lanes` of `stacked.Training`). Trials
+may ask for different sites (coalitions): see `mixed.py`.
 """
 
 import threading
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from fedray.learn.batches import Read, steps_of
 from fedray.learn.layout import layout_of
+from fedray.learn.mixed import train_mixed
 from fedray.learn.stacked import KEPT_TRAININGS, Extras, Training
 from fedray.learn.update import Update
 from fedray.rng import Key, Keys
@@ -47,10 +49,16 @@ class Request:
     @property
     def kind(self) -> Any:
         """What requests must have in common to be one program."""
+        first = self.keys[0]
         return (
             self.settings, self.extras.correction is None, self.extras.prox, self.extras.anchor is self.start,
-            len(self.start), _names(self.keys), tuple(map(id, self.read.items)),
+            len(self.start) > 1, first.round, first.label,
         )  # fmt: skip
+
+    @property
+    def sites(self) -> Any:
+        """The sites that are asked for, by name and by their open data."""
+        return _names(self.keys), tuple(map(id, self.read.items))
 
     @property
     def settings(self) -> Any:
@@ -243,10 +251,15 @@ def current() -> Seat | None:
 
 
 def _even(members: Sequence[_Waiting]) -> list[list[_Waiting]]:
-    """Return trials by seed, seeds with equally many trials in one list: seed by seed, trial by trial."""
+    """Return trials by seed, seeds with equally many trials in one list: seed by seed, trial by trial.
+
+    Where trials ask for different sites, every seed has a list of its own.
+    """
     seeds: dict[int, list[_Waiting]] = {}
     for each in members:
         seeds.setdefault(each.request.keys[0].seed, []).append(each)
+    if len({each.request.sites for each in members}) > 1:
+        return list(seeds.values())
     sizes: dict[int, list[_Waiting]] = {}
     for found in seeds.values():
         sizes.setdefault(len(found), []).extend(found)
@@ -255,8 +268,10 @@ def _even(members: Sequence[_Waiting]) -> list[list[_Waiting]]:
 
 def train_together(requests: Sequence[Request], cache: dict[Any, Any]) -> list[Update]:
     """Train the groups of several trials: requests of one seed follow each other, equally many of each
-    seed. The cache keeps layouts and buffers for the next round.
+    seed; those for different sites are of one seed. The cache keeps layouts and buffers for the next round.
     """
+    if len({request.sites for request in requests}) > 1:
+        return train_mixed(requests, cache, PROGRAM_BYTES)
     first = requests[0]
     sites, seeds = len(first.keys), len({request.keys[0].seed for request in requests})
     lanes = len(requests) // seeds

@@ -98,6 +98,7 @@ def _context(folder: Path) -> dict[str, Any]:
         "cards": list(_cards(result, split, rounds, plan)),
         "rounds": rounds,
         "figures": _figures(rounds, evaluations, split, result),
+        "contribution": _contribution(folder),
         "hospitals": _hospitals(split),
         "egress": plan.get("egress", []),
         "measured": plan.get("evaluations", []),
@@ -111,6 +112,16 @@ def _context(folder: Path) -> dict[str, Any]:
 def _json(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return found
+
+
+def _contribution(folder: Path) -> dict[str, Any] | None:
+    """Return what `fedray contribution` found, with its figure; None where it was not asked."""
+    found = _json(folder / "contribution" / "contribution.json")
+    if not found:
+        return None
+    from fedray.report import figures
+
+    return {**found, "figure": figures.contribution(found), "labels": figures.METHODS}
 
 
 def _config(folder: Path) -> dict[str, Any]:

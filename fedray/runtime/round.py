@@ -72,6 +72,7 @@ class Aggregator:
         self._start = ""  # hash of the run's first server state, part of every checkpoint
         self._initial: dict[str, Any] = {}  # slot -> what a site starts with
         self._kept_bytes = 0
+        self._turn = 0  # 0 or 1 by turns: a host takes what has the names of the last call for that call
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
     def hello(self) -> dict[str, int]:
@@ -278,6 +279,7 @@ class Aggregator:
 
     def _other(self, plan: Plan, state: Any, seed: int, round: int, schedule: Synchronous) -> Attempt:
         """Return an attempt at a program beside the run; nothing of it is committed."""
+        self._turn = 1 - self._turn
         # a site that was not visited yet has what the training run starts it with
         self._load(plan, {**_site_starts(plan, state), **self._initial})
         return Attempt(
@@ -287,6 +289,7 @@ class Aggregator:
             state=state,
             seed=seed,
             round=round,
+            number=self._turn,
             exponents=self._grids.get(plan.digest, {}),
         )
 

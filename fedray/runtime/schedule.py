@@ -47,11 +47,13 @@ class Synchronous:
     wait_for: int = 0
     wait_s: float = 60.0
     choice: Choice | None = None
+    among: frozenset[str] | None = None  # who takes part in the run, of all sites: see fedray/contribution
 
     def expected_cohort(self, num_sites: int) -> int:
         """Return the number of sites that a round asks (their expectation under poisson sampling)."""
+        num_sites = num_sites if self.among is None else len(self.among)
         if isinstance(self.cohort, int):
-            return self.cohort
+            return self.cohort if self.among is None else min(self.cohort, num_sites)
         return max(1, math.floor(self.cohort * num_sites + 0.5))
 
     @property
@@ -83,7 +85,7 @@ class Synchronous:
 
         With a `choice` these are its candidates.
         """
-        names = sites
+        names = sites if self.among is None else [site for site in sites if site in self.among]
         size = self.expected_cohort(len(names))
         if self.choice is not None:
             size = self.choice.num_candidates(size, len(names))

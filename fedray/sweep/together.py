@@ -58,7 +58,7 @@ def _batch(prepared: Sequence[tuple[Trial, Callable[[], dict[str, Any]]]]) -> It
         threading.Thread(target=_one, args=(*pair, (meeting, place), ended), name=pair[0].name, daemon=True)
         for place, pair in enumerate(prepared)
     ]
-    with _one_thread_each():
+    with one_thread_each():
         try:
             for thread in threads:
                 thread.start()
@@ -71,7 +71,7 @@ def _batch(prepared: Sequence[tuple[Trial, Callable[[], dict[str, Any]]]]) -> It
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
     """Keep torch to one thread, and the level of the log, while several trials set and restore them.
 
     The collector does not look through what lives already: with the objects of all trials beside it, every

@@ -359,3 +359,18 @@ def test_a_mean_of_a_later_stage_is_divided_by_the_weights_of_the_sites_that_rea
     assert result.metrics[0].metrics["first"] == pytest.approx(first, abs=1e-12)
     expected = first + sum(n * n for n in sizes.values()) / sum(sizes.values())
     assert result.metrics[0].metrics["later"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_program_that_is_run_again_on_another_state_is_not_answered_with_what_the_first_came_to():
+    def round(server, site):
+        found = fr.map(_times, fr.broadcast(server), site.data)
+        return Outputs(server=server, metrics=fr.sum(found, name="all"))
+
+    with fr.simulate({"a": [0], "b": [0, 0]}, packs=2) as federation:
+        program = Algorithm(lambda state: state, round)
+        found = [fr.compute(program, federation, state=float(state)) for state in (1, 2, 1)]
+    assert found == [3.0, 6.0, 3.0]
+
+
+def _times(factor, data):
+    return factor * len(data)
