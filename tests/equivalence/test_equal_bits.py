@@ -28,6 +28,8 @@ LAYOUTS = {
 @pytest.mark.parametrize("name", study.ALGORITHMS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_in_process_layouts_give_equal_bits(name, layout):
+    if name == "hierfavg" and "regions" in LAYOUTS[layout]:
+        pytest.skip("what is declared there are other regions, which this algorithm means: see test_hierfavg")
     assert study.train(name, **LAYOUTS[layout]).params_sha256 == study.expected(name).params_sha256
 
 
