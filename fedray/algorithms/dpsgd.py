@@ -1,6 +1,7 @@
 """D-PSGD: sites mix their models with those of their neighbours; no server holds one.
 
-Source: Lian et al., Can decentralized algorithms outperform centralized ones? NeurIPS 2017, Algorithm 1:
+Source: Lian et al., Can decentralized algorithms outperform centralized algorithms? A case study for
+decentralized parallel stochastic gradient descent, NeurIPS 2017, Algorithm 1:
   paper form:          x_i <- sum_j W_ij x_j - eta g_i(x_i)
   adapt_then_combine:  x_i <- sum_j W_ij (x_j - eta g_j(x_j))     (Cattivelli, Sayed, IEEE TSP 2010)
 W is symmetric and doubly stochastic; Metropolis weights by default. The site keeps x_i. A site shows x_i (or

@@ -35,7 +35,8 @@ def explain(plan: Any, cohort: Sequence[Any] | None = None, *, mermaid: bool = F
     if cohort is not None:
         return _bound_mermaid(cohort) if mermaid else _bound_text(plan, cohort)
     if mermaid:
-        return "\n".join([_mermaid(plan), *(f"%% {_when(k)}\n{_mermaid(p)}" for k, p in plan.every.items())])
+        told = (f"  %% {_when(k)} explain(plan.every[{k}], mermaid=True)" for k in plan.every)
+        return "\n".join([_mermaid(plan), *told])  # a chart for each kind of round
     return "\n".join([_text(plan), *(f"{_when(k)}\n{_text(p)}" for k, p in plan.every.items())])
 
 
@@ -134,7 +135,7 @@ def egress_rows(plan: Any) -> list[dict[str, Any]]:
     before = [] if plan.before is None else _rows(plan.before)
     rows = [{**row, "stage": "before"} for row in before]
     others = [
-        {**row, "stage": f"{row['stage']} of every {period}th round", "every": period}
+        {**row, "stage": f"{row['stage']} every {period} rounds", "every": period}
         for period, other in plan.every.items()
         for row in _rows(other)
     ]

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,7 @@ def among(matrix: Matrix, sites: Sequence[str], keep: str = "rows") -> Tensor:
     value is dealt out. Raises ValueError where the matrix does not name a site.
     """
     place = {site: i for i, site in enumerate(sites)}
-    found = torch.zeros(len(sites), len(sites), dtype=torch.float64)
+    found = np.zeros((len(sites), len(sites)))
     for site in sites:
         if site not in matrix and site not in MADE_UP:
             raise ValueError(f"mix: the matrix has no row for site {site!r}: give it the ids of all sites")
@@ -43,7 +44,7 @@ def among(matrix: Matrix, sites: Sequence[str], keep: str = "rows") -> Tensor:
     for site in sites:
         if site not in matrix:
             found[place[site], place[site]] = 1.0
-    return found
+    return torch.from_numpy(found)
 
 
 def product(weights: Tensor, numbers: Tensor) -> Tensor:

@@ -132,6 +132,7 @@ def test_egress_lists_what_leaves_in_each_kind_of_round():
     for text in (fr.egress(plan), fr.explain(plan)):
         assert "in rounds 2, 4, 6, ... in its place:" in text
     assert "of a region with one site it is that site's own value" in fr.egress(plan)
+    assert fr.explain(plan, mermaid=True).count("flowchart") == 1
     assert all(row["site_bytes"] for row in egress_rows(plan))
 
 
