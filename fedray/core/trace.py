@@ -137,9 +137,8 @@ def mix(value: Any, matrix: Any, *, name: str = "", keep: str = "rows") -> Value
     Where neighbours did not deliver, `keep` says what sums stay as they are. "rows": a site gives its own
     value the weights of absent neighbours; a symmetric matrix stays symmetric, so its columns keep their sums
     too. "columns" (push-sum): a site keeps for itself what it would have given to absent ones.
-    Each neighbour is shown the value, and so is the server: it takes the values from the sites and multiplies,
-    in one product whose bits do not depend on where the sites are. What `scatter` sends, the results here,
-    goes to every host as one record, of which a site is given its own entry.
+    Each neighbour is shown the value, and so is the server: it takes the values from the sites, multiplies in
+    one product, whose bits do not depend on where the sites are, and scatters the results.
     Raises TraceError on another `keep`.
     """
     if keep not in ("rows", "columns"):

@@ -18,7 +18,6 @@ from fedray.rng import SERVER, Key
 from fedray.runtime import totals
 from fedray.runtime.hashes import sha256_of
 from fedray.runtime.host import Contribution, Exponents, StageCall, name_of
-from fedray.runtime.pack import nbytes
 from fedray.runtime.plan import Plan, lane_names
 from fedray.runtime.region import Region
 from fedray.runtime.schedule import Latency, Synchronous
@@ -100,8 +99,10 @@ class Attempt:
             exponents=self.exponents,
             deadline=time.time() + limit if limit and not self.setting.latency else None,
         )
-        box = root.transport.put(downlink)
-        self.bytes_down += nbytes(downlink) * len(root.by_child(on_time))
+        nodes = {index: self.plan.nodes[index] for index in downlink}
+        dealt = [i for i, node in nodes.items() if node.op is Op.SCATTER and not node.params.get("by")]
+        box, sent = root.deal(downlink, dealt, on_time)
+        self.bytes_down += sent
         answer = root.ask(call, box)
         self.work_s += answer.work_s
         while not answer.is_folded:  # ends: exponents only grow, up to what the values need

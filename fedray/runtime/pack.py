@@ -333,8 +333,3 @@ def expected_bytes(plan: Plan, stage: int, num_delivered: int) -> dict[str, int]
             else:
                 found[name] = size.row_bytes if num_delivered == 1 else size.sum_bytes
     return found
-
-
-def nbytes(downlink: Mapping[int, Any]) -> int:
-    """Return the bytes of a downlink."""
-    return sum(tree.nbytes(value) for value in downlink.values())

@@ -191,6 +191,23 @@ def test_a_matrix_of_the_round_mixes_tensors_and_numbers():
     assert {site: one["n"] for site, one in found.items()} == {"h00": 1.0, "h01": 1.0, "h02": 2.0}
 
 
+def test_a_host_is_sent_what_is_scattered_to_its_own_sites_alone():
+    def round(server, site):
+        mine = fr.scatter(fr.apply(lambda _: {f"h0{i}": torch.ones(2) * i for i in range(4)}, server))
+        total = fr.sum(mine + fr.broadcast(server["b"]), name="total")
+        return Outputs(server=server, metrics={"total": total})
+
+    with fr.simulate(sites(4), packs=2) as federation:
+        transport, sent = federation.aggregator.root.transport, {}
+        submit = transport.submit
+        transport.submit = lambda *call: sent.update({call[:2]: call[2:]}) or submit(*call)
+        result = fr.fit(Algorithm(lambda params: params, round), federation, init=INIT, rounds=1)
+    for name, pack in transport.hosts.items():
+        (entries,) = [part for part in sent[name, "run"][1].values() if isinstance(part, dict)]
+        assert set(entries) == set(pack.sites)
+    assert result.metrics[0].bytes_down == 4 * 2 * 4 + 2 * 4  # a row of two float32 a site, a bias a host
+
+
 def test_values_of_different_shapes_are_not_mixed():
     def own(rng, data):
         return torch.zeros(1 + int(rng.site[1:]))
