@@ -12,6 +12,7 @@ from typing import Any
 from fedray import config_schema_data as data
 from fedray import config_schema_drift as drift
 from fedray import config_schema_fair as fair
+from fedray import config_schema_graphs as graphs
 from fedray import config_schema_learn as learn
 from fedray import config_schema_passes as passes
 from fedray import config_schema_personal as personal
@@ -288,7 +289,9 @@ SCHEMAS: dict[str, dict[str, type]] = {
                   "fedlin": drift.Fedlin, "fednova": drift.Fednova, "mime": drift.Mime,
                   "mimelite": drift.Mimelite,
                   "afl": fair.Afl, "cfl": fair.Cfl, "drfa": fair.Drfa, "ifca": fair.Ifca,
-                  "qfedavg": fair.Qfedavg, "term": fair.Term},
+                  "qfedavg": fair.Qfedavg, "term": fair.Term,
+                  "dpsgd": graphs.Dpsgd, "hierfavg": graphs.Hierfavg, "push_sum": graphs.PushSum,
+                  "swarm": graphs.Swarm},
     "compression": {"none": Nothing, "topk": passes.Topk, "randk": passes.Randk, "qsgd": passes.Qsgd,
                     "sign": passes.Sign, "scaled_sign": passes.ScaledSign, "powersgd": passes.Powersgd,
                     "ef21": passes.Ef21, "quantised_broadcast": passes.QuantisedBroadcast,

@@ -66,13 +66,14 @@ class Ragged:
 class Group:
     """Sites that are interpreted together. A lost site is masked out, its row never moves.
 
+    Where a plan goes by regions, all are of one `region`.
     `cache` outlives the group and the round: a twin keeps its work buffers there, under keys of its own.
     """
 
-    __slots__ = ("_everyone", "cache", "ids", "is_alive", "largest", "values")
+    __slots__ = ("_everyone", "cache", "ids", "is_alive", "largest", "region", "values")
 
-    def __init__(self, ids: Sequence[str], cache: dict[Any, Any] | None = None) -> None:
-        self.ids = tuple(ids)
+    def __init__(self, ids: Sequence[str], cache: dict[Any, Any] | None = None, region: str = "") -> None:
+        self.ids, self.region = tuple(ids), region
         self.is_alive = [True] * len(self.ids)
         self._everyone = range(len(self.ids))
         self.values: dict[int, Tagged] = {}

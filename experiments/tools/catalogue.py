@@ -66,7 +66,7 @@ def line(option: str) -> str:
     model = tree.nbytes(tree.leaves(result.params)[0][1])  # clustered algorithms have several
     said, origin = described(option)
     explained = fr.explain(result.plan)
-    gathers = [row["name"] for row in fr.core.explain.egress_rows(result.plan) if row["visible"] != "no"]
+    gathers = [row["name"] for row in fr.core.explain.egress_rows(result.plan) if row["visible"][:3] == "yes"]
     cells = [
         f"`{option}`",
         said,

@@ -9,6 +9,7 @@ from fedray.algorithms.baselines import local_only, one_shot
 from fedray.algorithms.cfl import cfl
 from fedray.algorithms.cyclic import cyclic
 from fedray.algorithms.ditto import ditto
+from fedray.algorithms.dpsgd import dpsgd
 from fedray.algorithms.drfa import drfa
 from fedray.algorithms.evaluation import evaluation
 from fedray.algorithms.fedamp import fedamp
@@ -23,6 +24,7 @@ from fedray.algorithms.fedper import fedper
 from fedray.algorithms.fedprox import fedprox
 from fedray.algorithms.fedrep import fedrep
 from fedray.algorithms.fine_tuning import fine_tuning
+from fedray.algorithms.hierfavg import hierfavg
 from fedray.algorithms.ifca import ifca
 from fedray.algorithms.lg_fedavg import lg_fedavg
 from fedray.algorithms.mime import mime, mimelite
@@ -31,8 +33,10 @@ from fedray.algorithms.moon import moon
 from fedray.algorithms.per_fedavg import per_fedavg
 from fedray.algorithms.pfedme import pfedme
 from fedray.algorithms.private_heads import private_heads
+from fedray.algorithms.push_sum import push_sum
 from fedray.algorithms.qfedavg import qfedavg
 from fedray.algorithms.scaffold import scaffold
+from fedray.algorithms.swarm import swarm
 from fedray.algorithms.term import term
 
 __all__ = [
@@ -41,6 +45,7 @@ __all__ = [
     "cfl",
     "cyclic",
     "ditto",
+    "dpsgd",
     "drfa",
     "evaluation",
     "fedamp",
@@ -56,6 +61,7 @@ __all__ = [
     "fedrep",
     "fedsgd",
     "fine_tuning",
+    "hierfavg",
     "ifca",
     "lg_fedavg",
     "local_only",
@@ -67,7 +73,9 @@ __all__ = [
     "per_fedavg",
     "pfedme",
     "private_heads",
+    "push_sum",
     "qfedavg",
     "scaffold",
+    "swarm",
     "term",
 ]

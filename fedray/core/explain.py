@@ -19,6 +19,11 @@ ENVELOPE = (
 )
 FAST = "fold=fast: models are added in float32, and runs in other layouts do not have equal bits"
 VISIBLE = {"gather": "yes", "sum": "no", "count": "no"}
+MIXED = "mix: neighbours are shown the value, and so is the server, through which it travels"
+BY_REGION = (
+    "by region: a sum for each declared region (per pack: for each of its own); of a region with one site it "
+    "is that site's own value"
+)
 
 
 def explain(plan: Any, cohort: Sequence[Any] | None = None, *, mermaid: bool = False) -> str:
@@ -29,7 +34,14 @@ def explain(plan: Any, cohort: Sequence[Any] | None = None, *, mermaid: bool = F
     """
     if cohort is not None:
         return _bound_mermaid(cohort) if mermaid else _bound_text(plan, cohort)
-    return _mermaid(plan) if mermaid else _text(plan)
+    if mermaid:
+        told = (f"  %% {_when(k)} explain(plan.every[{k}], mermaid=True)" for k in plan.every)
+        return "\n".join([_mermaid(plan), *told])  # a chart for each kind of round
+    return "\n".join([_text(plan), *(f"{_when(k)}\n{_text(p)}" for k, p in plan.every.items())])
+
+
+def _when(period: int) -> str:
+    return f"in rounds {period}, {2 * period}, {3 * period}, ... in its place:"
 
 
 def _title(node: Node) -> str:
@@ -46,11 +58,17 @@ def _title(node: Node) -> str:
         return f".{node.params['key']}"
     if node.op is Op.INPUT:
         return f"{'site' if node.placement is SITES else 'server'}.{node.params['slot']}"
+    by = f" by {node.params['by']}" if node.params.get("by") else ""
     if node.op is Op.REDUCE:
-        return f"{node.params['kind']} {node.name!r}"
+        return f"{_kind(node)} {node.name!r}{by}"
     if node.op is Op.CONST:
         return f"constant {node.params['value']!r}"[:60]
-    return f"{node.op} {node.name}".strip()
+    return f"{node.op} {node.name}".strip() + by
+
+
+def _kind(node: Node) -> str:
+    """Return the verb whose values leave; what neighbours are shown is a `gather` once it is lowered."""
+    return "mix" if node.params.get("to") == "neighbours" else str(node.params["kind"])
 
 
 def _form(node: Node) -> str:
@@ -81,6 +99,7 @@ def _text(plan: Any) -> str:
             lines.append(f"  %{index:<3} {_title(node)}({args})   {node.where}{_form(node)}".rstrip())
     outputs = ", ".join(f"{placement} {slot} = %{index}" for (placement, slot), index in plan.outputs.items())
     lines.append(f"outputs: {outputs}")
+    lines += [plan.graph.note] if plan.graph.note else []
     if plan.fold == "fast":
         lines.append(FAST)
     return "\n".join(lines)
@@ -111,17 +130,29 @@ def _mermaid(plan: Any) -> str:
 
 def egress_rows(plan: Any) -> list[dict[str, Any]]:
     """Return what leaves a site, one mapping per name: stage, name, kind, visible, site_bytes, sum_bytes,
-    where.
+    where; and `every`, the period of the rounds in which it does, 0 for those of no other kind.
     """
-    before = [] if plan.before is None else egress_rows(plan.before)
+    before = [] if plan.before is None else _rows(plan.before)
     rows = [{**row, "stage": "before"} for row in before]
+    others = [
+        {**row, "stage": f"{row['stage']} every {period} rounds", "every": period}
+        for period, other in plan.every.items()
+        for row in _rows(other)
+    ]
+    return rows + _rows(plan) + others
+
+
+def _rows(plan: Any) -> list[dict[str, Any]]:
+    """Return what leaves in a round of one kind."""
+    rows = []
     for index, node in enumerate(plan.nodes):
         if node.op is not Op.REDUCE or node.params["kind"] == "count":
             continue
-        stage, kind = plan.stage[index], node.params["kind"]
+        stage, kind = plan.stage[index], _kind(node)
         for name in [lane[0] for lane in node.params.get("lanes", ((node.name,),))]:
             size = plan.sizes.get(name)
-            visible = "yes, to neighbours" if node.params.get("to") == "neighbours" else VISIBLE[kind]
+            visible = "yes, to neighbours" if kind == "mix" else VISIBLE[kind]
+            visible += f", by {node.params['by']}" if node.params.get("by") else ""
             rows.append(
                 {
                     "stage": f"{stage - 1}→{stage}",
@@ -131,6 +162,7 @@ def egress_rows(plan: Any) -> list[dict[str, Any]]:
                     "site_bytes": size.row_bytes if size else None,
                     "sum_bytes": size.sum_bytes if size and kind == "sum" else None,
                     "where": node.where,
+                    "every": 0,
                 }
             )
     return rows
@@ -146,13 +178,22 @@ def egress(plan: Any) -> str:
         f"{plan.name}   plan {plan.digest[:8]}",
         f"{'stage':<7}{'leaves as':<28}{'kind':<8}{'one site visible?':<20}{'per site':>12}{'per pack':>12}",
     ]
-    for row in egress_rows(plan):
-        lines.append(
-            f"{row['stage']:<7}{row['name']:<28}{row['kind']:<8}{row['visible']:<20}"
-            f"{_size(row['site_bytes']):>12}{_size(row['sum_bytes']):>12}"
-        )
+    rows = egress_rows(plan)
+    lines += [_line(row) for row in rows if not row["every"]]
+    for period, other in plan.every.items():
+        lines += [_when(period), *(_line(row) for row in _rows(other))]
+    lines += [MIXED] if any(row["kind"] == "mix" for row in rows) else []
+    lines += [BY_REGION] if any("by region" in row["visible"] for row in rows) else []
+    lines += [plan.graph.note] if plan.graph.note else []
     lines += ENVELOPE if plan.fold == "exact" else (FAST, *ENVELOPE)
     return "\n".join(lines)
+
+
+def _line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['stage']:<7}{row['name']:<28}{row['kind']:<8}{row['visible']:<20}"
+        f"{_size(row['site_bytes']):>12}{_size(row['sum_bytes']):>12}"
+    )
 
 
 def _size(number: int | None) -> str:

@@ -42,6 +42,8 @@ class Label(StrEnum):
 
 
 LABEL_ORDER = list(Label)
+IN_REGION = " @ "  # stands between the name of a sum by region and the region, where both are one key
+MADE_UP = ("rehearsal", "probe0", "probe1", "probe2")  # sites tried before a run, which no matrix names
 Slot = str
 Key = tuple[Placement, Slot]
 CROSSING = (Op.BROADCAST, Op.SCATTER, Op.REDUCE)
@@ -67,11 +69,15 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """The outputs of a round by (placement, slot), and how a site's or the server's slot starts."""
+    """The outputs of a round by (placement, slot), and how a site's or the server's slot starts.
+
+    `note` is a sentence for `explain` and `egress`: what nodes cannot say.
+    """
 
     outputs: Mapping[Key, Node]
     inits: Mapping[Key, Callable[..., Any]] = field(default_factory=dict)
     name: str = ""
+    note: str = ""
 
     @property
     def nodes(self) -> list[Node]:

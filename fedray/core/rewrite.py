@@ -28,7 +28,7 @@ def rewrite(graph: Graph, rule: Rule) -> Graph:
         is_same = all(a is b for a, b in zip(args, node.args, strict=True))
         rebuilt = node if is_same else replace(node, args=args)
         new[node] = rule(rebuilt) or rebuilt
-    return Graph({key: new[node] for key, node in graph.outputs.items()}, graph.inits, graph.name)
+    return replace(graph, outputs={key: new[node] for key, node in graph.outputs.items()})
 
 
 Replacement = Callable[[Value, Value | None, str, Site], Value]
@@ -71,6 +71,11 @@ def _replace(graph: Graph, kind: str, only: Collection[str] | None, fn: Replacem
                 f"{title}: {node.name} ({node.where}) goes from site to site (mix, or a mean within a "
                 "region), and passes rewrite what goes to the server: name others in `only`"
             )
+        if node.params.get("by"):
+            raise PassError(
+                f"{title}: {node.name} ({node.where}) is a {kind} for each region, and passes rewrite those "
+                "over all sites: name others in `only`"
+            )
         matched.append(node.name)
         return fn(Value(node.args[0]), _weight_of(node), node.name, site).node
 
@@ -84,7 +89,9 @@ def _replace(graph: Graph, kind: str, only: Collection[str] | None, fn: Replacem
             f"{title} found no {kind} named {missing or 'anything'} in {graph.name}; its reductions are "
             f"{there}: change `only`"
         )
-    return Graph({**result.outputs, **stored}, inits, f"{graph.name} + {title}")
+    return replace(
+        graph, outputs={**result.outputs, **stored}, inits=inits, name=f"{graph.name} + {title}"
+    )
 
 
 WEIGHT_UNITS = 2**14  # fractions of a public cap that a weight is rounded to

@@ -15,7 +15,7 @@ from typing import Any
 
 from fedray import tree
 from fedray.core.graph import Graph, Key, Node, Op, Placement
-from fedray.core.value import Record, Value, caller, constant, lift, needed
+from fedray.core.value import Record, Value, caller, lift, needed
 from fedray.errors import PlacementError, TraceError
 from fedray.rows import Group, Ragged, Tagged, expand, row, rows_of, stack
 
@@ -29,10 +29,14 @@ def broadcast(value: Any) -> Value:
     return Value(Node(Op.BROADCAST, SITES, (node,), name=node.name, where=caller()))
 
 
-def scatter(value: Any) -> Value:
-    """Give each site its own entry of a mapping {site id: value} at the server."""
+def scatter(value: Any, *, by: str = "") -> Value:
+    """Give each site its own entry of a mapping {site id: value} at the server.
+
+    `by="region"` gives it the entry of its declared region, that of "" where its region has none.
+    """
     node = needed(value, SERVER, "scatter", "a value at the sites is there already")
-    return Value(Node(Op.SCATTER, SITES, (node,), name=node.name, where=caller()))
+    params = {"by": by} if _grouping("scatter", "by", by) else {}
+    return Value(Node(Op.SCATTER, SITES, (node,), params=params, name=node.name, where=caller()))
 
 
 def map(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Value:
@@ -85,25 +89,40 @@ def _reduce(
     )
 
 
-def sum(value: Any, *, name: str = "") -> Value:
-    """Add up over the sites that delivered this stage, leaf by leaf."""
+def _grouping(verb: str, option: str, asked: str) -> bool:
+    """Tell whether a verb is asked to go by groups of sites. Raises TraceError on a grouping unknown."""
+    if asked not in ("", "region"):
+        raise TraceError(f"{caller()}: {verb}({option}={asked!r}): the only declared grouping is 'region'")
+    return bool(asked)
+
+
+def sum(value: Any, *, name: str = "", by: str = "") -> Value:
+    """Add up over the sites that delivered this stage, leaf by leaf.
+
+    `by="region"` gives the server {region: sum}, of the regions that a site delivered from.
+    """
+    if _grouping("sum", "by", by):
+        return _reduce("sum", value, name, by=by)
     return _reduce("sum", value, name)
 
 
 def mean(
-    value: Any, *, weight: Any = None, name: str = "", within: str = "", weight_cap: float | None = None
+    value: Any, *, weight: Any = None, name: str = "", within: str = "", by: str = "",
+    weight_cap: float | None = None
 ) -> Value:
     """Average over the sites that delivered this stage: sum of weight * value over sum of weight.
 
     Weights are whole numbers (row counts); fractions need `weight_cap`, a public bound: they are rounded to
-    2^-14 of it. `within="region"` gives each site the mean over its own declared region.
+    2^-14 of it. `by="region"` gives the server {region: mean}, without regions whose weights add up to 0;
+    `within="region"` gives each site the mean over its own declared region. Of a region there is one sum,
+    added up where the sites live, so that no site's value is seen but where it is alone in its region.
     """
-    if within not in ("", "region"):
-        raise TraceError(f"{caller()}: mean(within={within!r}): the only declared grouping is 'region'")
+    if _grouping("mean", "within", within) and _grouping("mean", "by", by):
+        raise TraceError(f"{caller()}: mean(): say by= (at the server) or within= (at the sites), not both")
+    _grouping("mean", "by", by)
     extra = () if weight is None else (needed(weight, SITES, "mean", "give a weight per site"),)
-    return _reduce(
-        "mean", value, name, extra, SITES if within else SERVER, within=within, weight_cap=weight_cap
-    )
+    params = {"within": within, "weight_cap": weight_cap, **({"by": by} if by else {})}
+    return _reduce("mean", value, name, extra, SITES if within else SERVER, **params)
 
 
 def gather(value: Any, *, name: str = "") -> Value:
@@ -111,12 +130,21 @@ def gather(value: Any, *, name: str = "") -> Value:
     return _reduce("gather", value, name)
 
 
-def mix(value: Any, matrix: Any, *, name: str = "") -> Value:
-    """Give site i the sum over sites j of matrix[i][j] * value_j. `matrix` is {site: {site: number}}.
+def mix(value: Any, matrix: Any, *, name: str = "", keep: str = "rows") -> Value:
+    """Give site i the sum over sites j of matrix[i][j] * value_j. `matrix` is {site: {site: number}}, a
+    constant or a value at the server (for one that changes from round to round).
 
-    Weights of neighbours that did not deliver go to the site itself, so that rows keep their sum.
+    Where neighbours did not deliver, `keep` says what sums stay as they are. "rows": a site gives its own
+    value the weights of absent neighbours; a symmetric matrix stays symmetric, so its columns keep their sums
+    too. "columns" (push-sum): a site keeps for itself what it would have given to absent ones.
+    Each neighbour is shown the value, and so is the server: it takes the values from the sites, multiplies in
+    one product, whose bits do not depend on where the sites are, and scatters the results.
+    Raises TraceError on another `keep`.
     """
-    return _reduce("mix", value, name, (constant(matrix),), SITES)
+    if keep not in ("rows", "columns"):
+        raise TraceError(f"{caller()}: mix(keep={keep!r}): choose 'rows' or 'columns'")
+    node = needed(matrix, SERVER, "mix", "the matrix is a constant or a value at the server")
+    return _reduce("mix", value, name, (node,), SITES, keep=keep)
 
 
 def count(site: "Site") -> Value:
@@ -234,6 +262,9 @@ class Outputs:
         object.__setattr__(self, "where", caller())
 
 
+RoundFunction = Callable[[Value, Site], Outputs]
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """How the server's state starts, one round, and how a site's state starts (from the server's first
@@ -241,13 +272,19 @@ class Algorithm:
 
     `personal(params, site)` is, at the sites, the model that a site has for itself, from the global
     parameters and what it keeps: evaluation measures it. None where there is none.
+
+    `every` maps a period k to another round function, with the same states: rounds k-1, 2k-1, ... run it in
+    place of `round`, and where several fall due the one with the longest period. `note` is a sentence for
+    `explain` and `egress`: what the graph cannot say.
     """
 
     init: Callable[[Any], Any]
-    round: Callable[[Value, Site], Outputs]
+    round: RoundFunction
     init_site: Callable[[Any], Any] | None = None
     name: str = ""
     personal: Callable[[Value, Site], Value] | None = None
+    every: Mapping[int, RoundFunction] = field(default_factory=dict)
+    note: str = ""
 
     @property
     def title(self) -> str:
@@ -285,7 +322,7 @@ def trace(algorithm: Algorithm) -> Graph:
     if (SITES, "state") in inputs and (SITES, "state") not in inits:
         where = inputs[SITES, "state"].where
         raise TraceError(f"{where}: {algorithm.title} reads site.state, so Algorithm needs init_site=")
-    return Graph({**found, **stored}, inits, algorithm.title)
+    return Graph({**found, **stored}, inits, algorithm.title, algorithm.note)
 
 
 def _output(where: str, part: str, thing: Any, placement: Placement) -> Node:

@@ -4,7 +4,7 @@
 hand-built graphs among them; it is no proof against a malicious author of mapped functions.
 """
 
-from fedray.core.graph import LABEL_ORDER, Graph, Label, Node, Op, Placement
+from fedray.core.graph import IN_REGION, LABEL_ORDER, Graph, Label, Node, Op, Placement
 from fedray.errors import VerifyError
 
 SERVER, SITES, ANY = Placement.SERVER, Placement.SITES, Placement.ANY
@@ -35,6 +35,11 @@ def verify(graph: Graph) -> None:
             if not node.name:
                 raise VerifyError(
                     f"{graph.name}, {node.where}: a reduction without a name: nothing leaves unnamed"
+                )
+            if IN_REGION in node.name:
+                raise VerifyError(
+                    f"{graph.name}, {node.where}: {node.name!r} holds {IN_REGION!r}, which stands before the "
+                    "region of a sum by region: give it another name="
                 )
             if node.name in seen:
                 raise VerifyError(
@@ -67,7 +72,10 @@ def _check_placement(graph: Graph, node: Node) -> None:
         wanted = SERVER
     else:
         wanted = node.placement
-    for arg in node.args:
+    is_mixed = node.op is Op.REDUCE and node.params["kind"] == "mix"
+    for place, arg in enumerate(node.args):
+        if is_mixed and place == 1 and arg.placement is SERVER:
+            continue  # the matrix of the round
         if arg.placement not in (wanted, ANY) and wanted is not ANY:
             raise VerifyError(
                 f"{graph.name}, {node.where}: {node.op} takes a value at the {wanted}, got one at the "

@@ -17,7 +17,7 @@ numbers inside an update are sent as they are.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -299,7 +299,7 @@ def quantised_broadcast(levels: int = 127, bucket: int | None = 512, only: Names
         if missing := sorted(set(only) - set(matched)):
             there = sorted({node.name or "?" for node in graph.nodes if node.op is Op.BROADCAST})
             raise PassError(f"{title} found no broadcast named {missing} in {graph.name}; there are {there}")
-        return Graph(result.outputs, result.inits, f"{graph.name} + {title}")
+        return replace(result, name=f"{graph.name} + {title}")
 
     return run
 

@@ -1,20 +1,21 @@
 """Lowering: the last step of `compile`, which leaves `sum`, `gather` and `count` as the only reductions.
 
 `check_operands` runs before the user's passes: what enters a reduction as traced is tested for finite
-numbers, so that no pass can hide a broken update. `lower_mean`, `lower_at_sites` and `fuse_sums` run after
+numbers, so that no pass can hide a broken update. `lower_at_sites`, `lower_mean` and `fuse_sums` run after
 them.
 """
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from fedray import tree
 from fedray.coded import Decode
 from fedray.core.graph import Graph, Node, Op, Placement, stages, toposort
 from fedray.core.rewrite import in_units, rewrite
 from fedray.core.value import HOLE, Record
+from fedray.passes.mixing import Mix
+from fedray.rows import Group, Tagged, column, rows_of
 
 SERVER, SITES = Placement.SERVER, Placement.SITES
 
@@ -51,14 +52,36 @@ def _together_with(x: Node, weight: Node) -> Node:
     return Node(Op.GET, SITES, (node,), params={"key": "weight", "attribute": False}, where=weight.where)
 
 
+def divide_each(totals: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {region: mean}, without regions whose weights add up to 0."""
+    return {region: divide(total, weights[region]) for region, total in totals.items() if weights[region]}
+
+
+def one(value: Any) -> int:
+    """Return the weight of a site in a uniform mean by region."""
+    return 1
+
+
+@rows_of(one)
+def one_rows(group: Group, value: Tagged) -> Any:
+    """Return a 1 for each site."""
+    return column([1] * group.k)
+
+
 def lower_mean(graph: Graph) -> Graph:
-    """Turn a weighted mean into sum(x, weight=w) and sum(w), a uniform one into sum(x) and count."""
+    """Turn a weighted mean into sum(x, weight=w) and sum(w), a uniform one into sum(x) and count.
+
+    A uniform one by region is summed with weights of 1: a count does not know regions.
+    """
 
     def rule(node: Node) -> Node | None:
         if node.op is not Op.REDUCE or node.params["kind"] != "mean" or node.placement is SITES:
             return None
         x, *rest = node.args
-        exact = {"kind": "sum", "exact": True}
+        by = {"by": node.params["by"]} if node.params.get("by") else {}
+        if by and not rest:
+            rest = [Node(Op.CALL, SITES, (x,), one, {"lift": "site", "kwargs": ()}, where=node.where)]
+        exact = {"kind": "sum", "exact": True, **by}
         if not rest:
             total = Node(Op.REDUCE, SERVER, (x,), params=exact, name=node.name, where=node.where)
             weight = Node(Op.REDUCE, SERVER, (), params={"kind": "count"}, name="count", where=node.where)
@@ -66,99 +89,54 @@ def lower_mean(graph: Graph) -> Graph:
             w = in_units(rest[0], node.params.get("weight_cap"), node.where)
             total = Node(Op.REDUCE, SERVER, (x, w), params=exact, name=node.name, where=node.where)
             counted, name = _together_with(x, w), f"{node.name}.weight"
-            weight = Node(Op.REDUCE, SERVER, (counted,), params={"kind": "sum"}, name=name, where=node.where)
+            params = {"kind": "sum", **by}
+            weight = Node(Op.REDUCE, SERVER, (counted,), params=params, name=name, where=node.where)
+        fn = divide_each if by else divide
         return Node(
-            Op.CALL, SERVER, (total, weight), divide, {"lift": "server", "kwargs": ()}, node.name, node.where
+            Op.CALL, SERVER, (total, weight), fn, {"lift": "server", "kwargs": ()}, node.name, node.where
         )
 
     return rewrite(graph, rule)
 
 
-def mixed(values: Mapping[str, Any], matrix: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Return {site: sum_j matrix[site][j] value_j}; the weight of an absent neighbour goes to the site
-    itself.
-    """
-    result = {}
-    for site, value in values.items():
-        row = matrix[site]
-        own = row.get(site, 0.0) + sum(weight for other, weight in row.items() if other not in values)
-        total = tree.scale(value, own)
-        for other in sorted(row):
-            if other != site and other in values:
-                total = tree.add(total, tree.scale(values[other], row[other]))
-        result[site] = total
-    return result
-
-
-def region_means(pairs: Mapping[str, Any], regions: Mapping[str, str]) -> dict[str, Any]:
-    """Return {site: weighted mean over the sites of its region}."""
-    members: dict[str, list[str]] = {}
-    for site in sorted(pairs):
-        members.setdefault(regions.get(site, ""), []).append(site)
-    result = {}
-    for sites in members.values():
-        total = tree.scale(pairs[sites[0]]["value"], pairs[sites[0]]["weight"])
-        for site in sites[1:]:
-            total = tree.add(total, tree.scale(pairs[site]["value"], pairs[site]["weight"]))
-        weight = sum(pairs[site]["weight"] for site in sites)
-        shared = tree.scale(total, 1.0 / weight)
-        result.update(dict.fromkeys(sites, shared))
-    return result
-
-
-def pair(value: Any, weight: Any = 1.0) -> dict[str, Any]:
-    """Put a value beside its weight."""
-    return {"value": value, "weight": weight}
-
-
 def lower_at_sites(graph: Graph) -> Graph:
-    """Turn `mix` and a mean within a region into gather, a server function and scatter."""
-
-    def lowered(node: Node, operand: Node, fn: Callable[..., Any], extra: Node) -> Node:
-        up = Node(
-            Op.REDUCE,
-            SERVER,
-            (operand,),
-            params={"kind": "gather", "to": "neighbours"},
-            name=node.name,
-            where=node.where,
-        )
-        at_server = Node(Op.CALL, SERVER, (up, extra), fn, {"lift": "server", "kwargs": ()}, where=node.where)
-        return Node(Op.SCATTER, SITES, (at_server,), name=node.name, where=node.where)
-
-    regions = next(
-        (node for node in graph.nodes if node.op is Op.INPUT and node.params["slot"] == "regions"),
-        Node(Op.INPUT, SERVER, params={"slot": "regions"}, where="server"),
-    )
+    """Turn `mix` into gather, a product at the server and scatter; a mean within a region into one by region
+    and scatter.
+    """
 
     def rule(node: Node) -> Node | None:
         if node.op is not Op.REDUCE or node.placement is not SITES:
             return None
-        if node.params["kind"] == "mix":
-            return lowered(node, node.args[0], mixed, node.args[1])
-        pairs = Node(Op.CALL, SITES, node.args, pair, {"lift": "site", "kwargs": ()}, where=node.where)
-        return lowered(node, pairs, region_means, regions)
+        if node.params["kind"] == "mean":
+            near = replace(node, placement=SERVER, params={**node.params, "by": node.params["within"]})
+            by = {"by": node.params["within"]}
+            return Node(Op.SCATTER, SITES, (near,), params=by, name=node.name, where=node.where)
+        told = {"kind": "gather", "to": "neighbours"}
+        up = Node(Op.REDUCE, SERVER, node.args[:1], params=told, name=node.name, where=node.where)
+        args, fn = (up, node.args[1]), Mix(node.params["keep"])
+        at_server = Node(Op.CALL, SERVER, args, fn, {"lift": "server", "kwargs": ()}, where=node.where)
+        return Node(Op.SCATTER, SITES, (at_server,), name=node.name, where=node.where)
 
     return rewrite(graph, rule)
 
 
 def fuse_sums(graph: Graph) -> Graph:
-    """Join all sums of one stage into one record, so that a stage sends one message up.
+    """Join all sums of one stage into one record, those by region into another.
 
     The fused node's `lanes` say (name, argument, weight argument or None, exact, coded argument or None) of
     each sum in it. Where a sum takes decoded rows, a site that is alone in its pack sends them coded.
     """
     stage = stages(graph.nodes)
-    groups: dict[int, list[Node]] = {}
+    groups: dict[tuple[int, str], list[Node]] = {}
     for node in graph.reductions:
         if node.params["kind"] == "sum" and "lanes" not in node.params:
-            groups.setdefault(stage[node], []).append(node)
+            groups.setdefault((stage[node], node.params.get("by", "")), []).append(node)
     if not groups:
         return graph
-    return Graph(_fused(graph, groups), graph.inits, graph.name)
+    return replace(graph, outputs=_fused(graph, groups))
 
 
-def _fused(graph: Graph, groups: Mapping[int, list[Node]]) -> dict[Any, Node]:
+def _fused(graph: Graph, groups: Mapping[Any, list[Node]]) -> dict[Any, Node]:
     group_of = {node: members for members in groups.values() for node in members}
     made: dict[int, Node] = {}
     new: dict[Node, Node] = {}
@@ -201,11 +179,12 @@ def _fuse(members: list[Node], new: Mapping[Node, Node]) -> Node:
         coded = place(value.args[0]) if isinstance(value.fn, Decode) else None
         exact = node.params.get("exact", False)
         lanes.append((node.name, place(value), place(weight[0]) if weight else None, exact, coded))
+    by = {"by": members[0].params["by"]} if members[0].params.get("by") else {}
     return Node(
         Op.REDUCE,
         SERVER,
         tuple(args),
-        params={"kind": "sum", "lanes": tuple(lanes)},
+        params={"kind": "sum", "lanes": tuple(lanes), **by},
         name="+".join(node.name for node in members),
         where=members[0].where,
     )

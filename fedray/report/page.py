@@ -165,7 +165,8 @@ def _cards(
         "value": str(result.get("rounds") or len(rounds)),
         "note": f"in {clock(seconds)}",
     }
-    sent = [row["site_bytes"] for row in plan.get("egress", []) if row.get("site_bytes")]
+    of_round = [row for row in plan.get("egress", []) if not row.get("every")]  # not rounds of another kind
+    sent = [row["site_bytes"] for row in of_round if row.get("site_bytes")]
     yield {
         "label": "Sent to the server",
         "value": size(up),

@@ -12,13 +12,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedray import tree
-from fedray.core.graph import Node, Op, Placement
+from fedray.core.graph import IN_REGION, Node, Op, Placement
 from fedray.errors import LATE, QuorumError, SiteError, VerifyError
 from fedray.rng import SERVER, Key
 from fedray.runtime import totals
 from fedray.runtime.hashes import sha256_of
-from fedray.runtime.host import Contribution, Exponents, StageCall
-from fedray.runtime.pack import nbytes
+from fedray.runtime.host import Contribution, Exponents, StageCall, name_of
 from fedray.runtime.plan import Plan, lane_names
 from fedray.runtime.region import Region
 from fedray.runtime.schedule import Latency, Synchronous
@@ -26,10 +25,9 @@ from fedray.runtime.schedule import Latency, Synchronous
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What an attempt runs in: the hosts, the declared regions, the clock."""
+    """What an attempt runs in: the hosts and the clock."""
 
     root: Region
-    regions: Mapping[str, str]
     latency: Latency | None
     run: str
 
@@ -101,8 +99,10 @@ class Attempt:
             exponents=self.exponents,
             deadline=time.time() + limit if limit and not self.setting.latency else None,
         )
-        box = root.transport.put(downlink)
-        self.bytes_down += nbytes(downlink) * len(root.by_child(on_time))
+        nodes = {index: self.plan.nodes[index] for index in downlink}
+        dealt = [i for i, node in nodes.items() if node.op is Op.SCATTER and not node.params.get("by")]
+        box, sent = root.deal(downlink, dealt, on_time)
+        self.bytes_down += sent
         answer = root.ask(call, box)
         self.work_s += answer.work_s
         while not answer.is_folded:  # ends: exponents only grow, up to what the values need
@@ -158,11 +158,9 @@ class Attempt:
             raise
 
     def _input(self, slot: str) -> Any:
-        """Return what the server has under a name: state, regions, a key, or a pass's memory."""
+        """Return what the server has under a name: state, a key, or a pass's memory."""
         if slot == "state":
             return self.state
-        if slot == "regions":
-            return self.setting.regions
         if slot.startswith("rng:"):
             return Key(self.seed, self.round, SERVER, slot[4:])
         return self.memory.get(slot)
@@ -182,16 +180,26 @@ class Attempt:
                 continue
             env[index] = {}
             for name, _, _, is_exact, _ in node.params["lanes"]:
-                total = totals.result(answer.sums[name], self.grids[name], is_exact)
-                read = total.parts if is_exact else total
-                self.hashes[name] = sha256_of(read)[:16]
-                self.next_grids[name] = totals.next_exponents(read, answer.sums[name])
-                env[index][name] = total
+                if not node.params.get("by"):
+                    env[index][name] = self._total(name, answer, is_exact)
+                    continue
+                keys = sorted(key for key in answer.sums if name_of(key) == name)
+                env[index][name] = {
+                    key.partition(IN_REGION)[2]: self._total(key, answer, is_exact) for key in keys
+                }
+
+    def _total(self, key: str, answer: Contribution, is_exact: bool) -> Any:
+        """Return what the partial sums under a key come to."""
+        total = totals.result(answer.sums[key], self.grids[key], is_exact)
+        read = total.parts if is_exact else total
+        self.hashes[key] = sha256_of(read)[:16]
+        self.next_grids[key] = totals.next_exponents(read, answer.sums[key])
+        return total
 
     def _check_names(self, stage: int, answer: Contribution) -> None:
         """Refuse a value under a name that the plan does not list for this stage."""
         listed = {name for index in self.plan.reduced(stage) for name in lane_names(self.plan.nodes[index])}
-        if unknown := (answer.sums.keys() | answer.gathered.keys()) - listed:
+        if unknown := ({name_of(key) for key in answer.sums} | answer.gathered.keys()) - listed:
             raise VerifyError(f"a host sent {sorted(unknown)} in stage {stage}, which `egress` does not list")
 
     def _check_quorum(self, alive: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from fedray import tree
 from fedray.errors import CheckpointError
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)

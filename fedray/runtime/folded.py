@@ -17,7 +17,7 @@ from fedray.errors import FoldError, SiteError
 from fedray.rows import Group, Tagged
 from fedray.runtime import fold
 from fedray.runtime.devices import Fetched
-from fedray.runtime.host import Contribution, StageCall
+from fedray.runtime.host import Contribution, StageCall, in_region
 from fedray.runtime.interpret import Interpreter, broken_weights, own, weights_of
 from fedray.runtime.plan import Plan
 
@@ -152,9 +152,10 @@ class Folded:
             stacked = rows.expand(values[args[value]], group.k)
             wire = rows.expand(values[args[coded]], group.k) if coded is not None else None
             operand = fold.operand(stacked, weights, self.plan.fold, group.largest, wire)
-            if name not in self.sums:
-                self.sums[name] = _Sum(name, operand)
-            self.sums[name].take(operand, group)
+            key = in_region(name, group.region) if node.params.get("by") else name
+            if key not in self.sums:
+                self.sums[key] = _Sum(key, operand)
+            self.sums[key].take(operand, group)
 
     def _let_go(self) -> None:
         """Add large operands to their sums, so that the pack keeps few of them."""
@@ -193,7 +194,7 @@ class Folded:
         }
         is_wide = all(item.fits(grids[name]) for name, item in self.sums.items())
         sums = (
-            {name: (item.total(grids[name], len(self.delivered) == 1),) for name, item in self.sums.items()}
+            {name: (item.total(grids[name], item.num_rows == 1),) for name, item in self.sums.items()}
             if is_wide
             else {}
         )

@@ -7,11 +7,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from fedray import tree
+from fedray.core.graph import IN_REGION
 from fedray.errors import SiteError
 from fedray.runtime.fold import LaneSum, added, joined
 from fedray.runtime.plan import Plan
 
 Exponents = Mapping[str, tuple[int, ...]]
+
+
+def in_region(name: str, region: str) -> str:
+    """Return the key of one region's part of a sum by region."""
+    return f"{name}{IN_REGION}{region}"
+
+
+def name_of(key: str) -> str:
+    """Return the name under which a key's sum leaves, as `egress` lists it."""
+    return key.partition(IN_REGION)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +66,7 @@ class Contribution:
     `needs` gives each lane's smallest exponents, at least the stated start where the call names none. Where
     they exceed the grid that was asked for, `sums` is empty, `is_folded` is false, and the host is asked
     again on a coarser grid, which costs a fold and no training. A sum is one part, or the parts of several
-    hosts that nobody had to add yet.
+    hosts that nobody had to add yet. A sum by region is one entry for each region, under `in_region`.
     """
 
     delivered: tuple[str, ...]
@@ -69,7 +80,9 @@ class Contribution:
 
     def bytes_by_name(self) -> dict[str, int]:
         """Return the payload bytes under each name."""
-        found = {name: sum(part.nbytes for part in parts) for name, parts in self.sums.items()}
+        found: dict[str, int] = {}
+        for key, parts in self.sums.items():
+            found[name_of(key)] = found.get(name_of(key), 0) + sum(part.nbytes for part in parts)
         for name, values in self.gathered.items():
             found[name] = found.get(name, 0) + sum(tree.nbytes(value) for value in values.values())
         return found
@@ -77,7 +90,8 @@ class Contribution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What a host must know before it runs a plan: the plan, and how site state starts.
+    """What a host must know before it runs a plan: the plan, how site state starts, and, where the plan asks
+    for it, the region of each site.
 
     `is_start` begins a run: plans and site state of the run before are forgotten, and `restore` names the
     checkpoint (directory, round) to go on from, if there is one.
@@ -87,6 +101,7 @@ class Load:
     initial: Mapping[str, Any] = field(default_factory=dict)
     is_start: bool = False
     restore: tuple[str, int] | None = None
+    regions: Mapping[str, str] = field(default_factory=dict)
 
 
 class Host(Protocol):

@@ -106,6 +106,8 @@ class Interpreter:
             return Same(node.params["value"])
         if op is Op.BROADCAST:
             return Same(self.downlink[index])
+        if op is Op.SCATTER and node.params.get("by"):
+            return self._of_region(self.downlink[index], node, group)
         if op is Op.SCATTER:
             found = self._each(group, lambda row: self.downlink[index][group.ids[row]])
             return rows.stack(found) if group.alive else Rows(Ragged(found))
@@ -116,6 +118,15 @@ class Interpreter:
             return Rows(self.read_state(slot, group.ids))
         operand = group.values[self.plan.args[index][0]]
         return values.read(operand, node.params["key"], node.params["attribute"])
+
+    def _of_region(self, values: Mapping[str, Any], node: Node, group: Group) -> Tagged:
+        """Return the value of the group's region, that of "" where it has none of its own."""
+        key = group.region if group.region in values else ""
+        if key in values:
+            return Same(values[key])
+        for row in group.alive:
+            self.lose(group, row, "nothing for its region", node.where)
+        return Rows(Ragged([None] * group.k))
 
     def _lifted(self, index: int, node: Node, group: Group) -> Tagged:
         operands = [group.values[arg] for arg in self.plan.args[index]]

@@ -7,6 +7,7 @@
 
 `fit` compiles the algorithm, gives the plan to every host, and then asks the aggregator for one round after
 the other. What the driver sees of a round is its `RoundRecord`; parameters come to it once, at the end.
+Which round function a round runs, where an algorithm has several, its number decides (`Plan.of_round`).
 """
 
 import logging
@@ -71,6 +72,8 @@ def fit(
     schedule.check_sites(federation.num_sites)
     plan = compile(algorithm, passes, schedule, fold)
     programs = {split: compile(program, policies(passes)) for split, program in (evaluate or {}).items()}
+    for each in (plan, *programs.values()):
+        _check_regions(each, federation)
     run = _Run(federation, plan, tracker, programs, server_evaluate, early_stop, checkpoint, seed)
     with _interruptible() as interrupt:
         run.begin(algorithm.init(_flat(init)), schedule, resume)
@@ -93,6 +96,7 @@ def compute(
     Raises QuorumError where fewer than `quorum` of the sites deliver.
     """
     plan = compile(program, passes)
+    _check_regions(plan, federation)
     federation.hello()
     outputs = federation.call("compute", plan, program.init(state), seed, 0, quorum)
     return outputs["metrics"] if outputs.get("metrics") is not None else outputs["state"]
@@ -107,6 +111,17 @@ def _flat(init: Any) -> Any:
     ):
         return init
     return tree.flatten(init) if len({leaf.dtype for leaf in init.values()}) == 1 else init
+
+
+def _check_regions(plan: Plan, federation: Federation) -> None:
+    """Raise ConfigError where a plan goes by regions and a site has none."""
+    if any(kind.is_by_region for kind in plan.kinds):
+        lost = [site for site in federation.sites if site not in federation.regions]
+        if lost:
+            raise ConfigError(
+                f"{plan.name} goes by regions, and {len(lost)} sites declare none ({', '.join(lost[:3])}): "
+                "give simulate(regions={region: [site, ...]}), or a data set with regions"
+            )
 
 
 def _check(
@@ -224,7 +239,9 @@ class _Run:
         learnt = self.federation.learnt or Learnt()
         found = learnt.of(asked, blank, lambda: self.federation.call("rehearse", asked))
         sizes = dict(found.of_programs)
-        self.plan = self.result.plan = self.plan.with_sizes(found.sizes, sizes.pop(BEFORE, {}))
+        self.plan = self.result.plan = self.plan.with_sizes(
+            found.sizes, sizes.pop(BEFORE, {}), found.of_kinds
+        )
         for split, each in sizes.items():
             self.programs[split] = self.programs[split].with_sizes(each)
         self.rehearsal, self.result.row_invariant = found.why, found.row_invariant

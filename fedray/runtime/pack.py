@@ -176,7 +176,7 @@ class Pack:
         plan, device = self._plans[call.plan].plan, self._device_of(call, downlink)
         if device is not None:
             downlink = {index: devices.placed(value, device) for index, value in downlink.items()}
-        groups = self._groups_of(call, plan, self._group_size(downlink))
+        groups = self._groups_of(call, self._plans[call.plan], self._group_size(downlink))
         if (steps := self._steps.get((call.plan, call.stage))) is None:
             steps = self._steps[call.plan, call.stage] = steps_of(plan, call.stage)
         interpreter = Interpreter(
@@ -231,14 +231,18 @@ class Pack:
             return sites_together(self.group_size, row, devices.GROUP_BYTES)
         return sites_together(self.group_size, row)
 
-    def _groups_of(self, call: StageCall, plan: Plan, size: int) -> list[Group]:
+    def _groups_of(self, call: StageCall, load: Load, size: int) -> list[Group]:
         """Return the groups of a round: sites of like size together, so that they end their steps
-        together.
+        together; of one region, where the plan goes by regions.
         """
         key = (call.plan, call.round, call.attempt)
-        if call.stage == plan.site_stages[0]:
+        if call.stage == load.plan.site_stages[0]:
+            regions = load.regions if load.plan.is_by_region else {}
             self._groups = {old: groups for old, groups in self._groups.items() if old[0] != call.plan}
-            self._groups[key] = [Group(ids, self._cache) for ids in self._dealt(call.cohort, size)]
+            self._groups[key] = [
+                Group(ids, self._cache, regions.get(ids[0], ""))
+                for ids in self._dealt(call.cohort, size, regions)
+            ]
             return self._groups[key]
         if key not in self._groups:
             raise HostError(
@@ -252,12 +256,21 @@ class Pack:
             ]
         return self._groups[key]
 
-    def _dealt(self, cohort: Sequence[str], size: int) -> Sequence[tuple[str, ...]]:
+    def _dealt(
+        self, cohort: Sequence[str], size: int, regions: Mapping[str, str]
+    ) -> Sequence[tuple[str, ...]]:
         """Return the sites of each group; a cohort that comes again is dealt as it was."""
-        asked = (tuple(cohort), size)
+        asked = (tuple(cohort), size, bool(regions))
         if self._last_dealt[0] != asked:
             chosen = sorted(set(cohort) - self._broken, key=self._places.__getitem__)
-            groups = [tuple(chosen[start : start + size]) for start in range(0, len(chosen), size)]
+            parts: dict[str, list[str]] = {}
+            for site in chosen:
+                parts.setdefault(regions.get(site, ""), []).append(site)
+            groups = [
+                tuple(part[start : start + size])
+                for part in parts.values()
+                for start in range(0, len(part), size)
+            ]
             alone = sorted(self._broken.intersection(cohort), key=self._places.__getitem__)
             self._last_dealt = (asked, [*groups, *((site,) for site in alone)])
         return self._last_dealt[1]
@@ -320,8 +333,3 @@ def expected_bytes(plan: Plan, stage: int, num_delivered: int) -> dict[str, int]
             else:
                 found[name] = size.row_bytes if num_delivered == 1 else size.sum_bytes
     return found
-
-
-def nbytes(downlink: Mapping[int, Any]) -> int:
-    """Return the bytes of a downlink."""
-    return sum(tree.nbytes(value) for value in downlink.values())

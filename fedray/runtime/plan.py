@@ -1,4 +1,8 @@
-"""Plan: a lowered, verified, staged graph with a digest, ready to be shipped to hosts."""
+"""Plan: a lowered, verified, staged graph with a digest, ready to be shipped to hosts.
+
+An algorithm whose rounds are of several kinds (`Algorithm.every`) has a plan for each kind; they share the
+states, and the plan of `round` holds the others.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -11,7 +15,7 @@ from fedray.core.graph import Graph, Key, Node, Op, Placement, stages
 from fedray.core.rewrite import Pass, policies
 from fedray.core.trace import Algorithm, trace
 from fedray.core.verify import verify
-from fedray.errors import ConfigError, VerifyError
+from fedray.errors import ConfigError, TraceError, VerifyError
 from fedray.passes import lowering
 
 SERVER, SITES = Placement.SERVER, Placement.SITES
@@ -41,11 +45,27 @@ class Plan:
     sizes: Mapping[str, Size] = field(default_factory=dict)
     fold: str = "exact"  # how sums are added, or "fast": see runtime/fold.py
     before: "Plan | None" = None  # what the schedule asks its candidates before the round
+    every: Mapping[int, "Plan"] = field(default_factory=dict)  # by period: of rounds of another kind
 
     @property
     def name(self) -> str:
         """The algorithm and its passes."""
         return self.graph.name
+
+    @property
+    def kinds(self) -> "list[Plan]":
+        """The plans of all kinds of rounds, this one first."""
+        return [self, *self.every.values()]
+
+    def of_round(self, round: int) -> "Plan":
+        """Return the plan of a round: of the longest period that falls due."""
+        due = [period for period in self.every if (round + 1) % period == 0]
+        return self.every[max(due)] if due else self
+
+    @property
+    def is_by_region(self) -> bool:
+        """Tell whether hosts must know the region of each site, in a round of this kind."""
+        return self._stages.is_by_region
 
     @property
     def last_stage(self) -> int:
@@ -100,10 +120,19 @@ class Plan:
             return None
         return sum(self.sizes[name].row_bytes for name in names)
 
-    def with_sizes(self, sizes: Mapping[str, Size], before: Mapping[str, Size] | None = None) -> "Plan":
-        """Return the plan with the bytes of each name that leaves, in the round and before it."""
+    def with_sizes(
+        self,
+        sizes: Mapping[str, Size],
+        before: Mapping[str, Size] | None = None,
+        every: Mapping[int, Mapping[str, Size]] | None = None,
+    ) -> "Plan":
+        """Return the plan with the bytes of each name that leaves: in the round, before it, and in rounds of
+        other kinds, by period.
+        """
         asked = None if self.before is None else self.before.with_sizes(before or {})
-        return replace(self, sizes=dict(sizes), before=asked)
+        told = every or {}
+        others = {period: plan.with_sizes(told.get(period, {})) for period, plan in self.every.items()}
+        return replace(self, sizes=dict(sizes), before=asked, every=others)
 
 
 class _Stages:
@@ -114,6 +143,7 @@ class _Stages:
         self.last = max(plan.stage, default=0)
         self.at_sites = sorted({at for _, node, at in placed if at % 2 == 1 and node.placement is SITES})
         self.counting = _counting_stage(plan, self.at_sites)
+        self.is_by_region = any(node.params.get("by") for node in plan.nodes)
         self.received: dict[int, list[int]] = {}
         self.reduced: dict[int, list[int]] = {}
         self.local: dict[int, list[int]] = {}
@@ -167,24 +197,42 @@ def compile(
     for step in passes:
         graph = step(graph)
     verify(graph)
-    graph = lowering.lower_at_sites(lowering.lower_mean(graph))
+    graph = lowering.lower_mean(lowering.lower_at_sites(graph))
     graph = lowering.fuse_sums(graph)
     verify(graph)
     plan = number(graph)
     if fold != "exact":
         plan = replace(plan, fold=fold, digest=hashlib.sha256(f"{plan.digest} {fold}".encode()).hexdigest())
+    if algorithm.every:
+        plan = _with_others(plan, algorithm, passes, fold)
     if getattr(schedule, "choice", None) is not None:
         plan = _with_choice(plan, compile(schedule.choice.program, policies(passes)))
     if schedule is not None and hasattr(schedule, "check"):
-        schedule.check(plan)
+        for kind in plan.kinds:
+            schedule.check(kind)
     return plan
+
+
+def _with_others(plan: Plan, algorithm: Algorithm, passes: Sequence[Pass], fold: str) -> Plan:
+    """Return the plan with those of rounds of other kinds. Raises TraceError on a period below 2."""
+    if wrong := [period for period in algorithm.every if not isinstance(period, int) or period < 2]:
+        raise TraceError(
+            f"{plan.name}: every={wrong}: a period is a whole number of rounds, 2 or more; where every round "
+            "is of that kind, make it the algorithm's round="
+        )
+    every = {
+        period: compile(replace(algorithm, round=algorithm.every[period], every={}), passes, None, fold)
+        for period in sorted(algorithm.every)
+    }
+    told = " ".join(f"{period}:{other.digest}" for period, other in every.items())
+    return replace(plan, every=every, digest=hashlib.sha256(f"{plan.digest} {told}".encode()).hexdigest())
 
 
 def _with_choice(plan: Plan, before: Plan) -> Plan:
     """Return the plan with what is asked before its rounds. Raises VerifyError where a name leaves twice."""
-    leaving = [{n for node in each.nodes if node.op is Op.REDUCE for n in lane_names(node)} - {"count"}
-               for each in (plan, before)]  # fmt: skip
-    if both := leaving[0] & leaving[1]:
+    *leaving, told = [{n for node in each.nodes if node.op is Op.REDUCE for n in lane_names(node)} - {"count"}
+                      for each in (*plan.kinds, before)]  # fmt: skip
+    if both := told & set().union(*leaving):
         raise VerifyError(
             f"{plan.name} and {before.name}, which chooses its sites, both send {sorted(both)}: "
             "give one another name="

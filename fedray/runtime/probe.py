@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fedray import tree
-from fedray.core.graph import Op, Placement
+from fedray.core.graph import MADE_UP, Op, Placement
 from fedray.rng import Key
 from fedray.runtime import devices
 from fedray.runtime.federation import HostSpec, in_process_transport
@@ -39,7 +39,7 @@ def row_invariant(plan: Plan, state: Any, blank: Any, device: str = devices.CPU)
     if not has_twin(plan) or is_large or not hasattr(blank, "blank"):
         return None
     plan = replace(plan, fold="exact")  # a fast fold depends on groups by itself
-    sites = {f"probe{i}": Given(made_up(blank, rows, i)) for i, rows in enumerate(SIZES)}
+    sites = {MADE_UP[1 + i]: Given(made_up(blank, rows, i)) for i, rows in enumerate(SIZES)}
     try:
         alone = _outcome(plan, state, sites, 1, device)
         if tree.equal(alone, _outcome(plan, state, sites, len(sites), device)):

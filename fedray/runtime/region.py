@@ -6,9 +6,11 @@ The aggregator holds one `Region` as the root of the tree, so two levels and ten
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fedray import tree
 from fedray.errors import LATE, HostError, SiteError
 from fedray.runtime.host import Commit, Contribution, Load, StageCall, folded, join
 from fedray.runtime.records import CallRecord
@@ -27,6 +29,26 @@ class _Child:
     owed: list[Commit] = field(default_factory=list)  # commits that ride on the next call
     # calls since the last checkpoint
     journal: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Dealt:
+    """A downlink that is not the same for all hosts: what each of them is sent, by name."""
+
+    boxes: Mapping[str, Any]
+
+
+def _sent(downlink: Any, name: str) -> Any:
+    return downlink.boxes[name] if isinstance(downlink, Dealt) else downlink
+
+
+def _entries(value: Mapping[str, Any], sites: Iterable[str]) -> dict[str, Any]:
+    """Return the entries of some sites; one without an entry fails where it reads it."""
+    found = {}
+    for site in sites:
+        with suppress(KeyError):
+            found[site] = value[site]
+    return found
 
 
 class Region:
@@ -127,6 +149,23 @@ class Region:
         for child in self.children.values():
             child.journal = []
 
+    def deal(
+        self, downlink: Mapping[int, Any], scattered: Sequence[int], sites: Sequence[str]
+    ) -> tuple[Any, int]:
+        """Make a downlink readable by the hosts of some sites; return it, and the bytes that they are sent.
+
+        Of the values `scattered`, {site: value}, a host is sent the entries of its own sites and no other.
+        """
+        parts = self.by_child(sites)
+        if not scattered or len(self.children) == 1:
+            return self.transport.put(downlink), len(parts) * _nbytes(downlink)
+        own = {
+            name: {**downlink, **{index: _entries(downlink[index], asked) for index in scattered}}
+            for name, asked in parts.items()
+        }
+        boxes = {name: self.transport.put(part) for name, part in own.items()}
+        return Dealt(boxes), sum(_nbytes(part) for part in own.values())
+
     def run(self, call: StageCall, downlink: Any) -> Contribution:
         """Ask the hosts that hold sites of the cohort and fold their answers to one partial sum a name."""
         return folded(self.ask(call, downlink), call.exponents)
@@ -137,7 +176,8 @@ class Region:
         tickets: dict[Any, tuple[str, StageCall]] = {}
         for name, cohort in self.by_child(call.cohort).items():
             part = call.of(cohort, self._pay(name))
-            tickets[self._submit(name, "run", part, downlink)] = (name, call.of(cohort, ()))
+            ticket = self._submit(name, "run", part, _sent(downlink, name))
+            tickets[ticket] = (name, call.of(cohort, ()))
         parts = self._collect(call, downlink, tickets)
         return join(parts, call.exponents) if parts else Contribution(delivered=(), failures=())
 
@@ -151,14 +191,14 @@ class Region:
             for ticket, answer in answered.items():
                 name, part = tickets.pop(ticket)
                 if not isinstance(answer, Lost):
-                    self._book(name, part, downlink, answer)
+                    self._book(name, part, _sent(downlink, name), answer)
                     parts.append(answer)
                 elif restarts >= MAX_RESTARTS:
                     parts.append(_lost(part, f"host lost ({answer.reason})"))
                 else:
                     restarts += 1
                     self._revive(name)
-                    tickets[self._submit(name, "run", part, downlink)] = (name, part)
+                    tickets[self._submit(name, "run", part, _sent(downlink, name))] = (name, part)
             if not answered:  # the deadline has passed: their sites are late
                 return parts + [_lost(part, LATE) for _, part in tickets.values()]
         return parts
@@ -252,6 +292,10 @@ class Region:
         self.children, self.home, self.transport = other.children, other.home, other.transport
         for name in self.children:
             self._set_up(name)
+
+
+def _nbytes(downlink: Mapping[int, Any]) -> int:
+    return sum(tree.nbytes(value) for value in downlink.values())
 
 
 def _lost(part: StageCall, kind: str) -> Contribution:

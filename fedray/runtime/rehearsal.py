@@ -5,7 +5,7 @@ aggregator hold no second model for it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedray.runtime import devices
@@ -17,12 +17,15 @@ from fedray.runtime.sizes import rehearse
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """Sizes by name of the plan and of each evaluation program, and why the plan could not be tried ("")."""
+    """Sizes by name of the plan, of each evaluation program and of rounds of other kinds, by period; and why
+    a round could not be tried ("").
+    """
 
     sizes: Mapping[str, Size]
     of_programs: Mapping[str, Mapping[str, Size]]
     why: str
     row_invariant: bool | None
+    of_kinds: Mapping[int, Mapping[str, Size]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +39,17 @@ class ToRehearse:
 
     def on(self, blank: Any) -> Rehearsal:
         """Try them on a made-up site."""
-        plan, why = rehearse(self.plan, self.state, blank)
+        plan, why = rehearse(replace(self.plan, every={}), self.state, blank)
+        of_kinds = {}
+        for period, other in self.plan.every.items():
+            tried, wrong = rehearse(other, self.state, blank)
+            of_kinds[period], why = tried.sizes, why or wrong
         of_programs = {
             split: rehearse(program, params_of(self.state), blank)[0].sizes
             for split, program in self.programs.items()
         }
-        is_invariant = None if why else row_invariant(plan, self.state, blank, self.device)
-        return Rehearsal(plan.sizes, of_programs, why, is_invariant)
+        found = [] if why else [
+            row_invariant(kind, self.state, blank, self.device) for kind in (plan, *self.plan.every.values())
+        ]
+        known = [each for each in found if each is not None]
+        return Rehearsal(plan.sizes, of_programs, why, all(known) if known else None, of_kinds)

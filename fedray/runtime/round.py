@@ -105,7 +105,8 @@ class Aggregator:
         self.memory = {}
         self._work = Work()
         self._loaded.clear()
-        self._grids.pop(training.plan.digest, None)
+        for kind in training.plan.kinds:
+            self._grids.pop(kind.digest, None)
         self._initial = _site_starts(training.plan, state)
         first = 0
         if restore is not None:
@@ -116,16 +117,19 @@ class Aggregator:
                     f"the checkpoint of round {restore[1]} belongs to another plan or another start "
                     "(algorithm, passes or initial parameters differ): resume with the same ones"
                 )
-            self._grids[training.plan.digest] = {name: tuple(found) for name, found in facts["grids"].items()}
+            for digest, grids in facts["grids"].items():
+                self._grids[digest] = {name: tuple(found) for name, found in grids.items()}
             first = int(facts["round"]) + 1
-        self._loaded.add(training.plan.digest)
-        load = Load(plan=training.plan, initial=self._initial, is_start=True, restore=restore)
-        self.root.load(load)
+        self._load(training.plan, self._initial, is_start=True, restore=restore)
+        for other in training.plan.every.values():
+            self._load(other, self._initial)
         return first
 
-    def _load(self, plan: Plan, initial: Mapping[str, Any]) -> None:
+    def _load(self, plan: Plan, initial: Mapping[str, Any], **start: Any) -> None:
         if plan.digest not in self._loaded:
-            self.root.load(Load(plan=plan, initial=initial))
+            regions = self.regions if plan.is_by_region else {}
+            shipped = replace(plan, every={}) if plan.every else plan  # each kind is loaded by itself
+            self.root.load(Load(plan=shipped, initial=initial, regions=regions, **start))
             self._loaded.add(plan.digest)
 
     def run_round(self, round: int) -> RoundRecord:
@@ -147,14 +151,14 @@ class Aggregator:
         return RoundRecord(
             round=round,
             attempt=attempt.number,
-            metrics=numbers_in(training.plan, attempt.outputs.get("metrics")),
+            metrics=numbers_in(attempt.plan, attempt.outputs.get("metrics")),
             asked=len(cohort),
             counted=counted,
             failures=silent + failures,
             seconds=self.root.transport.now() - started,
             bytes_up=sum(self.root.bytes_up.values()) - up,
             bytes_down=attempt.bytes_down + down,
-            site_bytes=counted * one if (one := training.plan.site_bytes) is not None else None,
+            site_bytes=counted * one if (one := attempt.plan.site_bytes) is not None else None,
             hashes=attempt.hashes,
             grids=attempt.grids,
             status="counted" if is_counted else "skipped",
@@ -220,28 +224,29 @@ class Aggregator:
         self._make_inside = None
 
     def _attempt(self, training: Training, round: int, number: int) -> Attempt:
+        plan = training.plan.of_round(round)
         return Attempt(
             setting=self._setting(),
-            plan=training.plan,
+            plan=plan,
             schedule=training.schedule,
             state=self.state,
             memory=self.memory,
             seed=training.seed,
             round=round,
             number=number,
-            exponents=self._grids.get(training.plan.digest, {}),
+            exponents=self._grids.get(plan.digest, {}),
         )
 
     def _setting(self) -> Setting:
         return Setting(
             root=self.root,
-            regions=self.regions,
             latency=self.latency,
             run=self.training.run if self.training else "",
         )
 
     def _accept(self, attempt: Attempt) -> None:
-        self.state, self.memory = attempt.outputs["state"], attempt.next_memory
+        # what a pass keeps stays as it is in a round of a kind that it is not part of
+        self.state, self.memory = attempt.outputs["state"], {**self.memory, **attempt.next_memory}
         self._grids.setdefault(attempt.plan.digest, {}).update(attempt.next_grids)
         self.root.owe(
             [Commit(attempt.plan.digest, attempt.round, attempt.number, frozenset(attempt.counted))]
@@ -303,7 +308,10 @@ class Aggregator:
         """Write a checkpoint of the state after `round`."""
         training = self._in_training()
         self._save_sites(directory, round)
-        grids = {name: list(found) for name, found in self._grids.get(training.plan.digest, {}).items()}
+        grids = {
+            kind.digest: {name: list(found) for name, found in self._grids.get(kind.digest, {}).items()}
+            for kind in training.plan.kinds
+        }
         facts = {
             "digest": training.plan.digest,
             "seed": training.seed,
@@ -338,7 +346,8 @@ def _site_starts(plan: Plan, state: Any) -> dict[str, Any]:
     """Return what each slot of a site starts with, computed once, at the server."""
     return {
         slot: init(state)
-        for (placement, slot), init in plan.graph.inits.items()
+        for kind in plan.kinds
+        for (placement, slot), init in kind.graph.inits.items()
         if placement is Placement.SITES
     }
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedray import tree
+from fedray.core.graph import MADE_UP
 from fedray.errors import FedrayError
 from fedray.runtime.federation import HostSpec, in_process_transport
 from fedray.runtime.fold import specs
-from fedray.runtime.host import Contribution, StageCall
+from fedray.runtime.host import Contribution, StageCall, name_of
 from fedray.runtime.interpret import place_of
 from fedray.runtime.pack import Pack
 from fedray.runtime.plan import Plan, Size
@@ -42,7 +43,7 @@ class _Watching(Region):
     """A region that notes what its one site sends."""
 
     def __init__(self, data: Any) -> None:
-        spec = HostSpec("rehearsal", {"rehearsal": Given(data)}, allow_empty=True)
+        spec = HostSpec("rehearsal", {MADE_UP[0]: Given(data)}, allow_empty=True)
         transport = in_process_transport()([spec])
         super().__init__("rehearsal", {spec.name: spec.all_sites}, transport)
         self.hosts = transport.hosts
@@ -56,8 +57,8 @@ class _Watching(Region):
     def ask(self, call: StageCall, downlink: Any) -> Contribution:
         """Run a stage and note the bytes of each name."""
         answer = super().ask(call, downlink)
-        for name, (part,) in answer.sums.items():
-            self.seen[name] = Size(part.nbytes, sum(leaf.sum_bytes for leaf in specs(part.spec)))
+        for key, (part,) in answer.sums.items():
+            self.seen[name_of(key)] = Size(part.nbytes, sum(leaf.sum_bytes for leaf in specs(part.spec)))
         for name, values in answer.gathered.items():
             self.seen[name] = Size(max(tree.nbytes(value) for value in values.values()), 0)
         return answer

@@ -12,7 +12,7 @@ NUM_SITES, ROUNDS = 24, 4
 TWO_EXCHANGES = ("fedlin", "mime", "term")
 ALGORITHMS = (
     "fedavg", "fedadam", "scaffold", "ditto", "feddyn", "fedexp", "fedlin", "fednova", "ifca", "mime",
-    "qfedavg", "term",
+    "qfedavg", "term", "dpsgd", "hierfavg", "push_sum",
 )  # fmt: skip
 
 
@@ -40,6 +40,10 @@ def algorithm(name: str, update: Any = None) -> Any:
         return fr.algorithms.feddyn(update, NUM_SITES, alpha=0.5)
     if name == "ifca":
         return fr.algorithms.ifca(update, 2)
+    if name in ("dpsgd", "push_sum"):
+        return getattr(fr.algorithms, name)(update, tuple(hospitals()))
+    if name == "hierfavg":
+        return fr.algorithms.hierfavg(update, 2)
     if name in ("fedexp", "fedlin", "fednova", "mime", "qfedavg", "term"):
         return getattr(fr.algorithms, name)(update)
     if name == "apfl":

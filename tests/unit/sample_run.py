@@ -99,7 +99,7 @@ def evaluation_record(round=0, split="valid", sites=40, strength=1.6, seed=0):
 def plan(name="fedprox mu=0.1"):
     return SimpleNamespace(
         name=name, digest="ab12" * 16, last_stage=2, nodes=(), args=(), stage=(), outputs={}, sizes={},
-        fold="exact", before=None,
+        fold="exact", before=None, every={}, graph=SimpleNamespace(note=""),
     )
 
 

@@ -70,6 +70,13 @@ def test_every_algorithm_option_trains(algorithm):
     assert outcome.run.status == ("done", "")
 
 
+def test_what_leaves_in_each_kind_of_round_is_in_the_run_directory():
+    run = train("algorithm=hierfavg", "algorithm.period=2", "rounds=1", "data.scale=0.02").run
+    assert "in rounds 2, 4, 6, ... in its place:" in (run.path / "egress.txt").read_text("utf-8")
+    rows = json.loads((run.path / "plan.json").read_text("utf-8"))["egress"]
+    assert [row["stage"] for row in rows if row["name"] == "rows"] == ["1→2 every 2 rounds"]
+
+
 def test_a_trace_decides_who_is_asked(tmp_path):
     day = Trace((Interval("h001", 0.0, 9.0, 2.0), Interval("h002", 5.0, 9.0, 1.0)), 10.0)
     write_trace(day, tmp_path / "trace.csv")

@@ -13,6 +13,7 @@ LOCAL, DATA, INIT = single("auto")
 MAKE = {
     "apfl": lambda: A.apfl(LOCAL, 0.3),
     "ditto": lambda: A.ditto(LOCAL, 0.5),
+    "dpsgd": lambda: A.dpsgd(LOCAL, tuple("abcde")),
     "fedamp": lambda: A.fedamp(LOCAL),
     "fedbn": lambda: A.fedbn(LOCAL, ["bias"]),
     "fedper": lambda: A.fedper(LOCAL, ["bias"]),
@@ -24,7 +25,7 @@ MAKE = {
     "per_fedavg": lambda: A.per_fedavg(LOCAL, 0.05),
     "pfedme": lambda: A.pfedme(LOCAL, 1.0, 0.5, local_rounds=2),
 }
-KEEPING = ("apfl", "ditto", "fedamp", "fedbn", "fedper", "fedrep", "lg_fedavg", "moon")
+KEEPING = ("apfl", "ditto", "dpsgd", "fedamp", "fedbn", "fedper", "fedrep", "lg_fedavg", "moon")
 
 
 def run(name, rounds=4, packs=2, **more):
