@@ -39,7 +39,7 @@ def _title(node: Node) -> str:
             return {
                 "leafwise": getattr(node.fn, "__name__", "arithmetic"),
                 "record": "record",
-                "check": "check finite",
+                "check": "check finite" + ", without what is frozen" * node.params.get("is_cut", False),
             }[lift]
         return f"{'map' if node.placement is SITES else 'apply'} {function_name(node.fn)}"
     if node.op is Op.GET:
@@ -78,7 +78,8 @@ def _text(plan: Any) -> str:
             if plan.stage[index] != stage or node.op is Op.CONST:
                 continue
             args = ", ".join(_argument(plan, arg) for arg in plan.args[index])
-            lines.append(f"  %{index:<3} {_title(node)}({args})   {node.where}{_form(node)}".rstrip())
+            told = f"   [{size:,} B of it once a host]" if (size := plan.once.get(index)) else _form(node)
+            lines.append(f"  %{index:<3} {_title(node)}({args})   {node.where}{told}".rstrip())
     outputs = ", ".join(f"{placement} {slot} = %{index}" for (placement, slot), index in plan.outputs.items())
     lines.append(f"outputs: {outputs}")
     if plan.fold == "fast":

@@ -224,7 +224,9 @@ class _Run:
         learnt = self.federation.learnt or Learnt()
         found = learnt.of(asked, blank, lambda: self.federation.call("rehearse", asked))
         sizes = dict(found.of_programs)
-        self.plan = self.result.plan = self.plan.with_sizes(found.sizes, sizes.pop(BEFORE, {}))
+        self.plan = self.result.plan = self.plan.with_sizes(
+            found.sizes, sizes.pop(BEFORE, {}), found.once
+        )
         for split, each in sizes.items():
             self.programs[split] = self.programs[split].with_sizes(each)
         self.rehearsal, self.result.row_invariant = found.why, found.row_invariant

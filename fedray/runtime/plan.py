@@ -41,6 +41,7 @@ class Plan:
     sizes: Mapping[str, Size] = field(default_factory=dict)
     fold: str = "exact"  # how sums are added, or "fast": see runtime/fold.py
     before: "Plan | None" = None  # what the schedule asks its candidates before the round
+    once: Mapping[int, int] = field(default_factory=dict)  # bytes of a broadcast that a host gets once
 
     @property
     def name(self) -> str:
@@ -100,10 +101,15 @@ class Plan:
             return None
         return sum(self.sizes[name].row_bytes for name in names)
 
-    def with_sizes(self, sizes: Mapping[str, Size], before: Mapping[str, Size] | None = None) -> "Plan":
+    def with_sizes(
+        self,
+        sizes: Mapping[str, Size],
+        before: Mapping[str, Size] | None = None,
+        once: Mapping[int, int] | None = None,
+    ) -> "Plan":
         """Return the plan with the bytes of each name that leaves, in the round and before it."""
         asked = None if self.before is None else self.before.with_sizes(before or {})
-        return replace(self, sizes=dict(sizes), before=asked)
+        return replace(self, sizes=dict(sizes), before=asked, once=dict(once or {}))
 
 
 class _Stages:

@@ -5,7 +5,7 @@ aggregator hold no second model for it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedray.runtime import devices
@@ -17,12 +17,16 @@ from fedray.runtime.sizes import rehearse
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """Sizes by name of the plan and of each evaluation program, and why the plan could not be tried ("")."""
+    """Sizes by name of the plan and of each evaluation program, and why the plan could not be tried ("").
+
+    `once` are the bytes of a broadcast, by its node, that a host gets once.
+    """
 
     sizes: Mapping[str, Size]
     of_programs: Mapping[str, Mapping[str, Size]]
     why: str
     row_invariant: bool | None
+    once: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,4 +46,4 @@ class ToRehearse:
             for split, program in self.programs.items()
         }
         is_invariant = None if why else row_invariant(plan, self.state, blank, self.device)
-        return Rehearsal(plan.sizes, of_programs, why, is_invariant)
+        return Rehearsal(plan.sizes, of_programs, why, is_invariant, plan.once)
