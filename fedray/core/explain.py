@@ -36,11 +36,9 @@ def _title(node: Node) -> str:
     if node.op is Op.CALL:
         lift = node.params["lift"]
         if lift in ("leafwise", "record", "check"):
-            return {
-                "leafwise": getattr(node.fn, "__name__", "arithmetic"),
-                "record": "record",
-                "check": "check finite" + ", without what is frozen" * node.params.get("is_cut", False),
-            }[lift]
+            checked = "check finite, without what is frozen" if node.params.get("is_cut") else "check finite"
+            titles = {"leafwise": getattr(node.fn, "__name__", "arithmetic"), "check": checked}
+            return str(titles.get(lift, lift))
         return f"{'map' if node.placement is SITES else 'apply'} {function_name(node.fn)}"
     if node.op is Op.GET:
         return f".{node.params['key']}"

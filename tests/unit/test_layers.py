@@ -3,7 +3,7 @@
 Arrows may be imported; what is not listed as a layer (config, cli, data, report, ...) may import all:
 
     tree, rows, coded, frozen, rng, errors  <-  core  <-  passes      algorithms -> core, learn
-    tree, rows, coded, frozen, rng, errors  <-  learn                 runtime -> core   accounting -> (nothing)
+    tree, rows, coded, frozen, rng, errors  <-  learn      runtime -> core      accounting -> (nothing)
 """
 
 import ast

@@ -21,10 +21,6 @@ HEAD = tree.nbytes(tree.flatten({"w": torch.zeros(1, WIDTH), "b": torch.zeros(1)
 
 def module(is_frozen=True):
     made = nn.Sequential(nn.Linear(6, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 1))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for layer in (made[0], made[2]):
-            layer.reset_parameters()
     made[0].requires_grad_(not is_frozen)
     return made
 
@@ -54,7 +50,7 @@ def frozen_model():
 @pytest.mark.parametrize("packs", [1, NUM_SITES])
 def test_a_frozen_backbone_goes_down_once_and_never_comes_back(packs):
     model = frozen_model()
-    init = model.functional.start()
+    init = model.init(0)
     result = trained(model, init, packs=packs)
     first, *others = [record.bytes_down for record in result.metrics]
     assert others == [packs * (HEAD + 2 * HASH_BYTES)] * 2
@@ -70,7 +66,7 @@ def test_a_frozen_backbone_goes_down_once_and_never_comes_back(packs):
 def test_training_comes_to_what_it_comes_to_where_everything_travels():
     """A loss of one's own, which trains the head alone because the backbone enters it without a gradient."""
     model = frozen_model()
-    init = model.functional.start()
+    init = model.init(0)
 
     def loss(params, batch):
         still = {name: params[name].detach() if name.startswith("0.") else params[name] for name in params}
@@ -86,7 +82,7 @@ def test_training_comes_to_what_it_comes_to_where_everything_travels():
 
 def test_layouts_give_equal_bits():
     model = frozen_model()
-    results = [trained(model, model.functional.start(), **layout)
+    results = [trained(model, model.init(0), **layout)
                for layout in ({"packs": 1}, {"packs": 2, "group_size": 1}, {"packs": 4})]  # fmt: skip
     assert len({result.params_sha256 for result in results}) == 1
 
@@ -94,7 +90,7 @@ def test_layouts_give_equal_bits():
 def test_a_host_that_is_asked_for_the_first_time_gets_it_then():
     schedule = fr.synchronous(cohort=1, sampling="cyclic")
     model = frozen_model()
-    result = trained(model, model.functional.start(), rounds=6, schedule=schedule, packs=NUM_SITES)
+    result = trained(model, model.init(0), rounds=6, schedule=schedule, packs=NUM_SITES)
     each = HEAD + 2 * HASH_BYTES
     assert [record.bytes_down for record in result.metrics] == [each + BACKBONE] * 4 + [each] * 2
 
@@ -112,14 +108,14 @@ def test_another_program_names_what_hosts_hold():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedray.runtime.round.Sender", Watching)
         watch = {"valid": fr.algorithms.evaluation(model, split="train")}
-        trained(model, model.functional.start(), rounds=2, evaluate=watch, packs=1)
+        trained(model, model.init(0), rounds=2, evaluate=watch, packs=1)
     assert len(told) >= 4 and max(told) == HEAD + 2 * HASH_BYTES
 
 
 @pytest.mark.parametrize("compression", [fr.passes.topk(0.5), fr.passes.ef21(0.5)])
 def test_passes_see_what_moves_alone_and_go_on_from_a_checkpoint(compression, tmp_path):
     model = frozen_model()
-    init = model.functional.start()
+    init = model.init(0)
     plain = trained(model, init, passes=[compression], packs=NUM_SITES)
     saved = Checkpoints(tmp_path, every_s=0.0)
     trained(model, init, rounds=1, passes=[compression], packs=NUM_SITES, checkpoint=saved)
@@ -131,7 +127,7 @@ def test_passes_see_what_moves_alone_and_go_on_from_a_checkpoint(compression, tm
 
 
 def test_a_layout_without_what_is_frozen_goes_through_a_checkpoint():
-    flat = frozen_model().functional.start()
+    flat = frozen_model().init(0)
     flat = tree.zeros_like(flat)
     cut, tensors = without_frozen(flat), {}
     assert isinstance(cut.schema, Cut)
@@ -141,7 +137,7 @@ def test_a_layout_without_what_is_frozen_goes_through_a_checkpoint():
 
 def test_an_update_that_moves_what_is_frozen_is_left_out_and_told():
     model = frozen_model()
-    init = model.functional.start()
+    init = model.init(0)
 
     def moves(params, data, rng):
         delta = tree.add(tree.zeros_like(params), float(rng.site == "h1"))
@@ -160,7 +156,7 @@ def test_statistics_of_batches_in_a_frozen_backbone_go_on_moving():
     for layer in layers[:2]:
         layer.requires_grad_(False)
     model = fr.learn.from_module(nn.Sequential(*layers), task="binary")
-    init = model.functional.start()
+    init = model.init(0)
     result = trained(model, init)
     assert not torch.equal(result.params["1.running_mean"], init["1.running_mean"])
     assert torch.equal(result.params["1.weight"], init["1.weight"])
@@ -170,7 +166,7 @@ def test_the_frozen_head_of_fedbabu_goes_down_once():
     model = fr.learn.from_module(module(is_frozen=False), task="binary")
     local = fr.learn.sgd(model, lr=0.1)
     with fr.simulate(data()) as federation:
-        result = fr.fit(fr.algorithms.fedbabu(local), federation, init=model.functional.start(), rounds=3)
+        result = fr.fit(fr.algorithms.fedbabu(local), federation, init=model.init(0), rounds=3)
     first, second, third = [record.bytes_down for record in result.metrics]
     assert second == third == BACKBONE + 2 * HASH_BYTES and first == second + HEAD
 
