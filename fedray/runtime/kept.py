@@ -184,7 +184,8 @@ class Kept:
     def whole(self, plan: str, index: int, message: Any) -> Any:
         """Return the broadcast value that a message stands for."""
         leaves = [leaf for _, leaf in tree.leaves(message)]
-        if not any(isinstance(leaf, (Thinned, Change)) for leaf in leaves) and (plan, index) not in self._used:
+        is_plain = not any(isinstance(leaf, (Thinned, Change)) for leaf in leaves)
+        if is_plain and (plan, index) not in self._used:
             return message
         used: set[str] = set()
         new = [self._of((plan, index, number), leaf, used) for number, leaf in enumerate(leaves)]

@@ -155,7 +155,7 @@ def test_other_reductions_are_left_untouched(name):
     passed = PASSES[name]()(graph)
     before = {node.name: node for node in graph.reductions if node.name not in ("delta", "count")}
     after = {node.name: node for node in passed.reductions}
-    if name not in ("bidirectional", "ef21_broadcast"):  # there all that follows from the broadcast is rebuilt
+    if name not in ("bidirectional", "ef21_broadcast"):  # what follows from the broadcast is rebuilt
         assert all(after[other] is node for other, node in before.items())
     assert set(before) <= set(after) and before
 
