@@ -109,7 +109,8 @@ def fedlora(
 
     s is alpha / rank, 1 without `alpha`. A starts by `init`, "kaiming" or "gaussian". `rank` may be {site:
     rank} for "stacked"; a site that is not named has the largest, which is what `egress` counts. `optimizer`
-    moves the factors of "naive" and "ffa"; `seed` draws their A. Raises ValueError on settings that cannot be.
+    moves the factors of "naive" and "ffa"; `seed` draws their A.
+    Raises ValueError on settings that cannot be.
     """
     _check(rank, variant, init, optimizer, local)
     adapters = Adapters(None if layers is None else tuple(layers), alpha, init)

@@ -24,7 +24,7 @@ SITE_INPUTS = ("data", "state", "id", "rng")
 
 
 def broadcast(value: Any, *, name: str = "") -> Value:
-    """Give every site of the cohort the server's value. Its name is that of the field, unless one is given."""
+    """Give every site of the cohort the server's value, named as the field that it is read from."""
     node = needed(value, SERVER, "broadcast", "a value at the sites is there already")
     return Value(Node(Op.BROADCAST, SITES, (node,), name=name or node.name, where=caller()))
 

@@ -1,9 +1,9 @@
 """A torch module as a function of a flat buffer: parameters in, outputs out, nothing kept inside.
 
 What travels is every parameter, then every floating-point buffer of the state dict (BatchNorm statistics) as
-leaves that are averaged but not stepped. A frozen parameter (requires_grad=False) goes to a host once and never
-comes back (frozen.py). What never travels: integer buffers (BatchNorm's batch counter), which start fresh in
-each local training, and buffers outside the state dict.
+leaves that are averaged but not stepped. A frozen parameter (requires_grad=False) goes to a host once and
+never comes back (frozen.py). What never travels: integer buffers (BatchNorm's batch counter), which start
+fresh in each local training, and buffers outside the state dict.
 """
 
 import copy

@@ -20,7 +20,6 @@ from fedray.learn.models import Model
 from fedray.rows import Group, Tagged, expand, rows_of
 from fedray.tree import Flat, Leaf, Schema
 
-
 TRAINED, AVERAGED, FROZEN = range(3)  # kinds of leaves
 
 

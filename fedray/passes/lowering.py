@@ -1,8 +1,8 @@
 """Lowering: the last step of `compile`, which leaves `sum`, `gather` and `count` as the only reductions.
 
 `check_operands` runs before the user's passes: what enters a reduction as traced is tested for finite
-numbers, so that no pass can hide a broken update, and leaves without what is frozen. `lower_mean`, `lower_at_sites` and `fuse_sums` run after
-them.
+numbers, so that no pass can hide a broken update, and leaves without what is frozen. `lower_mean`,
+`lower_at_sites` and `fuse_sums` run after them.
 """
 
 import operator

@@ -1,9 +1,9 @@
 """What hosts have already is not sent to them again: the server's `Sender` and the hosts' `Kept`.
 
-Of a broadcast the frozen leaves (`tree.Schema.moving`) are put once, by the hash of their bits. Later messages
-name the hash, also where another program broadcasts the same numbers in a leaf of the same name; a host opens
-the box of what it does not hold, so one that was started again gets it again. A `Followed` value goes as the
-change of the one before; a host that does not have that one opens the box of the whole.
+Of a broadcast the frozen leaves (`tree.Schema.moving`) are put once, by the hash of their bits. Later
+messages name the hash, also where another program broadcasts the same numbers in a leaf of the same name; a
+host opens the box of what it does not hold, so one that was started again gets it again. A `Followed` value
+goes as the change of the one before; a host that does not have that one opens the box of the whole.
 
 Counted are the bytes of a message for every host below the aggregator, 32 for each hash in it, and of a box
 for every host that opened it.

@@ -24,10 +24,10 @@ SCHEDULES = {3: CYCLIC, 1: ONE_BY_ONE}
 
 def drawn(t, i, rank, init="kaiming"):
     """A at random: "We use a random Gaussian initialization for A and zero for B" (Hu et al.); or uniform."""
+    draws = generator(t, i, "lora")
     if init == "gaussian":
-        shape = dict(size=(rank, OUTPUTS), generator=generator(t, i, "lora"), dtype=torch.float64)
-        return torch.randn(**shape).numpy() / rank
-    u = torch.rand(rank, OUTPUTS, generator=generator(t, i, "lora"), dtype=torch.float64).numpy()
+        return torch.randn(rank, OUTPUTS, generator=draws, dtype=torch.float64).numpy() / rank
+    u = torch.rand(rank, OUTPUTS, generator=draws, dtype=torch.float64).numpy()
     return (2 * u - 1) / np.sqrt(OUTPUTS)
 
 
