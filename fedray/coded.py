@@ -38,7 +38,7 @@ def layout(sizes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, origin: "Pl
     for name, shape in sizes.items():
         leaves.append(tree.Leaf(name, shape, offset))
         offset += leaves[-1].size
-    return Coded(tuple(leaves), dtype, offset, offset, origin.schema, origin.is_bare, coder)
+    return Coded(tuple(leaves), dtype, offset, offset, offset, origin.schema, origin.is_bare, coder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def plain(leaf: Any) -> Plain:
     if isinstance(leaf, tree.Flat):
         return Plain(dense(leaf.buffer, leaf.schema), leaf.schema, False)
     size = leaf[:1].numel()
-    schema = tree.Schema((tree.Leaf("", tuple(leaf.shape[1:]), 0),), leaf.dtype, size, size)
+    schema = tree.Schema((tree.Leaf("", tuple(leaf.shape[1:]), 0),), leaf.dtype, size, size, size)
     return Plain(leaf.reshape(leaf.shape[0], size), schema, True)
 
 

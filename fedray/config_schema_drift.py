@@ -45,6 +45,29 @@ class Fedlin:
 
 
 @dataclass
+class Fedlora:
+    """Low-rank adapters over a model that stays as it is."""
+
+    _target_: str = "fedray.algorithms.fedlora"
+    layers: list[str] | None = None
+    """Parameters or layers with an adapter; null takes all of two dimensions or more."""
+    rank: Any = 4
+    """Rank of an adapter, or of each site's as {site: rank} for `variant=stacked`."""
+    alpha: float | None = None
+    """The product of the factors counts alpha / rank times; null counts it once."""
+    variant: str = "stacked"
+    """`stacked`: exact mean of the products; `naive`: factors averaged apart; `ffa`: one factor frozen."""
+    init: str = "kaiming"
+    """How the lower factor is drawn: `kaiming` or `gaussian`."""
+    optimizer: Any = None
+    """How the mean update moves the factors of `naive` and `ffa`; null adds it."""
+    weighted: bool = True
+    """Weigh updates by training rows; without, every site counts the same."""
+    seed: int = 0
+    """Draws the lower factor of `naive` and `ffa`."""
+
+
+@dataclass
 class Fednova:
     """Normalised averaging: a site that takes more steps does not count for more."""
 

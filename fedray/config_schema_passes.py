@@ -103,6 +103,17 @@ class QuantisedBroadcast:
 
 
 @dataclass
+class Ef21Broadcast:
+    """The server sends the largest changes of what sites believe of the model."""
+
+    _target_: str = "fedray.passes.ef21_broadcast"
+    fraction: float = 0.01
+    """Share of the numbers that is sent, in (0, 1]."""
+    only: list[str] = field(default_factory=lambda: ["params"])
+    """Names of what is broadcast, as `fr.explain` shows them."""
+
+
+@dataclass
 class Bidirectional:
     """Both ways: updates by one pass, the model by another."""
 

@@ -43,13 +43,14 @@ class Schema:
     """Layout of one row: leaves in order, dtype, and the padded length.
 
     The first `trainable` elements are parameters; what follows (BatchNorm statistics) is averaged but never
-    touched by an optimizer.
+    touched by an optimizer, and what follows the first `moving` is frozen: it never changes.
     """
 
     leaves: tuple[Leaf, ...]
     dtype: torch.dtype
     stride: int
     trainable: int
+    moving: int
 
     @property
     def num_elements(self) -> int:
@@ -61,8 +62,10 @@ def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def schema_of(tensors: Mapping[str, Tensor], buffers: Sequence[str] = ()) -> Schema:
-    """Lay out named tensors of one dtype; those named in `buffers` come last and are not trainable.
+def schema_of(
+    tensors: Mapping[str, Tensor], buffers: Sequence[str] = (), frozen: Sequence[str] = ()
+) -> Schema:
+    """Lay out named tensors of one dtype: parameters, then those in `buffers`, then those in `frozen`.
 
     Raises ValueError where dtypes differ or there is no tensor.
     """
@@ -74,14 +77,14 @@ def schema_of(tensors: Mapping[str, Tensor], buffers: Sequence[str] = ()) -> Sch
         )
     dtype = dtypes.pop()
     line = LINE_BYTES // dtype.itemsize
-    order = [name for name in tensors if name not in buffers] + [name for name in tensors if name in buffers]
-    leaves, offset, trainable = [], 0, 0
-    for name in order:
-        leaves.append(Leaf(name, tuple(tensors[name].shape), offset))
-        offset += _round_up(tensors[name].numel(), line)
-        if name not in buffers:
-            trainable = offset
-    return Schema(tuple(leaves), dtype, _round_up(offset, STRIDE_ELEMENTS), trainable)
+    leaves, offset, ends = [], 0, []
+    for kind in (0, 1, 2):
+        for name in tensors:
+            if kind == (2 if name in frozen else name in buffers):
+                leaves.append(Leaf(name, tuple(tensors[name].shape), offset))
+                offset += _round_up(tensors[name].numel(), line)
+        ends.append(offset)
+    return Schema(tuple(leaves), dtype, _round_up(offset, STRIDE_ELEMENTS), ends[0], ends[1])
 
 
 class Flat(Mapping[str, Tensor]):
@@ -133,11 +136,8 @@ class Flat(Mapping[str, Tensor]):
     def stacked(self, name: str) -> Tensor:
         """Return the leaf of all rows, shape (rows, *shape), a view."""
         leaf = self._leaf(name)
-        return (
-            self.buffer[:, leaf.offset : leaf.offset + leaf.size]
-            .unflatten(1, leaf.shape or (1,))
-            .reshape(self.buffer.shape[0], *leaf.shape)
-        )
+        found = self.buffer[:, leaf.offset : leaf.offset + leaf.size].unflatten(1, leaf.shape or (1,))
+        return found.reshape(self.buffer.shape[0], *leaf.shape)
 
     def row(self, index: int) -> "Flat":
         """Return row `index` as a value of its own, a view."""
@@ -176,13 +176,16 @@ def _open_flat(array: np.ndarray, schema: Schema) -> Flat:
         return Flat(torch.from_numpy(array), schema)
 
 
-def flatten(tensors: Mapping[str, Tensor], schema: Schema | None = None, buffers: Sequence[str] = ()) -> Flat:
-    """Copy named tensors of one dtype into one buffer of one row. Raises ValueError on other names or
-    shapes.
-    """
+def flatten(
+    tensors: Mapping[str, Tensor],
+    schema: Schema | None = None,
+    buffers: Sequence[str] = (),
+    frozen: Sequence[str] = (),
+) -> Flat:
+    """Copy named tensors of one dtype into one row. Raises ValueError on other names or shapes."""
     if isinstance(tensors, Flat):
         return tensors
-    schema = schema or schema_of(tensors, buffers)
+    schema = schema or schema_of(tensors, buffers, frozen)
     names = [leaf.name for leaf in schema.leaves]
     if sorted(names) != sorted(tensors):
         raise ValueError(f"expected tensors named {names}, got {list(tensors)}")

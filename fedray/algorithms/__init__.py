@@ -19,6 +19,7 @@ from fedray.algorithms.fedbn import fedbn
 from fedray.algorithms.feddyn import feddyn
 from fedray.algorithms.fedexp import fedexp
 from fedray.algorithms.fedlin import fedlin
+from fedray.algorithms.fedlora import fedlora
 from fedray.algorithms.fednova import fednova
 from fedray.algorithms.fedper import fedper
 from fedray.algorithms.fedprox import fedprox
@@ -55,6 +56,7 @@ __all__ = [
     "feddyn",
     "fedexp",
     "fedlin",
+    "fedlora",
     "fednova",
     "fedper",
     "fedprox",

@@ -2,9 +2,10 @@
 
 Source: Oh, Kim and Yun, FedBABU: Toward enhanced representation for federated image classification, ICLR
 2022, Algorithm 1: in training only the body moves, and is averaged by rows; for a model of its own a site
-fine-tunes afterwards. The sites keep nothing. Deviations: fine-tuning is what the personal evaluation does,
-with `tune` on the site's training rows, and nothing of it is kept or sent; a `local` of your own must leave
-alone what lies behind the `trainable` elements of the parameters that it is given.
+fine-tunes afterwards. The sites keep nothing; the head goes to a host once. Deviations: fine-tuning is what
+the personal evaluation does, with `tune` on the site's training rows, and nothing of it is kept or sent; a
+`local` of your own must leave alone what lies behind the `trainable` elements of the parameters that it is
+given.
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ def fedbabu(
     optimizer = optimizer or sgd(1.0)
 
     def round(server: Any, site: Any) -> fr.Outputs:
-        x = fr.map(parts.Still(top), fr.broadcast(server.params))
+        x = fr.broadcast(fr.apply(parts.Still(top), server.params), name="params")
         update = fr.map(local, x, site.data, site.rng)
         weight = update.num_examples if weighted else None
         delta = fr.mean(fr.map(top.rest, update.delta), weight=weight, name="delta")

@@ -48,11 +48,9 @@ def _title(node: Node) -> str:
     if node.op is Op.CALL:
         lift = node.params["lift"]
         if lift in ("leafwise", "record", "check"):
-            return {
-                "leafwise": getattr(node.fn, "__name__", "arithmetic"),
-                "record": "record",
-                "check": "check finite",
-            }[lift]
+            checked = "check finite, without what is frozen" if node.params.get("is_cut") else "check finite"
+            titles = {"leafwise": getattr(node.fn, "__name__", "arithmetic"), "check": checked}
+            return str(titles.get(lift, lift))
         return f"{'map' if node.placement is SITES else 'apply'} {function_name(node.fn)}"
     if node.op is Op.GET:
         return f".{node.params['key']}"
@@ -96,7 +94,8 @@ def _text(plan: Any) -> str:
             if plan.stage[index] != stage or node.op is Op.CONST:
                 continue
             args = ", ".join(_argument(plan, arg) for arg in plan.args[index])
-            lines.append(f"  %{index:<3} {_title(node)}({args})   {node.where}{_form(node)}".rstrip())
+            told = f"   [{size:,} B of it once a host]" if (size := plan.once.get(index)) else _form(node)
+            lines.append(f"  %{index:<3} {_title(node)}({args})   {node.where}{told}".rstrip())
     outputs = ", ".join(f"{placement} {slot} = %{index}" for (placement, slot), index in plan.outputs.items())
     lines.append(f"outputs: {outputs}")
     lines += [plan.graph.note] if plan.graph.note else []

@@ -1,8 +1,9 @@
 """A torch module as a function of a flat buffer: parameters in, outputs out, nothing kept inside.
 
-What travels is every parameter, then every floating-point buffer of the state dict (BatchNorm statistics) and
-every frozen parameter as leaves that are averaged but not stepped. What never travels: integer buffers
-(BatchNorm's batch counter), which start fresh in each local training, and buffers outside the state dict.
+What travels is every parameter, then every floating-point buffer of the state dict (BatchNorm statistics) as
+leaves that are averaged but not stepped. A frozen parameter (requires_grad=False) goes to a host once and
+never comes back (frozen.py). What never travels: integer buffers (BatchNorm's batch counter), which start
+fresh in each local training, and buffers outside the state dict.
 """
 
 import copy
@@ -64,7 +65,7 @@ class Functional:
         values = {name: value.detach() for name, value in named.items()}
         dtype = next((value.dtype for value in values.values()), torch.float32)
         values |= {name: buffer.to(dtype) for name, buffer in self._kept[0].items()}
-        return tree.flatten(values, buffers=[*frozen, *self._kept[0]])
+        return tree.flatten(values, buffers=list(self._kept[0]), frozen=frozen)
 
     def training(self, params: Mapping[str, Tensor], key: int) -> Step:
         """Return the start of a local training: own copies of BatchNorm statistics, fresh integer buffers."""

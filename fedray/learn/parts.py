@@ -4,7 +4,7 @@ trains.
 A part is named by the words that a leaf's name is, or begins with up to a dot: `4` is `4.weight` and
 `4.bias`, never `40.weight`. Every function here copies leaves from flat values into another layout, and works
 alike on one row and on k: that is its twin. What lies behind a layout's `trainable` elements is not stepped
-by local training: `Still` moves leaves there.
+by local training, and what lies behind its `moving` elements is frozen: `Still` moves leaves there.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +20,8 @@ from fedray.learn.models import Model
 from fedray.rows import Group, Tagged, expand, rows_of
 from fedray.tree import Flat, Leaf, Schema
 
+TRAINED, AVERAGED, FROZEN = range(3)  # kinds of leaves
+
 
 class _Placed(NamedTuple):
     """One leaf on its way into another layout."""
@@ -27,19 +29,20 @@ class _Placed(NamedTuple):
     name: str
     source: Flat
     leaf: Leaf
-    is_trained: bool
+    kind: int
 
 
 @lru_cache(maxsize=256)
-def _schema(leaves: tuple[tuple[str, tuple[int, ...], bool], ...], dtype: torch.dtype) -> Schema:
+def _schema(leaves: tuple[tuple[str, tuple[int, ...], int], ...], dtype: torch.dtype) -> Schema:
     shapes = {name: torch.zeros((), dtype=dtype).expand(shape) for name, shape, _ in leaves}
-    return tree.schema_of(shapes, [name for name, _, is_trained in leaves if not is_trained])
+    averaged, frozen = ([name for name, _, kind in leaves if kind == one] for one in (AVERAGED, FROZEN))
+    return tree.schema_of(shapes, averaged, frozen)
 
 
 def _laid(placed: Sequence[_Placed]) -> Flat:
     """Copy leaves into one buffer of as many rows as the tallest source."""
     first = placed[0].source
-    schema = _schema(tuple((p.name, p.leaf.shape, p.is_trained) for p in placed), first.schema.dtype)
+    schema = _schema(tuple((p.name, p.leaf.shape, p.kind) for p in placed), first.schema.dtype)
     rows = max(p.source.buffer.shape[0] for p in placed)
     buffer = torch.zeros(rows, schema.stride, dtype=schema.dtype, device=first.buffer.device)
     places = {leaf.name: leaf for leaf in schema.leaves}
@@ -53,7 +56,8 @@ def _laid(placed: Sequence[_Placed]) -> Flat:
 def _leaves(params: Any, prefix: str = "") -> Iterable[_Placed]:
     flat = tree.flatten(params)
     for leaf in flat.schema.leaves:
-        yield _Placed(prefix + leaf.name, flat, leaf, leaf.offset < flat.schema.trainable)
+        kind = (leaf.offset >= flat.schema.trainable) + (leaf.offset >= flat.schema.moving)
+        yield _Placed(prefix + leaf.name, flat, leaf, kind)
 
 
 @dataclass(frozen=True)
@@ -107,15 +111,20 @@ def _lies_under(name: str, word: str) -> bool:
 
 @dataclass(frozen=True)
 class Still:
-    """Lay parameters out so that local training leaves one part as it is and steps the rest."""
+    """Lay parameters out so that local training leaves one part as it is and steps the rest.
+
+    Statistics of batches stay what they are: every step changes them.
+    """
 
     part: Part
 
     def __call__(self, params: Any) -> Flat:
         """Return the same leaves in another layout."""
-        return _laid(
-            [p._replace(is_trained=p.is_trained and not self.part.holds(p.name)) for p in _leaves(params)]
-        )
+
+        def kind(p: _Placed) -> int:
+            return FROZEN if p.kind == TRAINED and self.part.holds(p.name) else p.kind
+
+        return _laid([p._replace(kind=kind(p)) for p in _leaves(params)])
 
     def rows(self, group: Group, params: Tagged) -> Flat:
         """Return the same leaves in another layout, for a group."""
@@ -138,7 +147,7 @@ def put(params: Any, part: Any) -> Flat:
     found = {placed.name: placed for placed in _leaves(part)}
 
     def chosen(old: _Placed) -> _Placed:
-        return found.get(old.name, old)._replace(is_trained=old.is_trained)
+        return found.get(old.name, old)._replace(kind=old.kind)
 
     return _laid([chosen(old) for old in _leaves(params)])
 
@@ -166,7 +175,7 @@ def under(params: Mapping[str, Any], word: str) -> dict[str, Any]:
 
 def trained(params: Any) -> Flat:
     """Return the leaves that local training steps."""
-    return _laid([placed for placed in _leaves(params) if placed.is_trained])
+    return _laid([placed for placed in _leaves(params) if placed.kind == TRAINED])
 
 
 def last_layer(model: Any) -> tuple[str, ...]:

@@ -3,16 +3,8 @@ host.
 """
 
 from fedray.core.rewrite import Pass, on_reduce, rewrite
-from fedray.passes.compression import (
-    bidirectional,
-    ef21,
-    qsgd,
-    quantised_broadcast,
-    randk,
-    scaled_sign,
-    sign,
-    topk,
-)
+from fedray.passes.compression import ef21, qsgd, randk, scaled_sign, sign, topk
+from fedray.passes.downlink import bidirectional, ef21_broadcast, quantised_broadcast
 from fedray.passes.policy import require
 from fedray.passes.powersgd import powersgd
 
@@ -20,6 +12,7 @@ __all__ = [
     "Pass",
     "bidirectional",
     "ef21",
+    "ef21_broadcast",
     "on_reduce",
     "powersgd",
     "qsgd",

@@ -1,7 +1,8 @@
 """Compression: passes that make what an algorithm sends smaller, without a line of the algorithm.
 
     passes=[fr.passes.topk(0.01)]             a site sends 1% of an update, and remembers the rest
-    passes=[fr.passes.bidirectional(fr.passes.topk(0.01), fr.passes.quantised_broadcast(levels=127))]
+
+What the server sends is made smaller in downlink.py.
 
 What travels. `topk`, `qsgd`, `sign`, `scaled_sign` and `ef21` give a site's update a coded form
 (`coders.py`). A site that is alone in its process, as a hospital is, sends these very bytes, and its parent
@@ -17,7 +18,7 @@ numbers inside an update are sent as they are.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,8 +26,7 @@ import torch
 from fedray import coded, tree
 from fedray.coded import Decode, Encode
 from fedray.core import trace as fr
-from fedray.core.graph import Graph, Node, Op, Placement
-from fedray.core.rewrite import Pass, on_reduce, rewrite
+from fedray.core.rewrite import Pass, on_reduce
 from fedray.core.trace import Site
 from fedray.core.value import Value, lift
 from fedray.errors import PassError
@@ -85,7 +85,7 @@ def qsgd(levels: int = 127, bucket: int | None = None, only: Names = ("delta",))
     section 3.1, and section 4 for buckets; on updates of several local steps as Reisizadeh et al., FedPAQ,
     AISTATS 2020.
     """
-    coder = _levels("qsgd", levels, bucket)
+    coder = levels_of("qsgd", levels, bucket)
 
     def quantised(x: Value, weight: Value | None, name: str, site: Site) -> Value:
         return fr.mean(_coded(coder, x, site.stream(f"qsgd.{name}")), weight=weight, name=name)
@@ -93,7 +93,8 @@ def qsgd(levels: int = 127, bucket: int | None = None, only: Names = ("delta",))
     return on_reduce("mean", only, coder.title)(quantised)
 
 
-def _levels(who: str, levels: int, bucket: int | None) -> Levels:
+def levels_of(who: str, levels: int, bucket: int | None) -> Levels:
+    """Return the coder of random rounding. Raises ValueError on numbers that cannot be."""
     if not 1 <= levels < 2**15:
         raise ValueError(f"{who}: levels={levels} is not in [1, 32767], say 127 (8 bits a number)")
     if bucket is not None and bucket < 1:
@@ -266,55 +267,3 @@ def ef21(fraction: float = 0.01, only: Names = ("delta",)) -> Pass:
 def _with(change: Value, number: Value) -> Value:
     """Return a number in the stage of the change, so that their sums see the same sites."""
     return Value(lift({"change": change, "number": number}))["number"]
-
-
-def quantised_broadcast(levels: int = 127, bucket: int | None = 512, only: Names = ("params",)) -> Pass:
-    """Send the model from server to sites rounded at random, as `qsgd` rounds updates; sites start from that.
-
-    The server keeps its model in full; updates are differences from what the sites received. The codes really
-    travel: a host decodes them when they arrive, and `bytes_down` counts them. No memory on either side, so a
-    site that missed rounds needs nothing but the round's message. That is also why there is no top-k
-    downwards: a site would have to have received every message before. Source: Caldas, Konecny, McMahan,
-    Talwalkar, Expanding the reach of federated learning by reducing client resource requirements, 2018
-    (without the random rotation), with QSGD's norm.
-    """
-    coder = _levels("quantised_broadcast", levels, bucket)
-
-    def run(graph: Graph) -> Graph:
-        matched: list[str] = []
-        title = f"quantised_broadcast({levels})"
-
-        def rule(node: Node) -> Node | None:
-            if node.op is not Op.BROADCAST or node.name not in only:
-                return None
-            matched.append(node.name)
-            key = keys[node.name] = keys.get(node.name) or _key_of(graph, f"broadcast.{node.name}")
-            params = {"lift": "server", "kwargs": ()}
-            args = (node.args[0], key)
-            sent = Node(Op.CALL, Placement.SERVER, args, Encode(coder), params, where=node.where)
-            return Node(Op.BROADCAST, Placement.SITES, (sent,), name=node.name, where=node.where)
-
-        keys: dict[str, Node] = {}
-        result = rewrite(graph, rule)
-        if missing := sorted(set(only) - set(matched)):
-            there = sorted({node.name or "?" for node in graph.nodes if node.op is Op.BROADCAST})
-            raise PassError(f"{title} found no broadcast named {missing} in {graph.name}; there are {there}")
-        return replace(result, name=f"{graph.name} + {title}")
-
-    return run
-
-
-def _key_of(graph: Graph, label: str) -> Node:
-    return Node(Op.INPUT, Placement.SERVER, params={"slot": f"rng:{label}"}, where="server")
-
-
-def bidirectional(up: Pass, down: Pass) -> Pass:
-    """Compress both ways: what sites send by `up`, what they receive by `down`."""
-
-    def run(graph: Graph) -> Graph:
-        return down(up(graph))
-
-    run.__name__ = "bidirectional"
-    return run
-
-

@@ -1,8 +1,8 @@
 """Lowering: the last step of `compile`, which leaves `sum`, `gather` and `count` as the only reductions.
 
 `check_operands` runs before the user's passes: what enters a reduction as traced is tested for finite
-numbers, so that no pass can hide a broken update. `lower_at_sites`, `lower_mean` and `fuse_sums` run after
-them.
+numbers, so that no pass can hide a broken update, and leaves without what is frozen. `lower_at_sites`,
+`lower_mean` and `fuse_sums` run after them.
 """
 
 import operator
@@ -14,6 +14,7 @@ from fedray.coded import Decode
 from fedray.core.graph import Graph, Node, Op, Placement, stages, toposort
 from fedray.core.rewrite import in_units, rewrite
 from fedray.core.value import HOLE, Record
+from fedray.frozen import UPDATE, with_frozen
 from fedray.passes.mixing import Mix
 from fedray.rows import Group, Tagged, column, rows_of
 
@@ -21,18 +22,29 @@ SERVER, SITES = Placement.SERVER, Placement.SITES
 
 
 def check_operands(graph: Graph) -> Graph:
-    """Mark the operands of every reduction: a row that is not finite makes its site fail, by name."""
+    """Mark the operands of every reduction: a row that is not finite makes its site fail, by name.
+
+    Updates, which have the name "delta", leave without their frozen leaves. At the server these are zeros.
+    """
 
     def rule(node: Node) -> Node | None:
         if node.op is not Op.REDUCE or not node.args:
             return None
-        checked = tuple(
-            Node(Op.CALL, SITES, (arg,), None, {"lift": "check"}, arg.name, node.where)
-            if arg.placement is SITES
-            else arg
-            for arg in node.args
+        is_update = node.name == UPDATE and node.placement is SERVER
+
+        def checked(arg: Node, is_cut: bool) -> Node:
+            params = {"lift": "check", "is_cut": is_cut}
+            return Node(Op.CALL, SITES, (arg,), None, params, arg.name, node.where)
+
+        args = tuple(
+            checked(arg, is_update and place == 0) if arg.placement is SITES else arg
+            for place, arg in enumerate(node.args)
         )
-        return replace(node, args=checked)
+        reduced = replace(node, args=args)
+        if not is_update:
+            return reduced
+        params = {"lift": "server", "kwargs": ()}
+        return Node(Op.CALL, SERVER, (reduced,), with_frozen, params, node.name, node.where)
 
     return rewrite(graph, rule)
 

@@ -55,7 +55,8 @@ def _parts(numbers: Tensor, schema: tree.Schema) -> list[Tensor]:
 def _stripped(flat: tree.Flat) -> tree.Flat:
     """Return factors without what they stand for, as they are broadcast and kept."""
     schema = flat.schema
-    return tree.Flat(flat.buffer, tree.Schema(schema.leaves, schema.dtype, schema.stride, schema.trainable))
+    ends = schema.stride, schema.trainable, schema.moving
+    return tree.Flat(flat.buffer, tree.Schema(schema.leaves, schema.dtype, *ends))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from fedray.rng import SERVER, Key
 from fedray.runtime import totals
 from fedray.runtime.hashes import sha256_of
 from fedray.runtime.host import Contribution, Exponents, StageCall, name_of
+from fedray.runtime.kept import Sender
 from fedray.runtime.plan import Plan, lane_names
 from fedray.runtime.region import Region
 from fedray.runtime.schedule import Latency, Synchronous
@@ -30,6 +31,7 @@ class Setting:
     root: Region
     latency: Latency | None
     run: str
+    sender: Sender = field(default_factory=Sender)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -101,10 +103,10 @@ class Attempt:
         )
         nodes = {index: self.plan.nodes[index] for index in downlink}
         dealt = [i for i, node in nodes.items() if node.op is Op.SCATTER and not node.params.get("by")]
-        box, sent = root.deal(downlink, dealt, on_time)
+        box, sent = root.deal(self._message(downlink), dealt, on_time)
         self.bytes_down += sent
         answer = root.ask(call, box)
-        self.work_s += answer.work_s
+        self._note(answer)
         while not answer.is_folded:  # ends: exponents only grow, up to what the values need
             wider = {
                 name: tuple(map(max, needs, call.exponents.get(name, needs)))
@@ -112,11 +114,25 @@ class Attempt:
             }
             call = replace(call, exponents={**call.exponents, **wider}, commits=())
             answer = root.ask(call, box)
-            self.work_s += answer.work_s
+            self._note(answer)
         self._check_names(stage, answer)
         self.processes |= set(answer.processes)
         self.grids.update({name: call.exponents.get(name, found) for name, found in answer.needs.items()})
         return replace(answer, failures=answer.failures + late)
+
+    def _note(self, answer: Contribution) -> None:
+        self.work_s += answer.work_s
+        self.bytes_down += answer.opened_bytes
+
+    def _message(self, downlink: Mapping[int, Any]) -> dict[int, Any]:
+        """Return the downlink without what hosts hold already."""
+        plan, setting = self.plan, self.setting
+        return {
+            index: setting.sender.message(plan.digest, index, value, setting.root.transport.put)
+            if plan.nodes[index].op is Op.BROADCAST
+            else value
+            for index, value in downlink.items()
+        }
 
     def _simulate_time(
         self, stage: int, alive: tuple[str, ...]

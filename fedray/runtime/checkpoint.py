@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from fedray import tree
 from fedray.errors import CheckpointError
+from fedray.frozen import Cut
 
 FORMAT = 3
 
@@ -69,13 +70,7 @@ def encode(value: Any, tensors: dict[str, torch.Tensor], prefix: str) -> Any:
         return value if not isinstance(value, float) else {"float": value.hex()}
     if isinstance(value, tree.Flat):
         tensors[prefix] = value.buffer.detach().cpu().contiguous().clone()
-        leaves = [[leaf.name, list(leaf.shape), leaf.offset] for leaf in value.schema.leaves]
-        return {
-            "flat": prefix,
-            "leaves": leaves,
-            "stride": value.schema.stride,
-            "trainable": value.schema.trainable,
-        }
+        return {"flat": prefix, **_layout(value.schema)}
     if isinstance(value, torch.Tensor):
         tensors[prefix] = value.detach().cpu().contiguous().clone()
         return {"tensor": prefix}
@@ -98,6 +93,19 @@ def encode(value: Any, tensors: dict[str, torch.Tensor], prefix: str) -> Any:
     return {"record": f"{type(value).__module__}:{type(value).__qualname__}", "fields": children}
 
 
+def _layout(schema: tree.Schema) -> dict[str, Any]:
+    leaves = [[leaf.name, list(leaf.shape), leaf.offset] for leaf in schema.leaves]
+    ends = {"stride": schema.stride, "trainable": schema.trainable, "moving": schema.moving}
+    origin = {"origin": _layout(schema.origin)} if isinstance(schema, Cut) else {}
+    return {"leaves": leaves, **ends, **origin}
+
+
+def _schema(spec: Mapping[str, Any], dtype: torch.dtype) -> tree.Schema:
+    leaves = tuple(tree.Leaf(name, tuple(shape), offset) for name, shape, offset in spec["leaves"])
+    found = leaves, dtype, spec["stride"], spec["trainable"], spec["moving"]
+    return Cut(*found, _schema(spec["origin"], dtype)) if "origin" in spec else tree.Schema(*found)
+
+
 def record_kinds(*values: Any) -> dict[str, type]:
     """Return the dataclasses in some values by name: the only ones that `decode` makes."""
     found: dict[str, type] = {}
@@ -118,8 +126,7 @@ def decode(spec: Any, tensors: Mapping[str, torch.Tensor], kinds: Mapping[str, t
         return float.fromhex(spec["float"])
     if "flat" in spec:
         buffer = tensors[spec["flat"]]
-        leaves = tuple(tree.Leaf(name, tuple(shape), offset) for name, shape, offset in spec["leaves"])
-        return tree.Flat(buffer, tree.Schema(leaves, buffer.dtype, spec["stride"], spec["trainable"]))
+        return tree.Flat(buffer, _schema(spec, buffer.dtype))
     if "tensor" in spec:
         return tensors[spec["tensor"]]
     if "dict" in spec:

@@ -77,6 +77,7 @@ class Contribution:
     is_folded: bool = True
     processes: tuple[int, ...] = ()
     work_s: float = field(default=0.0, compare=False)  # that packs computed: see placement.py
+    opened_bytes: int = field(default=0, compare=False)  # that packs read besides the downlink: see kept.py
 
     def bytes_by_name(self) -> dict[str, int]:
         """Return the payload bytes under each name."""
@@ -175,6 +176,7 @@ def join(parts: Sequence[Contribution], exponents: Exponents) -> Contribution:
         is_folded=is_folded,
         processes=tuple(pid for part in parts for pid in part.processes),
         work_s=sum(part.work_s for part in parts),
+        opened_bytes=sum(part.opened_bytes for part in parts),
     )
 
 

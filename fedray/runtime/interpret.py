@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fedray import rows, tree
+from fedray import frozen, rows, tree
 from fedray.core.explain import function_name
 from fedray.core.graph import Node, Op
 from fedray.core.value import Record
@@ -134,7 +134,7 @@ class Interpreter:
         if lift == "site":
             return self._call(node, operands, group)
         if lift == "check":
-            return self._check(operands[0], group)
+            return self._check(self._cut(operands[0], group) if node.params["is_cut"] else operands[0], group)
         if lift == "leafwise":
             return values.leafwise(_need(node.fn), operands)
         assert isinstance(node.fn, Record)
@@ -217,6 +217,14 @@ class Interpreter:
 
     def _check_count(self, node: Node, found: Any, group: Group) -> None:
         values.check_count(Rows(found), group, f"{node.where}: the twin of {function_name(_need(node.fn))}")
+
+    def _cut(self, operand: Tagged, group: Group) -> Tagged:
+        """Return an update without its frozen leaves; a site whose update moves one is lost."""
+        value = rows.expand(operand, group.k)
+        for row, has_strayed in enumerate(frozen.strayed(value, group.k)):
+            if has_strayed:
+                self.lose(group, row, "moved a frozen parameter")
+        return Rows(frozen.without_frozen(value))
 
     def _check(self, operand: Tagged, group: Group) -> Tagged:
         is_finite = values.finite_rows(operand, group, is_largest_needed=self.plan.fold == "exact")

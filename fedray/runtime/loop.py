@@ -240,7 +240,7 @@ class _Run:
         found = learnt.of(asked, blank, lambda: self.federation.call("rehearse", asked))
         sizes = dict(found.of_programs)
         self.plan = self.result.plan = self.plan.with_sizes(
-            found.sizes, sizes.pop(BEFORE, {}), found.of_kinds
+            found.sizes, sizes.pop(BEFORE, {}), found.of_kinds, found.once
         )
         for split, each in sizes.items():
             self.programs[split] = self.programs[split].with_sizes(each)

@@ -22,6 +22,7 @@ from fedray.runtime import checkpoint, devices
 from fedray.runtime.folded import Folded
 from fedray.runtime.host import Commit, Contribution, Load, StageCall
 from fedray.runtime.interpret import Interpreter, Step, steps_of
+from fedray.runtime.kept import Kept
 from fedray.runtime.memory import LARGE_BYTES, keep_freed_memory, sites_together
 from fedray.runtime.plan import Plan, lane_names
 from fedray.runtime.site_table import SiteTable
@@ -64,6 +65,7 @@ class Pack:
         self._last_dealt: tuple[Any, Sequence[tuple[str, ...]]] = (None, ())
         self._broken: set[str] = set()  # sites that broke a twin: each is a group of its own from then on
         self._last: tuple[Any, Folded] | None = None
+        self._kept = Kept()
 
     def hello(self) -> dict[str, int]:
         """Open every site's data and return its number of training rows.
@@ -130,6 +132,7 @@ class Pack:
                 self._state[slot].load([(site, value)])
             self._plans, self._pending, self._groups, self._last, self._cache = {}, {}, {}, None, {}
             self._steps, self._broken, self._last_dealt = {}, set(), (None, ())
+            self._kept.forget()
         self._plans[load.plan.digest] = load
 
     def commit(self, commits: Sequence[Commit]) -> None:
@@ -169,10 +172,12 @@ class Pack:
                 self._last = (identity, self._compute(call, downlink))
         with one_thread():
             answer = self._last[1].answer(call)
-        return replace(answer, work_s=time.monotonic() - started)
+        work_s, opened = time.monotonic() - started, self._kept.take_opened()
+        return replace(answer, work_s=work_s, opened_bytes=opened)
 
     def _compute(self, call: StageCall, downlink: Mapping[int, Any]) -> Folded:
-        downlink = {index: arrived(value) for index, value in downlink.items()}
+        sent = {index: self._kept.whole(call.plan, index, value) for index, value in downlink.items()}
+        downlink = {index: arrived(value) for index, value in sent.items()}
         plan, device = self._plans[call.plan].plan, self._device_of(call, downlink)
         if device is not None:
             downlink = {index: devices.placed(value, device) for index, value in downlink.items()}

@@ -46,6 +46,7 @@ class Plan:
     fold: str = "exact"  # how sums are added, or "fast": see runtime/fold.py
     before: "Plan | None" = None  # what the schedule asks its candidates before the round
     every: Mapping[int, "Plan"] = field(default_factory=dict)  # by period: of rounds of another kind
+    once: Mapping[int, int] = field(default_factory=dict)  # bytes of a broadcast that a host gets once
 
     @property
     def name(self) -> str:
@@ -125,14 +126,15 @@ class Plan:
         sizes: Mapping[str, Size],
         before: Mapping[str, Size] | None = None,
         every: Mapping[int, Mapping[str, Size]] | None = None,
+        once: Mapping[int, int] | None = None,
     ) -> "Plan":
         """Return the plan with the bytes of each name that leaves: in the round, before it, and in rounds of
-        other kinds, by period.
+        other kinds, by period; and those of what a host gets once.
         """
         asked = None if self.before is None else self.before.with_sizes(before or {})
         told = every or {}
         others = {period: plan.with_sizes(told.get(period, {})) for period, plan in self.every.items()}
-        return replace(self, sizes=dict(sizes), before=asked, every=others)
+        return replace(self, sizes=dict(sizes), before=asked, every=others, once=dict(once or {}))
 
 
 class _Stages:

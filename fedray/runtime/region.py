@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fedray import tree
 from fedray.errors import LATE, HostError, SiteError
 from fedray.runtime.host import Commit, Contribution, Load, StageCall, folded, join
+from fedray.runtime.kept import sent_bytes
 from fedray.runtime.records import CallRecord
 from fedray.runtime.transport import Lost, Transport
 
@@ -158,13 +158,13 @@ class Region:
         """
         parts = self.by_child(sites)
         if not scattered or len(self.children) == 1:
-            return self.transport.put(downlink), len(parts) * _nbytes(downlink)
+            return self.transport.put(downlink), len(parts) * sent_bytes(downlink)
         own = {
             name: {**downlink, **{index: _entries(downlink[index], asked) for index in scattered}}
             for name, asked in parts.items()
         }
         boxes = {name: self.transport.put(part) for name, part in own.items()}
-        return Dealt(boxes), sum(_nbytes(part) for part in own.values())
+        return Dealt(boxes), sum(sent_bytes(part) for part in own.values())
 
     def run(self, call: StageCall, downlink: Any) -> Contribution:
         """Ask the hosts that hold sites of the cohort and fold their answers to one partial sum a name."""
@@ -292,10 +292,6 @@ class Region:
         self.children, self.home, self.transport = other.children, other.home, other.transport
         for name in self.children:
             self._set_up(name)
-
-
-def _nbytes(downlink: Mapping[int, Any]) -> int:
-    return sum(tree.nbytes(value) for value in downlink.values())
 
 
 def _lost(part: StageCall, kind: str) -> Contribution:

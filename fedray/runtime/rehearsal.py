@@ -19,6 +19,8 @@ from fedray.runtime.sizes import rehearse
 class Rehearsal:
     """Sizes by name of the plan, of each evaluation program and of rounds of other kinds, by period; and why
     a round could not be tried ("").
+
+    `once` are the bytes of a broadcast, by its node, that a host gets once.
     """
 
     sizes: Mapping[str, Size]
@@ -26,6 +28,7 @@ class Rehearsal:
     why: str
     row_invariant: bool | None
     of_kinds: Mapping[int, Mapping[str, Size]] = field(default_factory=dict)
+    once: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,4 +55,5 @@ class ToRehearse:
             row_invariant(kind, self.state, blank, self.device) for kind in (plan, *self.plan.every.values())
         ]
         known = [each for each in found if each is not None]
-        return Rehearsal(plan.sizes, of_programs, why, all(known) if known else None, of_kinds)
+        is_invariant = all(known) if known else None
+        return Rehearsal(plan.sizes, of_programs, why, is_invariant, of_kinds, plan.once)

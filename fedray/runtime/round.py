@@ -18,6 +18,7 @@ from fedray.runtime import checkpoint
 from fedray.runtime.attempt import Attempt, Setting
 from fedray.runtime.hashes import sha256_of
 from fedray.runtime.host import Commit, Load
+from fedray.runtime.kept import Sender
 from fedray.runtime.placement import Work
 from fedray.runtime.plan import Plan
 from fedray.runtime.records import CallRecord, RoundRecord
@@ -73,6 +74,7 @@ class Aggregator:
         self._initial: dict[str, Any] = {}  # slot -> what a site starts with
         self._kept_bytes = 0
         self._turn = 0  # 0 or 1 by turns: a host takes what has the names of the last call for that call
+        self._sender = Sender()  # of what hosts hold
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
     def hello(self) -> dict[str, int]:
@@ -103,7 +105,7 @@ class Aggregator:
         """
         self.training, self.state, self._start = training, state, sha256_of(state)
         self.memory = {}
-        self._work = Work()
+        self._work, self._sender = Work(), Sender()
         self._loaded.clear()
         for kind in training.plan.kinds:
             self._grids.pop(kind.digest, None)
@@ -221,7 +223,7 @@ class Aggregator:
         if self.root.is_replaying:
             self._save_sites(self._scratch_folder(), round - 1)
         self.root.move(self._make_inside)
-        self._make_inside = None
+        self._make_inside, self._sender = None, Sender()
 
     def _attempt(self, training: Training, round: int, number: int) -> Attempt:
         plan = training.plan.of_round(round)
@@ -242,6 +244,7 @@ class Aggregator:
             root=self.root,
             latency=self.latency,
             run=self.training.run if self.training else "",
+            sender=self._sender,
         )
 
     def _accept(self, attempt: Attempt) -> None:

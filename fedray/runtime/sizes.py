@@ -16,6 +16,7 @@ from fedray.runtime.federation import HostSpec, in_process_transport
 from fedray.runtime.fold import specs
 from fedray.runtime.host import Contribution, StageCall, name_of
 from fedray.runtime.interpret import place_of
+from fedray.runtime.kept import boxed_bytes
 from fedray.runtime.pack import Pack
 from fedray.runtime.plan import Plan, Size
 from fedray.runtime.region import Region
@@ -48,6 +49,7 @@ class _Watching(Region):
         super().__init__("rehearsal", {spec.name: spec.all_sites}, transport)
         self.hosts = transport.hosts
         self.seen: dict[str, Size] = {}
+        self.once: dict[int, int] = {}  # bytes of a broadcast that a host gets once
 
     def first_error(self) -> BaseException | None:
         """Return what the mapped function raised."""
@@ -57,6 +59,7 @@ class _Watching(Region):
     def ask(self, call: StageCall, downlink: Any) -> Contribution:
         """Run a stage and note the bytes of each name."""
         answer = super().ask(call, downlink)
+        self.once |= {index: size for index, value in downlink.items() if (size := boxed_bytes(value))}
         for key, (part,) in answer.sums.items():
             self.seen[name_of(key)] = Size(part.nbytes, sum(leaf.sum_bytes for leaf in specs(part.spec)))
         for name, values in answer.gathered.items():
@@ -77,8 +80,8 @@ def rehearse(plan: Plan, state: Any, data: Any) -> tuple[Plan, str]:
     try:
         aggregator.run_round(0)
     except MISHAPS as error:
-        return plan.with_sizes(region.seen), _told(region.first_error() or error)
-    return plan.with_sizes(region.seen), ""
+        return plan.with_sizes(region.seen, once=region.once), _told(region.first_error() or error)
+    return plan.with_sizes(region.seen, once=region.once), ""
 
 
 def _told(error: BaseException) -> str:

@@ -13,6 +13,7 @@ PASSES = {
     "sign": lambda: P.sign(0.01, weights="uniform"),
     "scaled_sign": P.scaled_sign,
     "ef21": lambda: P.ef21(0.2),
+    "ef21_broadcast": lambda: P.ef21_broadcast(0.2),
     "powersgd": lambda: P.powersgd(1),
     "bidirectional": lambda: P.bidirectional(P.topk(0.2), P.quantised_broadcast(15, bucket=10)),
 }

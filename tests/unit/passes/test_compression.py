@@ -204,6 +204,42 @@ def test_bidirectional_equals_its_loop():
     assert np.abs(vector_of(result) - expected).max() < 1e-12
 
 
+class Ef21P:
+    """EF21-P (Gruntkowska et al. 2023): workers compute at w^t, which follows the server's x^t."""
+
+    def __init__(self):
+        self.w = None
+
+    def __call__(self, t, x):
+        # w^0 = x^0; w^{t+1} = w^t + C(x^{t+1} - w^t)
+        self.w = x if self.w is None else self.w + largest(x - self.w)
+        return self.w
+
+
+@pytest.mark.parametrize("up", [None, "topk", "ef21"])
+def test_a_followed_model_is_where_sites_start(up):
+    ups = {None: (lambda graph: graph, lambda t, updates, weights: mean(updates, weights)),
+           "topk": (fr.passes.topk(0.2), Remembering(lambda p, t: largest(p))),
+           "ef21": (fr.passes.ef21(0.2), Ef21())}  # fmt: skip
+    compression, mean_of = ups[up]
+    estimate = Ef21P()
+    expected = fedavg_by_hand(mean_of, received=estimate)
+    both = fr.passes.bidirectional(compression, fr.passes.ef21_broadcast(0.2))
+    result, believed = trained([both], look=lambda federation: federation.aggregator.memory)
+    assert np.abs(vector_of(result) - expected).max() < 1e-12
+    kept = believed["ef21_broadcast.params"]
+    assert np.abs(np.concatenate([kept[n].numpy().ravel() for n in ("W", "b")]) - estimate.w).max() < 1e-12
+
+
+def test_without_memory_the_followed_model_would_be_another():
+    def forgets(t, x):
+        return largest(x)
+
+    plain = fedavg_by_hand(lambda t, updates, weights: mean(updates, weights), received=forgets)
+    right = fedavg_by_hand(lambda t, updates, weights: mean(updates, weights), received=Ef21P())
+    assert np.abs(plain - right).max() > 1e-2
+
+
 @pytest.mark.parametrize("compression", [item[0] for item in REMEMBERING.values()], ids=list(REMEMBERING))
 def test_float32_is_close_to_float64_after_one_round(compression):
     wide, _ = trained([compression], rounds=1)

@@ -83,6 +83,21 @@ def test_what_goes_down_is_counted_as_it_travels():
     assert down.metrics[0].bytes_down == NUM_SITES * (4 + -(-5 * 113 // 8))
 
 
+def test_a_followed_model_goes_whole_only_to_hosts_that_missed_a_round():
+    whole, message = tree.nbytes(MODEL.init(0)), 2 * 32 + 23 * 4 + -(-23 * 7 // 8)  # 23 of 113 numbers
+    schedule = fr.synchronous(cohort=4, sampling="cyclic")  # 0123, 4501, 2345
+    with fr.simulate(sites(NUM_SITES), packs=NUM_SITES) as federation:
+        result = fr.fit(
+            ALGORITHMS["fedavg"](), federation, init=MODEL.init(0), rounds=3, schedule=schedule,
+            passes=[P.ef21_broadcast(0.2)],
+        )
+    assert [record.bytes_down for record in result.metrics] == [
+        4 * (2 * 32 + whole), 4 * message + 2 * whole, 4 * message + 2 * whole
+    ]  # fmt: skip
+    everybody, _ = fitted([P.ef21_broadcast(0.2)], rounds=3, packs=NUM_SITES)
+    assert [record.bytes_down for record in everybody.metrics[1:]] == [NUM_SITES * message] * 2
+
+
 @pytest.mark.parametrize("name", PASSES)
 def test_layouts_give_equal_bits(name):
     whole, _ = fitted([PASSES[name]()], rounds=3)
@@ -140,7 +155,7 @@ def test_other_reductions_are_left_untouched(name):
     passed = PASSES[name]()(graph)
     before = {node.name: node for node in graph.reductions if node.name not in ("delta", "count")}
     after = {node.name: node for node in passed.reductions}
-    if name != "bidirectional":  # there all that follows from the broadcast is rebuilt
+    if name not in ("bidirectional", "ef21_broadcast"):  # what follows from the broadcast is rebuilt
         assert all(after[other] is node for other, node in before.items())
     assert set(before) <= set(after) and before
 
