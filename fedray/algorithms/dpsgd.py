@@ -7,8 +7,8 @@ decentralized parallel stochastic gradient descent, NeurIPS 2017, Algorithm 1:
 W is symmetric and doubly stochastic; Metropolis weights by default. The site keeps x_i. A site shows x_i (or
 x_i - eta g_i) to each neighbour, and to the server, through which it travels: no secure sum hides it. In a
 round that asks some of the sites, or loses one, a site gives itself the weights of the neighbours that are
-not there, so that W stays symmetric and doubly stochastic among the others; absent sites keep theirs (one
-that is lost after it was mixed keeps its own too, with what its neighbours took of it already taken).
+not there, so that W stays symmetric and doubly stochastic among the others. Absent sites keep their models;
+so does a site that is lost after it was mixed, though its neighbours have mixed with it.
 The paper's output, the average of all x_i, is kept at the server for evaluation, moved in each round by one
 named sum of what the sites moved; `average=False` leaves that out, and then each site's own model is
 evaluated. Deviations: `local` may take several steps (their change takes the place of -eta g_i: local SGD
