@@ -112,7 +112,7 @@ def compare_costs(folder: Path, metric: str) -> dict[str, list[float]]:
         if found["replays"] != found["naive"]:
             raise RuntimeError("a replay came to another value than a federation of its sites alone")
     gap = max(abs(found["together"][each] - value) for each, value in found["naive"].items())
-    print(f"largest gap of a coalition's {metric} to naive: replays 0 (equal bits), together {gap:.1e}")
+    print(f"\nlargest gap of a coalition's {metric} to naive: replays 0 (equal bits), together {gap:.1e}")
     return costs
 
 

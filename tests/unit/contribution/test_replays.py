@@ -93,6 +93,22 @@ def test_coalitions_that_train_together_come_to_what_they_come_to_apart(monkeypa
         assert side_by_side[coalition].value == pytest.approx(replay.value, rel=1e-5)
 
 
+def test_programs_of_few_sites_and_lanes_that_are_repeated_change_no_worth(monkeypatch):
+    monkeypatch.setattr(together, "PROGRAM_BYTES", 1)  # one site a program
+    model, table = fr.learn.linear(3), cases.single()[1]
+    local = fr.learn.sgd(model, lr=0.05, epochs=2, batch_size=4)
+    asked = [frozenset(each) for each in ("a", "ab", "abe", "bcde", "de")]  # a site is in 1, 2 or 3 of them
+
+    def found(**more):
+        with fr.simulate(table) as federation:
+            game = contribution.game(
+                lambda sites: fr.algorithms.scaffold(local, len(sites)), federation, init=model.init(0),
+                rounds=3, utility=fr.algorithms.evaluation(model, split="train"), metric="loss", **more,
+            )  # fmt: skip
+            return game.values(asked)
+    assert found(together=True) == pytest.approx(found(), rel=1e-5)
+
+
 def test_error_of_a_coalition_that_trains_beside_others_is_raised():
     def broken(params, batch):
         raise RuntimeError("no")
