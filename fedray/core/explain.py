@@ -8,7 +8,7 @@ transport submitted, it also draws the bound task DAG: which actor ran what, and
 from collections.abc import Sequence
 from typing import Any
 
-from fedray.core.graph import Node, Op, Placement
+from fedray.core.graph import Node, Op, Placement, is_one_site
 
 SITES = Placement.SITES
 ENVELOPE = (
@@ -18,7 +18,7 @@ ENVELOPE = (
     "nothing else leaves a site",
 )
 FAST = "fold=fast: models are added in float32, and runs in other layouts do not have equal bits"
-VISIBLE = {"gather": "yes", "sum": "no", "count": "no"}
+ALONE = "the schedule takes sites one by one: each sum is the value of a single site"
 
 
 def explain(plan: Any, cohort: Sequence[Any] | None = None, *, mermaid: bool = False) -> str:
@@ -121,7 +121,8 @@ def egress_rows(plan: Any) -> list[dict[str, Any]]:
         stage, kind = plan.stage[index], node.params["kind"]
         for name in [lane[0] for lane in node.params.get("lanes", ((node.name,),))]:
             size = plan.sizes.get(name)
-            visible = "yes, to neighbours" if node.params.get("to") == "neighbours" else VISIBLE[kind]
+            to_neighbours = node.params.get("to") == "neighbours"
+            visible = "yes, to neighbours" if to_neighbours else "yes" if is_one_site(node) else "no"
             rows.append(
                 {
                     "stage": f"{stage - 1}→{stage}",
@@ -151,6 +152,8 @@ def egress(plan: Any) -> str:
             f"{row['stage']:<7}{row['name']:<28}{row['kind']:<8}{row['visible']:<20}"
             f"{_size(row['site_bytes']):>12}{_size(row['sum_bytes']):>12}"
         )
+    if any(node.params.get("alone") for node in plan.nodes):
+        lines.append(ALONE)
     lines += ENVELOPE if plan.fold == "exact" else (FAST, *ENVELOPE)
     return "\n".join(lines)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedray import tree
 from fedray.coded import Decode
-from fedray.core.graph import Graph, Node, Op, Placement, stages, toposort
+from fedray.core.graph import Graph, Node, Op, Placement, is_one_site, stages, toposort
 from fedray.core.rewrite import in_units, rewrite
 from fedray.core.value import HOLE, Record
 
@@ -32,6 +32,17 @@ def check_operands(graph: Graph) -> Graph:
             for arg in node.args
         )
         return replace(node, args=checked)
+
+    return rewrite(graph, rule)
+
+
+def show_one_site(graph: Graph) -> Graph:
+    """Mark every sum and mean as that of a single site, which a schedule takes one by one."""
+
+    def rule(node: Node) -> Node | None:
+        if node.op is not Op.REDUCE or node.params["kind"] not in ("sum", "mean") or is_one_site(node):
+            return None
+        return replace(node, params={**node.params, "alone": True})
 
     return rewrite(graph, rule)
 

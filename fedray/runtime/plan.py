@@ -70,6 +70,11 @@ class Plan:
         """Return the reductions that take what this site stage sends."""
         return self._stages.reduced.get(stage, [])
 
+    @property
+    def divisors(self) -> frozenset[int]:
+        """Counts that a uniform mean is divided by, and nothing else is made of."""
+        return self._stages.divisors
+
     def local(self, stage: int) -> list[int]:
         """Return what the sites compute in this stage, arguments first; constants among it."""
         return self._stages.local.get(stage, [])
@@ -114,6 +119,17 @@ class _Stages:
         self.last = max(plan.stage, default=0)
         self.at_sites = sorted({at for _, node, at in placed if at % 2 == 1 and node.placement is SITES})
         self.counting = _counting_stage(plan, self.at_sites)
+        users: dict[int, list[Node]] = {}
+        for _, node, args in zip(range(len(plan.nodes)), plan.nodes, plan.args, strict=True):
+            for arg in args:
+                users.setdefault(arg, []).append(node)
+        self.divisors = frozenset(
+            i
+            for i, node, _ in placed
+            if node.op is Op.REDUCE
+            and node.params["kind"] == "count"
+            and all(user.fn is lowering.divide for user in users.get(i, ()))
+        )
         self.received: dict[int, list[int]] = {}
         self.reduced: dict[int, list[int]] = {}
         self.local: dict[int, list[int]] = {}
@@ -164,11 +180,14 @@ def compile(
     if fold not in FOLDS:
         raise ConfigError(f"fold={fold!r}: choose one of {', '.join(FOLDS)}")
     graph = lowering.check_operands(trace(algorithm))
+    shows_one = getattr(schedule, "shows_one_site", False)
     for step in passes:
-        graph = step(graph)
+        is_judged = shows_one and policies([step])
+        graph = step(lowering.show_one_site(graph) if is_judged else graph)
     verify(graph)
     graph = lowering.lower_at_sites(lowering.lower_mean(graph))
     graph = lowering.fuse_sums(graph)
+    graph = lowering.show_one_site(graph) if shows_one else graph
     verify(graph)
     plan = number(graph)
     if fold != "exact":
