@@ -1,4 +1,7 @@
-"""Schemas of the algorithms against drift and of the asynchronous ones, in the group `algorithm`. Start at `config_schema.py`."""
+"""Schemas of the algorithms against drift, and of the asynchronous ones, in the group `algorithm`.
+
+Start at `config_schema.py`.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -71,8 +71,8 @@ def discount_of(given: str | Discount) -> Discount:
 
 
 def _named(text: str) -> Discount:
-    name, *numbers = text.split()
     try:
+        name, *numbers = text.split()
         return NAMED[name](*map(float, numbers))
     except (KeyError, ValueError, TypeError) as error:
         raise ScheduleError(
@@ -174,7 +174,7 @@ def _is_sent(plan: Any, slot: str) -> bool:
 def buffered(
     size: int = 10,
     concurrency: int = 100,
-    discount: str | Discount = "polynomial",
+    discount: str | Discount = "polynomial 0.5",
     sampling: str = "uniform",
     quorum: float = 0.5,
     deadline_s: float | None = None,
@@ -184,33 +184,19 @@ def buffered(
 ) -> Buffered:
     """Keep `concurrency` sites busy; step when `size` contributions are in, each scaled by its age.
 
-    The age is the number of server steps since the site was asked. `discount` is a function of it, or
-    "constant", "polynomial A" (A = 0.5) or "hinge A B" (10, 4). A sum is of scaled values, a mean is divided
-    by the scaled weights, and `fr.count` is the number of contributions. A site is in a buffer once: it is
-    asked again of the next version. `sampling` is uniform or weighted (by rows) among the idle ones.
-
-    In process time is simulated: by `simulate(latency=...)`, or by a `trace` of who is there and how fast;
-    without either every answer takes one second. Answers of one instant are taken in the order in which
-    their sites were asked, and all of them before anyone is asked again. On Ray answers are taken as they
-    come, so that two runs differ.
-
-    A site that fails, or needs longer than `deadline_s`, is left out of the buffer and another one is asked;
-    more than `concurrency` x (1 - `quorum`) failures between two steps are a QuorumError.
+    The age is the number of server steps since the site was asked; `discount` is a function of it,
+    "constant", "polynomial A" or "hinge A B". A sum is of scaled values, a mean is divided by the scaled
+    weights, `fr.count` is the number of contributions. A site is in a buffer once: it is asked again of the
+    next version. `sampling` is uniform or weighted (by rows) among the idle ones.
+    In process time is simulated: by `simulate(latency=...)`, or a `trace` of who is there and how fast; else
+    every answer takes one second. Answers of one instant are taken in the order of asking, all of them
+    before anyone is asked again. On Ray answers are taken as they come, so that two runs differ.
+    A site that fails or needs longer than `deadline_s` is left out, and another one is asked; more than
+    `concurrency` x (1 - `quorum`) failures between two steps are a QuorumError.
     Source: Nguyen et al., Federated learning with buffered asynchronous aggregation, AISTATS 2022; with a
-    size of 1 Xie, Koyejo, Gupta, Asynchronous federated optimization, 2019.
-    Raises ScheduleError on values that cannot be meant.
+    size of 1 Xie et al., 2019. Raises ScheduleError on values that cannot be meant.
     """
-    checks = {
-        f"size={size}: give a whole number of contributions, at least 1": _is_count(size),
-        f"concurrency={concurrency}: give a whole number of sites, at least 1": _is_count(concurrency),
-        f"sampling={sampling!r}: choose one of {', '.join(SAMPLINGS)}": sampling in SAMPLINGS,
-        f"quorum={quorum}: give a fraction in (0, 1]": 0 < quorum <= 1,
-        f"deadline_s={deadline_s}: give seconds above 0, or none": deadline_s is None or deadline_s > 0,
-        "wait_for is 0 or more": wait_for >= 0,
-    }
-    if problems := [problem for problem, is_fine in checks.items() if not is_fine]:
-        raise ScheduleError("buffered(): " + "; ".join(problems))
-    return Buffered(
+    schedule = Buffered(
         size=size,
         concurrency=concurrency,
         discount=discount_of(discount),
@@ -221,6 +207,23 @@ def buffered(
         wait_for=wait_for,
         wait_s=wait_s,
     )
+    if problems := _problems(schedule):
+        raise ScheduleError("buffered(): " + "; ".join(problems))
+    return schedule
+
+
+def _problems(schedule: Buffered) -> list[str]:
+    size, busy, limit = schedule.size, schedule.concurrency, schedule.deadline_s
+    checks = {
+        f"size={size}: give a whole number of contributions, at least 1": _is_count(size),
+        f"concurrency={busy}: give a whole number of sites, at least 1": _is_count(busy),
+        f"sampling={schedule.sampling!r}: choose one of {', '.join(SAMPLINGS)}": schedule.sampling
+        in SAMPLINGS,
+        f"quorum={schedule.quorum}: give a fraction in (0, 1]": 0 < schedule.quorum <= 1,
+        f"deadline_s={limit}: give seconds above 0, or none": limit is None or limit > 0,
+        "wait_for is 0 or more": schedule.wait_for >= 0,
+    }
+    return [problem for problem, is_fine in checks.items() if not is_fine]
 
 
 def _is_count(value: Any) -> bool:
