@@ -18,8 +18,9 @@ _HOMES = {
     "fedray.runtime.federation": ("simulate", "connect", "Federation"),
     "fedray.runtime.loop": ("fit", "compute", "Result"),
     "fedray.runtime.schedule": ("synchronous",),
+    "fedray.runtime.buffered": ("buffered",),
 }
-_MODULES = ("algorithms", "contribution", "passes", "learn", "data", "tree", "errors")
+_MODULES = ("algorithms", "passes", "learn", "data", "tree", "errors")
 _NAMES = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [*_NAMES, *_MODULES, "__version__"]  # noqa: PLE0604

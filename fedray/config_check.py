@@ -36,6 +36,9 @@ def cohort_problem(tree: Tree, num_sites: int) -> list[str]:
     if isinstance(cohort, int) and not isinstance(cohort, bool) and cohort > num_sites:
         found.append(f"schedule.cohort={cohort} asks for more sites than the {num_sites} of the data. "
                      f"Fix: schedule.cohort={num_sites} or schedule.cohort=1.0 (all)")
+    if isinstance(schedule.get("size"), int) and schedule["size"] > num_sites:
+        found.append(f"schedule.size={schedule['size']} is more than the {num_sites} sites of the data, each "
+                     f"of which is in a buffer once. Fix: schedule.size={num_sites}")
     if isinstance(schedule.get("wait_for"), int) and schedule["wait_for"] > num_sites:
         found.append(f"schedule.wait_for={schedule['wait_for']} waits for more sites than the {num_sites} of "
                      f"the data. Fix: schedule.wait_for={num_sites}")
@@ -124,6 +127,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "schedule.quorum": (lambda v: 0 < v <= 1, "in (0, 1]", 0.8),
     "schedule.deadline_s": (lambda v: v > 0, "above 0, or null", "null"),
     "schedule.candidates": (lambda v: v >= 1, "at least 1, or null", "null"),
+    "schedule.size": (lambda v: v >= 1, "at least 1", 10),
+    "schedule.concurrency": (lambda v: v >= 1, "at least 1", 100),
     "schedule.retries": (lambda v: v >= 0, "0 or more", 2),
     "schedule.wait_for": (lambda v: v >= 0, "0 or more", 0),
     "schedule.wait_s": (lambda v: v > 0, "above 0", 60),
@@ -149,6 +154,7 @@ def _numbers(tree: Tree) -> Iterator[str]:
 def _schedule(tree: Tree) -> Iterator[str]:
     cohort = (tree.get("schedule") or {}).get("cohort")
     if cohort is None:
+        yield from cohort_problem(tree, int((tree.get("data") or {}).get("num_sites") or 10**9))
         return
     fits = _is_number(cohort) and (cohort >= 1 if isinstance(cohort, int) else 0 < cohort <= 1)
     if not fits:
@@ -204,7 +210,7 @@ def _pairs(tree: Tree) -> Iterator[str]:
         yield "algorithm=cyclic takes the model to one site a round. Fix: schedule=cyclic"
     by_trace = (tree.get("schedule") or {}).get("trace") is not None
     if by_trace and str(runtime.get("kind")).rpartition(".")[2] != "in_process":
-        yield "schedule=trace runs on the simulated clock. Fix: runtime=in_process"
+        yield "schedule.trace is replayed on the simulated clock. Fix: runtime=in_process"
     if algorithm.get("option", "II") not in ("I", "II"):
         yield f"algorithm.option={algorithm['option']} is neither I nor II. Fix: algorithm.option=II"
     if algorithm.get("control", "batch") not in ("batch", "rows"):

@@ -94,6 +94,13 @@ class Sampling(Enum):
     shuffled = "shuffled"
 
 
+class Pace(Enum):
+    """How the next site is drawn."""
+
+    uniform = "uniform"
+    weighted = "weighted"
+
+
 OnFailure = Enum("OnFailure", ["retry", "skip", "raise"])  # written this way since `raise` is a keyword
 
 
@@ -137,6 +144,31 @@ class PowerOfChoice(Synchronous):
     """Sites asked per round: a fraction in (0, 1] with a decimal point, or a number of sites without one."""
     sampling: Sampling = Sampling.weighted
     """How the candidates are drawn: weighted (by rows), uniform, poisson, cyclic or shuffled."""
+
+
+@dataclass
+class Buffered:
+    """Sites at their own pace; the server steps whenever a buffer of contributions is full."""
+
+    _target_: str = "fedray.buffered"
+    size: int = 10
+    """Contributions of a server step; 1 takes every one by itself."""
+    concurrency: int = 100
+    """Sites that are kept busy; all where there are fewer."""
+    discount: Any = "polynomial 0.5"
+    """Factor of a contribution by its age in steps: constant, polynomial A, hinge A B, or a function."""
+    sampling: Pace = Pace.uniform
+    """How the next site is drawn among the idle ones: uniform or weighted (by rows)."""
+    quorum: float = 0.5
+    """1 less the share of `concurrency` that may fail between two steps, in (0, 1]."""
+    deadline_s: float | None = None
+    """Seconds after which a site is given up; null waits."""
+    trace: str | None = None
+    """File of a trace of who is there and how fast, on the simulated clock; needs in_process."""
+    wait_for: int = 0
+    """Sites that must have answered before the first round."""
+    wait_s: float = 60.0
+    """How long to wait for them."""
 
 
 @dataclass
@@ -280,6 +312,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "algorithm": {"fedsgd": learn.Fedsgd, "fedavg": learn.Fedavg, "fedavgm": learn.Fedavgm,
                   "fedadagrad": learn.Fedadagrad, "fedadam": learn.Fedadam, "fedyogi": learn.Fedyogi,
                   "fedprox": learn.Fedprox, "scaffold": learn.Scaffold, "ditto": learn.Ditto,
+                  "fedasync": drift.Fedasync, "fedbuff": drift.Fedbuff,
                   "fedbabu": personal.Fedbabu, "fedbn": personal.Fedbn, "fedper": personal.Fedper,
                   "fedrep": personal.Fedrep, "fine_tuning": personal.FineTuning,
                   "lg_fedavg": personal.LgFedavg, "apfl": personal.Apfl, "fedamp": personal.Fedamp,
@@ -300,8 +333,8 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "privacy": {"none": Nothing}, "robustness": {"none": Nothing},
     "secure": {"none": Nothing}, "policy": {"open": Nothing, "hospital": Hospital},
     "topology": {"flat": Nothing, "regions": Regions},
-    "schedule": {"synchronous": Synchronous, "cyclic": Synchronous, "power_of_choice": PowerOfChoice,
-                 "trace": OfTrace},
+    "schedule": {"synchronous": Synchronous, "buffered": Buffered, "cyclic": Synchronous,
+                 "power_of_choice": PowerOfChoice, "trace": OfTrace},
     "runtime": {"in_process": InProcess, "ray_local": RayLocal, "ray_cluster": Cluster},
     "evaluate": {"default": Evaluate, "none": Nothing},
     "tracker": {"jsonl": Jsonl, "none": Nothing},

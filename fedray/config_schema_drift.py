@@ -1,4 +1,7 @@
-"""Schemas of the algorithms against drift in the group `algorithm`. Start at `config_schema.py`."""
+"""Schemas of the algorithms against drift, and of the asynchronous ones, in the group `algorithm`.
+
+Start at `config_schema.py`.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,3 +103,21 @@ class Mime(Mimelite):
     _target_: str = "fedray.algorithms.mime"
     control: str = "batch"
     """batch: the correction is taken on the batch of a step, as in the paper; rows: on all rows of a site."""
+
+
+@dataclass
+class Fedasync:
+    """The server's model moves towards each model that arrives; with schedule=buffered schedule.size=1."""
+
+    _target_: str = "fedray.algorithms.fedasync"
+    alpha: float = 0.6
+    """How far it moves towards a model that is not stale, in (0, 1]."""
+
+
+@dataclass
+class Fedbuff:
+    """The sum of scaled updates over their number; meant for schedule=buffered."""
+
+    _target_: str = "fedray.algorithms.fedbuff"
+    optimizer: Any = field(default_factory=ServerRule)
+    """Server optimizer: its rate is the paper's eta_g."""

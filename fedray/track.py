@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KINDS = ("rounds", "evaluations", "sites")
+AGES = ("staleness_mean", "staleness_max", "versions")  # of a buffered round
 
 
 class Tracker(Protocol):
@@ -77,7 +78,8 @@ def round_row(record: Any) -> dict[str, Any]:
             "failures": failures,
         }
     )
-    return row
+    ages = {name: getattr(record, name, None) for name in AGES}
+    return {**row, **{name: value for name, value in ages.items() if value is not None}}
 
 
 def evaluation_row(record: Any) -> dict[str, Any]:
@@ -190,7 +192,8 @@ class _TensorBoard:
 
     def round(self, record: Any) -> None:
         row = round_row(record)
-        counts = {name: row[name] for name in ("counted", "seconds", "bytes_up", "bytes_down")}
+        names = ("counted", "seconds", "bytes_up", "bytes_down", *AGES)
+        counts = {name: row[name] for name in names if name in row}
         self._scalars("round", {**counts, **row["metrics"]}, record.round)
 
     def evaluation(self, record: Any) -> None:

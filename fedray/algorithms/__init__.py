@@ -13,9 +13,11 @@ from fedray.algorithms.dpsgd import dpsgd
 from fedray.algorithms.drfa import drfa
 from fedray.algorithms.evaluation import evaluation
 from fedray.algorithms.fedamp import fedamp
+from fedray.algorithms.fedasync import fedasync
 from fedray.algorithms.fedavg import fedavg, fedsgd
 from fedray.algorithms.fedbabu import fedbabu
 from fedray.algorithms.fedbn import fedbn
+from fedray.algorithms.fedbuff import fedbuff
 from fedray.algorithms.feddyn import feddyn
 from fedray.algorithms.fedexp import fedexp
 from fedray.algorithms.fedlin import fedlin
@@ -50,9 +52,11 @@ __all__ = [
     "drfa",
     "evaluation",
     "fedamp",
+    "fedasync",
     "fedavg",
     "fedbabu",
     "fedbn",
+    "fedbuff",
     "feddyn",
     "fedexp",
     "fedlin",

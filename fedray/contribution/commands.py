@@ -111,6 +111,7 @@ def _game(
     say: Callable[[str], None],
 ) -> Any:  # fmt: skip
     import fedray as fr
+    from fedray import contribution
     from fedray.config_build import algorithm_for
 
     tree, training = experiment.tree, experiment.training
@@ -128,7 +129,7 @@ def _game(
         names = ", ".join(replay.sites) or "no site"
         say(f"{replay.seconds:7.1f} s  {metric} {replay.value:.4f}  {names}")
 
-    return fr.contribution.game(
+    return contribution.game(
         lambda sites: algorithm_for(experiment, sites), federation, init=training.init,
         rounds=experiment.rounds, utility=utility, metric=metric, schedule=experiment.schedule,
         passes=experiment.passes, seed=experiment.seed, together=args.together, tell=tell,

@@ -207,7 +207,7 @@ def _crew() -> Any:
 def replays_of(game: Game, what: str) -> Replays:
     """Return the trainings behind a game. Raises ValueError where its worths are of another kind."""
     if not isinstance(game.worth, Replays):
-        raise ValueError(f"{what} needs a game of trainings: make it with fr.contribution.game()")
+        raise ValueError(f"{what} needs a game of trainings: make it with fedray.contribution.game()")
     return game.worth
 
 

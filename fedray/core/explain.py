@@ -8,7 +8,7 @@ transport submitted, it also draws the bound task DAG: which actor ran what, and
 from collections.abc import Sequence
 from typing import Any
 
-from fedray.core.graph import Node, Op, Placement
+from fedray.core.graph import Node, Op, Placement, is_one_site
 
 SITES = Placement.SITES
 ENVELOPE = (
@@ -18,12 +18,12 @@ ENVELOPE = (
     "nothing else leaves a site",
 )
 FAST = "fold=fast: models are added in float32, and runs in other layouts do not have equal bits"
-VISIBLE = {"gather": "yes", "sum": "no", "count": "no"}
 MIXED = "mix: neighbours are shown the value, and so is the server, through which it travels"
 BY_REGION = (
     "by region: a sum for each declared region (per pack: for each of its own); of a region with one site it "
     "is that site's own value"
 )
+ALONE = "the schedule takes sites one by one: each sum is the value of a single site"
 
 
 def explain(plan: Any, cohort: Sequence[Any] | None = None, *, mermaid: bool = False) -> str:
@@ -150,7 +150,7 @@ def _rows(plan: Any) -> list[dict[str, Any]]:
         stage, kind = plan.stage[index], _kind(node)
         for name in [lane[0] for lane in node.params.get("lanes", ((node.name,),))]:
             size = plan.sizes.get(name)
-            visible = "yes, to neighbours" if kind == "mix" else VISIBLE[kind]
+            visible = "yes, to neighbours" if kind == "mix" else "yes" if is_one_site(node) else "no"
             visible += f", by {node.params['by']}" if node.params.get("by") else ""
             rows.append(
                 {
@@ -183,6 +183,7 @@ def egress(plan: Any) -> str:
         lines += [_when(period), *(_line(row) for row in _rows(other))]
     lines += [MIXED] if any(row["kind"] == "mix" for row in rows) else []
     lines += [BY_REGION] if any("by region" in row["visible"] for row in rows) else []
+    lines += [ALONE] if any(node.params.get("alone") for node in plan.nodes) else []
     lines += [plan.graph.note] if plan.graph.note else []
     lines += ENVELOPE if plan.fold == "exact" else (FAST, *ENVELOPE)
     return "\n".join(lines)

@@ -97,6 +97,11 @@ class Graph:
         return [node for node in self.nodes if node.op is Op.REDUCE]
 
 
+def is_one_site(node: Node) -> bool:
+    """Tell whether a reduction shows the value of a single site."""
+    return node.params["kind"] in ("gather", "mix") or bool(node.params.get("alone"))
+
+
 def toposort(roots: Iterable[Node]) -> list[Node]:
     """Return all nodes under the roots, each once, arguments before users; the order depends on the graph
     only.

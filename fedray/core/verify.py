@@ -4,7 +4,7 @@
 hand-built graphs among them; it is no proof against a malicious author of mapped functions.
 """
 
-from fedray.core.graph import IN_REGION, LABEL_ORDER, Graph, Label, Node, Op, Placement
+from fedray.core.graph import IN_REGION, LABEL_ORDER, Graph, Label, Node, Op, Placement, is_one_site
 from fedray.errors import VerifyError
 
 SERVER, SITES, ANY = Placement.SERVER, Placement.SITES, Placement.ANY
@@ -21,7 +21,7 @@ def labels(graph: Graph) -> dict[Node, Label]:
             slot = node.params["slot"].split(":")[0]
             most = _SITE_LABEL.get(slot, Label.PRIVATE) if node.placement is SITES else Label.AGG
         elif node.op is Op.REDUCE:
-            most = Label.VISIBLE if node.params["kind"] in ("gather", "mix") else Label.AGG
+            most = Label.VISIBLE if is_one_site(node) else Label.AGG
         found[node] = most
     return found
 

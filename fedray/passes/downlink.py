@@ -9,7 +9,7 @@ them.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from fedray import tree
 from fedray.coded import Encode
@@ -85,6 +85,7 @@ class Follow:
     """The server's side of EF21-P: move the estimate w to x by a coded change, w + C(x - w)."""
 
     coder: Any
+    is_followed: ClassVar[bool] = True  # a host needs the version before this one
 
     def __call__(self, x: Any, estimate: Any) -> Followed:
         """Return the next estimate as it is sent; the first one is x itself."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from fedray.coded import Decode
-from fedray.core.graph import Graph, Node, Op, Placement, stages, toposort
+from fedray.core.graph import Graph, Node, Op, Placement, is_one_site, stages, toposort
 from fedray.core.rewrite import in_units, rewrite
 from fedray.core.value import HOLE, Record
 from fedray.frozen import UPDATE, with_frozen
@@ -45,6 +45,17 @@ def check_operands(graph: Graph) -> Graph:
             return reduced
         params = {"lift": "server", "kwargs": ()}
         return Node(Op.CALL, SERVER, (reduced,), with_frozen, params, node.name, node.where)
+
+    return rewrite(graph, rule)
+
+
+def show_one_site(graph: Graph) -> Graph:
+    """Mark every sum and mean as that of a single site, which a schedule takes one by one."""
+
+    def rule(node: Node) -> Node | None:
+        if node.op is not Op.REDUCE or node.params["kind"] not in ("sum", "mean") or is_one_site(node):
+            return None
+        return replace(node, params={**node.params, "alone": True})
 
     return rewrite(graph, rule)
 

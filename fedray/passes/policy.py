@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from fedray.core.graph import Graph
+from fedray.core.graph import Graph, is_one_site
 from fedray.core.rewrite import Pass
 from fedray.errors import PolicyError
 
@@ -26,7 +26,7 @@ def require(*, released: Collection[str] | None = None, visible: Collection[str]
                 problems.append(
                     f"{node.name} ({kind}, {node.where}) is not among the released names {sorted(released)}"
                 )
-            if kind in ("gather", "mix") and node.name not in visible:
+            if is_one_site(node) and node.name not in visible:
                 problems.append(
                     f"{node.name} ({kind}, {node.where}) shows the value of one site; "
                     f"allowed to be visible: {sorted(visible) or 'none'}"
@@ -35,8 +35,8 @@ def require(*, released: Collection[str] | None = None, visible: Collection[str]
             raise PolicyError(
                 f"{graph.name} releases more than the policy allows:\n  "
                 + "\n  ".join(problems)
-                + "\nuse sum() or mean() in its place, or widen the policy; evaluations send "
-                "one site's metrics unless evaluate.per_site=false"
+                + "\nuse sum() or mean() in its place, of more than one site, or widen the policy; "
+                "evaluations send one site's metrics unless evaluate.per_site=false"
             )
         return graph
 

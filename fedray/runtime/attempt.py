@@ -16,6 +16,8 @@ from fedray.core.graph import IN_REGION, Node, Op, Placement
 from fedray.errors import LATE, QuorumError, SiteError, VerifyError
 from fedray.rng import SERVER, Key
 from fedray.runtime import totals
+from fedray.runtime.buffered import Buffered
+from fedray.runtime.fold import LaneSum
 from fedray.runtime.hashes import sha256_of
 from fedray.runtime.host import Contribution, Exponents, StageCall, name_of
 from fedray.runtime.kept import Sender
@@ -40,7 +42,7 @@ class Attempt:
 
     setting: Setting
     plan: Plan
-    schedule: Synchronous
+    schedule: Synchronous | Buffered
     state: Any
     seed: int
     round: int
@@ -54,6 +56,7 @@ class Attempt:
     hashes: dict[str, str] = field(default_factory=dict)
     grids: dict[str, tuple[int, ...]] = field(default_factory=dict)
     next_grids: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    env: dict[int, Any] = field(default_factory=dict)  # what the server has computed, by node
     bytes_down: int = 0
     work_s: float = 0.0
     processes: set[int] = field(default_factory=set)
@@ -61,29 +64,50 @@ class Attempt:
     def run(self, cohort: Sequence[str]) -> None:
         """Ask the cohort. Raises QuorumError where too few deliver; site state is then not committed."""
         self.cohort = tuple(cohort)
-        env: dict[int, Any] = {}
         alive = self.cohort
         for stage in range(self.plan.last_stage + 1):
             if stage % 2 == 0:
-                self._server_stage(stage, env, len(alive))
+                self._server_stage(stage, len(alive))
                 continue
             if not alive:
                 raise QuorumError(
                     f"round {self.round}: no site is left for stage {stage} of {self.plan.name}"
                 )
-            answer = self._ask(
-                stage, alive, {i: env[self.plan.args[i][0]] for i in self.plan.received(stage)}
-            )
+            answer = self._ask(stage, alive, self._downlink(stage))
             self.failures += answer.failures
             alive = answer.delivered
             if stage <= self.plan.counting_stage:
                 self.counted = alive
                 self._check_quorum(alive)
-            self._reduce(stage, answer, env)
+            self._gather(stage, answer)
+            self._reduce(stage, [(1.0, answer)])
+        self._end()
+
+    def begin(self) -> dict[int, Any]:
+        """Do what the server does before it asks anyone; return what the sites of the first stage get."""
+        self._server_stage(0, 0)
+        return self._downlink(1)
+
+    def finish(self, answers: Sequence[tuple[float, Contribution]]) -> None:
+        """End a round of one site stage with answers that count by a factor, each of them apart."""
+        self.counted = tuple(sorted(site for _, answer in answers for site in answer.delivered))
+        for _, answer in answers:
+            self.grids.update(answer.needs)
+            self._gather(1, answer)
+        self._reduce(1, answers)
+        weight = sum(factor * len(answer.delivered) for factor, answer in answers)
+        self._server_stage(2, len(self.counted), weight)
+        self._end()
+
+    def _downlink(self, stage: int) -> dict[int, Any]:
+        return {i: self.env[self.plan.args[i][0]] for i in self.plan.received(stage)}
+
+    def _end(self) -> None:
         outputs = self.plan.outputs.items()
         self.outputs = {
-            slot: env[index] for (placement, slot), index in outputs if placement is Placement.SERVER
+            slot: self.env[index] for (placement, slot), index in outputs if placement is Placement.SERVER
         }
+        self.env = {}  # of a large model it is several
 
     def _ask(self, stage: int, alive: tuple[str, ...], downlink: dict[int, Any]) -> Contribution:
         limit, root = self.schedule.deadline_s, self.setting.root
@@ -147,11 +171,15 @@ class Attempt:
         late = tuple(SiteError(site, self.round, stage, LATE) for site in alive if seconds[site] > limit)
         return on_time, late
 
-    def _server_stage(self, stage: int, env: dict[int, Any], num_delivered: int) -> None:
-        plan = self.plan
+    def _server_stage(self, stage: int, num_delivered: int, weight: float | None = None) -> None:
+        """Compute the server's nodes of a stage; `weight` is what a uniform mean is divided by, where it is
+        not the number of sites.
+        """
+        plan, env = self.plan, self.env
         for index, node in enumerate(plan.nodes):
             if node.op is Op.REDUCE and node.params["kind"] == "count" and plan.stage[index] == stage:
-                env[index] = num_delivered
+                is_divisor = weight is not None and index in plan.divisors
+                env[index] = weight if is_divisor else num_delivered
         for index in plan.at_server(stage):
             env[index] = self._server_node(plan.nodes[index], [env[arg] for arg in plan.args[index]])
 
@@ -186,30 +214,42 @@ class Attempt:
         """What passes keep at the server after this attempt."""
         return {slot: value for slot, value in self.outputs.items() if slot not in ("state", "metrics")}
 
-    def _reduce(self, stage: int, answer: Contribution, env: dict[int, Any]) -> None:
+    def _gather(self, stage: int, answer: Contribution) -> None:
         for index in self.plan.reduced(stage):
             node = self.plan.nodes[index]
             if node.params["kind"] == "gather":
-                found = answer.gathered.get(node.name, {})
-                env[index] = {site: found[site] for site in sorted(found)}
-                self.hashes[node.name] = sha256_of(env[index])[:16]
-                continue
-            env[index] = {}
-            for name, _, _, is_exact, _ in node.params["lanes"]:
-                if not node.params.get("by"):
-                    env[index][name] = self._total(name, answer, is_exact)
-                    continue
-                keys = sorted(key for key in answer.sums if name_of(key) == name)
-                env[index][name] = {
-                    key.partition(IN_REGION)[2]: self._total(key, answer, is_exact) for key in keys
-                }
+                found = {**self.env.get(index, {}), **answer.gathered.get(node.name, {})}
+                self.env[index] = {site: found[site] for site in sorted(found)}
+                self.hashes[node.name] = sha256_of(self.env[index])[:16]
 
-    def _total(self, key: str, answer: Contribution, is_exact: bool) -> Any:
-        """Return what the partial sums under a key come to."""
-        total = totals.result(answer.sums[key], self.grids[key], is_exact)
+    def _reduce(self, stage: int, answers: Sequence[tuple[float, Contribution]]) -> None:
+        for index in self.plan.reduced(stage):
+            node = self.plan.nodes[index]
+            if node.params["kind"] == "gather":
+                continue
+            self.env[index] = {}
+            for name, _, _, is_exact, _ in node.params["lanes"]:
+                keys = [name]
+                if node.params.get("by"):
+                    keys = sorted({key for _, each in answers for key in each.sums if name_of(key) == name})
+                found = {
+                    key: self._total(key, [(factor, each.sums[key]) for factor, each in answers], is_exact)
+                    for key in keys
+                }
+                by_region = {key.partition(IN_REGION)[2]: total for key, total in found.items()}
+                self.env[index][name] = by_region if node.params.get("by") else found[name]
+
+    def _total(self, key: str, sums: Sequence[tuple[float, Sequence[LaneSum]]], is_exact: bool) -> Any:
+        """Return what the partial sums under a key come to, each of them times its factor."""
+        found = [(factor, totals.result(parts, self.grids[key], True)) for factor, parts in sums]
+        total = totals.scaled(found, is_exact)
         read = total.parts if is_exact else total
         self.hashes[key] = sha256_of(read)[:16]
-        self.next_grids[key] = totals.next_exponents(read, answer.sums[key])
+        grids = [
+            totals.next_exponents(each.parts if is_exact or len(sums) > 1 else read, parts)
+            for (_, each), (_, parts) in zip(found, sums, strict=True)
+        ]
+        self.next_grids[key] = tuple(map(max, *grids)) if len(grids) > 1 else grids[0]
         return total
 
     def _check_names(self, stage: int, answer: Contribution) -> None:
@@ -219,6 +259,7 @@ class Attempt:
             raise VerifyError(f"a host sent {sorted(unknown)} in stage {stage}, which `egress` does not list")
 
     def _check_quorum(self, alive: Sequence[str]) -> None:
+        assert isinstance(self.schedule, Synchronous)  # a buffer is full, or its round is not over
         needed = self.schedule.needed(len(self.cohort))
         if len(alive) >= needed:
             return

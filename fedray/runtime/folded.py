@@ -164,7 +164,7 @@ class Folded:
             if item.is_fast and is_final and item.nbytes >= FAST_BYTES:
                 item.let_go(self._grid(item, self.call))
         kept = sum(item.nbytes for item in self.sums.values())
-        if not self.can_run_again or kept <= KEPT_BYTES or len(self.delivered) == 1:
+        if self.call.is_apart or not self.can_run_again or kept <= KEPT_BYTES or len(self.delivered) == 1:
             return  # of one site its own row is sent
         large = [item for item in self.sums.values() if item.nbytes > SMALL_BYTES]
         if kept > MOST_KEPT_BYTES or max((item.num_rows for item in large), default=0) >= BATCH_ROWS:
@@ -186,7 +186,25 @@ class Folded:
             self.answers[_key(call)] = self._fold(call)
         return self.answers[_key(call)]
 
+    def _apart(self) -> Contribution:
+        """Return each site's own rows."""
+        found: dict[str, dict[str, fold.LaneSum]] = {site: {} for site in self.delivered}
+        for name, item in self.sums.items():
+            for operand, group in item.kept:
+                for row in group.alive:
+                    found[group.ids[row]][name] = fold.single(operand, row)
+        _freeze([own] for each in found.values() for own in each.values())
+        return Contribution(
+            delivered=tuple(sorted(self.delivered)),
+            failures=self.failures,
+            gathered=self.gathered,
+            rows=found,
+            processes=(os.getpid(),),
+        )
+
     def _fold(self, call: StageCall) -> Contribution:
+        if call.is_apart:
+            return self._apart()
         grids = {name: self._grid(item, call) for name, item in self.sums.items()}
         needs = {
             name: item.needs if name in call.exponents else tuple(map(max, item.start, item.needs))

@@ -28,13 +28,14 @@ def name_of(key: str) -> str:
 @dataclass(frozen=True, slots=True)
 class Commit:
     """The sites counted in one attempt of a round: their pending state becomes current, all other is
-    dropped.
+    dropped, but that of the attempts (round, attempt) in `keeps`, whose sites may be counted later.
     """
 
     plan: str
     round: int
     attempt: int
     counted: frozenset[str]
+    keeps: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,7 @@ class StageCall:
     exponents: Exponents = field(default_factory=dict)
     commits: tuple[Commit, ...] = ()
     deadline: float | None = None
+    is_apart: bool = False  # each site's own row is sent, and nothing is added up
 
     def of(self, cohort: Sequence[str], commits: Sequence[Commit]) -> "StageCall":
         """Return the call for some of the sites."""
@@ -66,13 +68,15 @@ class Contribution:
     `needs` gives each lane's smallest exponents, at least the stated start where the call names none. Where
     they exceed the grid that was asked for, `sums` is empty, `is_folded` is false, and the host is asked
     again on a coarser grid, which costs a fold and no training. A sum is one part, or the parts of several
-    hosts that nobody had to add yet. A sum by region is one entry for each region, under `in_region`.
+    hosts that nobody had to add yet. A sum by region is one entry for each region, under `in_region`. Where
+    sites were asked apart, `rows` has {site: {name: its own row}} in place of sums.
     """
 
     delivered: tuple[str, ...]
     failures: tuple[SiteError, ...]
     sums: Mapping[str, tuple[LaneSum, ...]] = field(default_factory=dict)
     gathered: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rows: Mapping[str, Mapping[str, LaneSum]] = field(default_factory=dict)
     needs: Exponents = field(default_factory=dict)
     is_folded: bool = True
     processes: tuple[int, ...] = ()
@@ -84,6 +88,9 @@ class Contribution:
         found: dict[str, int] = {}
         for key, parts in self.sums.items():
             found[name_of(key)] = found.get(name_of(key), 0) + sum(part.nbytes for part in parts)
+        for each in self.rows.values():
+            for name, own in each.items():
+                found[name] = found.get(name, 0) + own.nbytes
         for name, values in self.gathered.items():
             found[name] = found.get(name, 0) + sum(tree.nbytes(value) for value in values.values())
         return found
@@ -172,6 +179,7 @@ def join(parts: Sequence[Contribution], exponents: Exponents) -> Contribution:
         failures=tuple(failure for part in parts for failure in part.failures),
         sums=sums,
         gathered=gathered,
+        rows={site: own for part in parts for site, own in part.rows.items()},
         needs=needs,
         is_folded=is_folded,
         processes=tuple(pid for part in parts for pid in part.processes),

@@ -25,6 +25,7 @@ from fedray.core.rewrite import Pass, policies
 from fedray.core.trace import Algorithm
 from fedray.errors import CheckpointError, ConfigError, QuorumError, SiteError
 from fedray.runtime import memory
+from fedray.runtime.buffered import Buffered
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.federation import Federation, device_of
 from fedray.runtime.learnt import Learnt
@@ -47,7 +48,7 @@ def fit(
     init: Any,
     rounds: int,
     passes: Sequence[Pass] = (),
-    schedule: Synchronous = ALL_SITES,
+    schedule: Synchronous | Buffered = ALL_SITES,
     tracker: Any = None,
     every: int = 10,
     evaluate: Mapping[str, Algorithm] | None = None,
@@ -171,7 +172,7 @@ class _Run:
         self.started = time.monotonic()
         self.saved_at, self.saved_round = self.started, -1
 
-    def begin(self, state: Any, schedule: Synchronous, resume: bool) -> None:
+    def begin(self, state: Any, schedule: Synchronous | Buffered, resume: bool) -> None:
         if schedule.wait_for:
             self.federation.call("wait_for", schedule.wait_for, schedule.wait_s)
         rows, blank = self.federation.hello(), self.federation.call("blank")
@@ -212,19 +213,24 @@ class _Run:
                 self.result.stopped = "interrupted" if interrupt.is_set() else "early"
                 return
 
-    def check_memory(self, state: Any, schedule: Synchronous, rows: Mapping[str, int], blank: Any) -> None:
+    def check_memory(
+        self, state: Any, schedule: Synchronous | Buffered, rows: Mapping[str, int], blank: Any
+    ) -> None:
         """Refuse with numbers what cannot fit."""
-        specs = self.federation.specs
+        specs, num_sites = self.federation.specs, self.federation.num_sites
+        cohort = schedule.expected_cohort(num_sites)
+        if isinstance(schedule, Buffered):
+            cohort = schedule.concurrency
         row_bytes = tree.nbytes(dict(blank)) // blank.num_rows if blank is not None else 0
         memory.check(
             memory.forecast(
                 num_packs=sum(spec.num_packs for spec in specs),
                 is_ray=self.federation.where == "ray",
-                cohort=schedule.expected_cohort(self.federation.num_sites),
+                cohort=min(cohort, num_sites),
                 group_size=memory.group_size(specs),
                 model_bytes=tree.nbytes(state),
                 state_slots=len(self.plan.slots),
-                num_sites=self.federation.num_sites,
+                num_sites=num_sites,
                 data_bytes=row_bytes * sum(rows.values()),
                 is_fast=self.plan.fold == "fast",
             )

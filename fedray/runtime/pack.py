@@ -136,16 +136,18 @@ class Pack:
         self._plans[load.plan.digest] = load
 
     def commit(self, commits: Sequence[Commit]) -> None:
-        """Make pending state of counted sites current; everything else that is pending for the plan is
-        dropped.
+        """Make pending state of counted sites current; what else is pending for the plan is dropped, but for
+        what a commit keeps.
         """
         for commit in commits:
             for slot, group, tagged in self._pending.get((commit.plan, commit.round, commit.attempt), ()):
                 kept = [row for row in group.alive if group.ids[row] in commit.counted]
                 value = rows.expand(devices.Fetched(group)(tagged) if self._tables else tagged, group.k)
                 self._table(slot, commit.plan).store(group.ids, value, kept)
-            for key in [key for key in self._pending if key[0] == commit.plan]:
-                del self._pending[key]
+            mine = [key for key in self._pending if key[0] == commit.plan]
+            for key in mine:
+                if key[1:] not in commit.keeps:
+                    del self._pending[key]
 
     def save(self, directory: str, round: int) -> None:
         """Write the current state of all sites."""

@@ -91,6 +91,11 @@ class Plan:
         """Return the reductions that take what this site stage sends."""
         return self._stages.reduced.get(stage, [])
 
+    @property
+    def divisors(self) -> frozenset[int]:
+        """Counts that a uniform mean is divided by, and nothing else is made of."""
+        return self._stages.divisors
+
     def local(self, stage: int) -> list[int]:
         """Return what the sites compute in this stage, arguments first; constants among it."""
         return self._stages.local.get(stage, [])
@@ -106,6 +111,15 @@ class Plan:
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}  # not what was derived
+
+    def site_starts(self, state: Any) -> dict[str, Any]:
+        """Return what each slot of a site starts with, computed once, at the server."""
+        return {
+            slot: init(state)
+            for kind in self.kinds
+            for (placement, slot), init in kind.graph.inits.items()
+            if placement is SITES
+        }
 
     @property
     def slots(self) -> list[str]:
@@ -146,6 +160,17 @@ class _Stages:
         self.at_sites = sorted({at for _, node, at in placed if at % 2 == 1 and node.placement is SITES})
         self.counting = _counting_stage(plan, self.at_sites)
         self.is_by_region = any(node.params.get("by") for node in plan.nodes)
+        users: dict[int, list[Node]] = {}
+        for _, node, args in zip(range(len(plan.nodes)), plan.nodes, plan.args, strict=True):
+            for arg in args:
+                users.setdefault(arg, []).append(node)
+        self.divisors = frozenset(
+            i
+            for i, node, _ in placed
+            if node.op is Op.REDUCE
+            and node.params["kind"] == "count"
+            and all(user.fn is lowering.divide for user in users.get(i, ()))
+        )
         self.received: dict[int, list[int]] = {}
         self.reduced: dict[int, list[int]] = {}
         self.local: dict[int, list[int]] = {}
@@ -196,11 +221,14 @@ def compile(
     if fold not in FOLDS:
         raise ConfigError(f"fold={fold!r}: choose one of {', '.join(FOLDS)}")
     graph = lowering.check_operands(trace(algorithm))
+    shows_one = getattr(schedule, "shows_one_site", False)
     for step in passes:
-        graph = step(graph)
+        is_judged = shows_one and policies([step])
+        graph = step(lowering.show_one_site(graph) if is_judged else graph)
     verify(graph)
     graph = lowering.lower_mean(lowering.lower_at_sites(graph))
     graph = lowering.fuse_sums(graph)
+    graph = lowering.show_one_site(graph) if shows_one else graph
     verify(graph)
     plan = number(graph)
     if fold != "exact":

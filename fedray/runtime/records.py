@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedray import tree
+from fedray.core.graph import Placement
 from fedray.errors import SiteError
+from fedray.runtime.plan import Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +31,9 @@ class RoundRecord:
     fold: str = "exact"  # or "fast": hashes of two runs then differ
     work_s: float = 0.0  # that the packs computed, added up over them
     site_bytes: int | None = None  # that the counted sites would have sent, each alone in its process
+    staleness_mean: float | None = None  # of a buffer: server steps since its sites were asked
+    staleness_max: int | None = None
+    versions: int | None = None  # of the server's model that sites under way were asked of
     placement: str = "aggregator"  # whose process the sites were in, or "actors": see placement.py
 
 
@@ -54,3 +60,16 @@ class CallRecord:
     sites: int
     downlink: str
     process: str = ""
+
+
+def numbers_in(plan: Plan, metrics: Any) -> dict[str, float]:
+    """Return the plain numbers among a round's metrics, by path; a metric that is one number by its own
+    name.
+    """
+    index = plan.outputs.get((Placement.SERVER, "metrics"))
+    name = plan.nodes[index].name if index is not None else ""
+    return {
+        path or name or "value": float(leaf)
+        for path, leaf in tree.leaves(metrics or {})
+        if tree.is_number(leaf) or (hasattr(leaf, "numel") and leaf.numel() == 1)
+    }

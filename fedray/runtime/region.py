@@ -29,6 +29,17 @@ class _Child:
     owed: list[Commit] = field(default_factory=list)  # commits that ride on the next call
     # calls since the last checkpoint
     journal: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
+    starts: int = 0  # how often it was started again
+
+
+@dataclass(frozen=True, slots=True)
+class _Away:
+    """A call that nobody waits for yet."""
+
+    host: str
+    call: StageCall
+    downlink: Any
+    starts: int  # of the host when it was submitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +78,7 @@ class Region:
         self.calls: deque[CallRecord] = deque(maxlen=KEPT_CALLS)
         self.bytes_up: dict[str, int] = {}
         self.restarts = 0
+        self._away: dict[Any, _Away] = {}
 
     def by_child(self, sites: Iterable[str]) -> dict[str, list[str]]:
         """Deal sites to the hosts that hold them; a host without one is not in it."""
@@ -119,7 +131,7 @@ class Region:
         """Give every host a plan."""
         if load.is_start:
             self.setup = [item for item in self.setup if item[0] != "load"]
-            self.restore, self.stateful = load.restore, set()
+            self.restore, self.stateful, self._away = load.restore, set(), {}
             for child in self.children.values():
                 child.journal, child.owed = [], []
         if load.plan.slots:
@@ -168,7 +180,8 @@ class Region:
 
     def run(self, call: StageCall, downlink: Any) -> Contribution:
         """Ask the hosts that hold sites of the cohort and fold their answers to one partial sum a name."""
-        return folded(self.ask(call, downlink), call.exponents)
+        answer = self.ask(call, downlink)
+        return answer if call.is_apart else folded(answer, call.exponents)
 
     def ask(self, call: StageCall, downlink: Any) -> Contribution:
         """Ask the hosts that hold sites of the cohort and put their answers side by side."""
@@ -180,6 +193,38 @@ class Region:
             tickets[ticket] = (name, call.of(cohort, ()))
         parts = self._collect(call, downlink, tickets)
         return join(parts, call.exponents) if parts else Contribution(delivered=(), failures=())
+
+    def send(self, call: StageCall, downlink: Any) -> None:
+        """Ask a host for sites that it holds, and wait for nothing: `arrival` takes the answer."""
+        self.owe(call.commits)
+        ((name, cohort),) = self.by_child(call.cohort).items()
+        self._send(name, call.of(cohort, self._pay(name)), downlink)
+
+    def _send(self, name: str, part: StageCall, downlink: Any) -> None:
+        ticket = self._submit(name, "run", part, downlink)
+        self._away[ticket] = _Away(name, part.of(part.cohort, ()), downlink, self.children[name].starts)
+
+    def arrival(self, timeout: float | None) -> tuple[StageCall | None, Contribution]:
+        """Return the next answer to what was sent, with its call; no call where the time is over."""
+        lost: dict[str, int] = {}
+        while True:
+            answered = next(iter(self.transport.wait(list(self._away), timeout)), None)
+            if answered is None:
+                return None, Contribution(delivered=(), failures=())
+            away = self._away.pop(answered[0])
+            if not isinstance(answered[1], Lost):
+                self._book(away.host, away.call, away.downlink, answered[1])
+                return away.call, answered[1]
+            if away.starts == self.children[away.host].starts:  # else it was started again meanwhile
+                lost[away.host] = lost.get(away.host, 0) + 1
+                if lost[away.host] > MAX_RESTARTS:
+                    return away.call, _lost(away.call, f"host lost ({answered[1].reason})")
+                self._revive(away.host)
+            self._send(away.host, away.call, away.downlink)
+
+    def forget(self, site: str) -> None:
+        """Wait no longer for what was sent to a site."""
+        self._away = {ticket: away for ticket, away in self._away.items() if site not in away.call.cohort}
 
     def _collect(
         self, call: StageCall, downlink: Any, tickets: dict[Any, tuple[str, StageCall]]
@@ -270,6 +315,7 @@ class Region:
         bits.
         """
         self.restarts += 1
+        self.children[name].starts += 1
         self.transport.restart(name)
         self._set_up(name)
         for method, arguments in self.children[name].journal:

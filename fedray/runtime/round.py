@@ -6,27 +6,29 @@ in process it is a plain object. Same code, same bits.
 """
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedray import tree
-from fedray.core.graph import Placement
 from fedray.errors import CheckpointError, FedrayError, QuorumError, SiteError
 from fedray.rng import SERVER, Key
 from fedray.runtime import checkpoint
+from fedray.runtime.ages import by_age, bytes_of, facts, told
 from fedray.runtime.attempt import Attempt, Setting
+from fedray.runtime.buffered import Buffered
+from fedray.runtime.flights import Flights
 from fedray.runtime.hashes import sha256_of
 from fedray.runtime.host import Commit, Load
 from fedray.runtime.kept import Sender
 from fedray.runtime.placement import Work
 from fedray.runtime.plan import Plan
-from fedray.runtime.records import CallRecord, RoundRecord
+from fedray.runtime.records import CallRecord, RoundRecord, numbers_in
 from fedray.runtime.region import Region
 from fedray.runtime.result import params_of
 from fedray.runtime.schedule import Latency, Synchronous
 
 JOURNAL_BYTES = 256 * 2**20  # downlinks kept for a replay; beyond it the sites' state is saved
+FLIGHTS = "schedule.flights"  # where a checkpoint keeps who is under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Training:
     """The run that an aggregator is in: its plan, schedule, seed and name."""
 
     plan: Plan
-    schedule: Synchronous
+    schedule: Synchronous | Buffered
     seed: int
     run: str
     row_invariant: bool | None = None  # as the probe found
@@ -76,6 +78,7 @@ class Aggregator:
         self._turn = 0  # 0 or 1 by turns: a host takes what has the names of the last call for that call
         self._sender = Sender()  # of what hosts hold
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._flights: Flights | None = None  # of a buffered run
 
     def hello(self) -> dict[str, int]:
         """Let every host open its data; return the training rows of each site."""
@@ -105,14 +108,15 @@ class Aggregator:
         """
         self.training, self.state, self._start = training, state, sha256_of(state)
         self.memory = {}
-        self._work, self._sender = Work(), Sender()
+        self._work, self._sender, self._flights = Work(), Sender(), self._new_flights(training)
         self._loaded.clear()
         for kind in training.plan.kinds:
             self._grids.pop(kind.digest, None)
-        self._initial = _site_starts(training.plan, state)
+        self._initial = training.plan.site_starts(state)
         first = 0
         if restore is not None:
-            kinds = checkpoint.record_kinds(state)
+            asked = self._attempt(training, training.schedule, 0).begin() if self._flights else {}
+            kinds = checkpoint.record_kinds(state, asked)
             facts, self.state, self.memory = checkpoint.read_server(*restore, kinds)
             if facts["digest"] != training.plan.digest or facts["start"] != self._start:
                 raise CheckpointError(
@@ -122,10 +126,27 @@ class Aggregator:
             for digest, grids in facts["grids"].items():
                 self._grids[digest] = {name: tuple(found) for name, found in grids.items()}
             first = int(facts["round"]) + 1
+            under_way = self.memory.pop(FLIGHTS, None)
+            if self._flights is not None and under_way is not None:
+                self._flights.restore(under_way)
         self._load(training.plan, self._initial, is_start=True, restore=restore)
         for other in training.plan.every.values():
             self._load(other, self._initial)
         return first
+
+    def _new_flights(self, training: Training) -> Flights | None:
+        if not isinstance(training.schedule, Buffered):
+            return None
+        return Flights(
+            schedule=training.schedule,
+            root=self.root,
+            latency=self.latency,
+            run=training.run,
+            plan=training.plan.digest,
+            seed=training.seed,
+            names=self._names,
+            sizes=self.sizes,
+        )
 
     def _load(self, plan: Plan, initial: Mapping[str, Any], **start: Any) -> None:
         if plan.digest not in self._loaded:
@@ -140,43 +161,74 @@ class Aggregator:
         """
         training = self._in_training()
         schedule, started = training.schedule, self.root.transport.now()
+        if isinstance(schedule, Buffered):
+            return self._run_buffered(training, schedule, round)
         self._move_in_where_small(training, round)
         up = sum(self.root.bytes_up.values())
         candidates = schedule.cohort_of(round, training.seed, self._names, self.sizes)
-        cohort, silent, down = self._chosen(training, round, candidates)
-        attempt, failures, error = self._ask(training, round, cohort)
+        cohort, silent, down = self._chosen(training, schedule, round, candidates)
+        attempt, failures, error = self._ask(training, schedule, round, cohort)
         self._trained = attempt.processes
         if error is not None and schedule.on_failure != "skip":
             raise error
-        counted = len(attempt.counted) if error is None and cohort else 0
         is_counted = error is None and bool(cohort)
-        return RoundRecord(
-            round=round,
-            attempt=attempt.number,
-            metrics=numbers_in(attempt.plan, attempt.outputs.get("metrics")),
+        return self._record(
+            attempt,
             asked=len(cohort),
-            counted=counted,
+            counted=len(attempt.counted) if is_counted else 0,
             failures=silent + failures,
             seconds=self.root.transport.now() - started,
             bytes_up=sum(self.root.bytes_up.values()) - up,
             bytes_down=attempt.bytes_down + down,
-            site_bytes=counted * one if (one := attempt.plan.site_bytes) is not None else None,
+            status="counted" if is_counted else "skipped",
+        )
+
+    def _run_buffered(self, training: Training, schedule: Buffered, round: int) -> RoundRecord:
+        """Wait until a buffer is full, and step."""
+        flights, attempt = self._flights, self._attempt(training, schedule, round)
+        assert flights is not None
+        started = flights.now
+        landed, failures = flights.take(round, attempt.begin())
+        attempt.finish(by_age(landed, round, schedule.discount, attempt.exponents))
+        attempt.bytes_down, attempt.work_s = flights.bytes_down, flights.work_s
+        ages = facts(landed, round, len(flights.versions))
+        self._trained = flights.processes
+        self._accept(attempt, flights.commits(landed))
+        return self._record(
+            attempt,
+            asked=len(landed) + len(failures),
+            counted=len(landed),
+            failures=told(failures, round),
+            seconds=flights.now - started,
+            bytes_up=bytes_of(landed),
+            bytes_down=flights.bytes_down,
+            **ages,
+        )
+
+    def _record(self, attempt: Attempt, *, counted: int, **others: Any) -> RoundRecord:
+        plan = attempt.plan
+        return RoundRecord(
+            round=attempt.round,
+            attempt=attempt.number,
+            metrics=numbers_in(plan, attempt.outputs.get("metrics")),
+            counted=counted,
+            site_bytes=counted * one if (one := plan.site_bytes) is not None else None,
             hashes=attempt.hashes,
             grids=attempt.grids,
-            status="counted" if is_counted else "skipped",
-            fold=training.plan.fold,
+            fold=plan.fold,
             work_s=attempt.work_s,
             placement=self.root.transport.placement,
+            **others,
         )
 
     def _chosen(
-        self, training: Training, round: int, candidates: tuple[str, ...]
+        self, training: Training, schedule: Synchronous, round: int, candidates: tuple[str, ...]
     ) -> tuple[tuple[str, ...], tuple[SiteError, ...], int]:
         """Return whom the schedule chooses among its candidates, who of them did not answer, and bytes down.
 
         Raises QuorumError where nobody answers, unless the schedule skips.
         """
-        choice, plan, schedule = training.schedule.choice, training.plan.before, training.schedule
+        choice, plan = schedule.choice, training.plan.before
         if choice is None or plan is None or not candidates:
             return candidates, (), 0
         anybody = replace(schedule, quorum=1e-9, choice=None)
@@ -193,21 +245,22 @@ class Aggregator:
         return chosen, tuple(attempt.failures), attempt.bytes_down
 
     def _ask(
-        self, training: Training, round: int, cohort: tuple[str, ...]
+        self, training: Training, schedule: Synchronous, round: int, cohort: tuple[str, ...]
     ) -> tuple[Attempt, tuple[SiteError, ...], QuorumError | None]:
         """Ask the cohort as often as the schedule allows; return the last attempt and what went wrong."""
         failures: list[SiteError] = []
         error: QuorumError | None = None
-        attempt = self._attempt(training, round, 0)
-        for number in range(training.schedule.attempts if cohort else 0):  # poisson sampling may ask nobody
-            attempt, error = self._attempt(training, round, number), None
+        attempt = self._attempt(training, schedule, round)
+        for number in range(schedule.attempts if cohort else 0):  # poisson sampling may ask nobody
+            attempt, error = self._attempt(training, schedule, round, number), None
             try:
                 attempt.run(cohort)
             except QuorumError as caught:
                 error = caught
             failures += attempt.failures
             if error is None:
-                self._accept(attempt)
+                counted = frozenset(attempt.counted)
+                self._accept(attempt, [Commit(attempt.plan.digest, round, number, counted)])
                 break
         return attempt, tuple(failures), error
 
@@ -225,12 +278,14 @@ class Aggregator:
         self.root.move(self._make_inside)
         self._make_inside, self._sender = None, Sender()
 
-    def _attempt(self, training: Training, round: int, number: int) -> Attempt:
+    def _attempt(
+        self, training: Training, schedule: Synchronous | Buffered, round: int, number: int = 0
+    ) -> Attempt:
         plan = training.plan.of_round(round)
         return Attempt(
             setting=self._setting(),
             plan=plan,
-            schedule=training.schedule,
+            schedule=schedule,
             state=self.state,
             memory=self.memory,
             seed=training.seed,
@@ -247,13 +302,11 @@ class Aggregator:
             sender=self._sender,
         )
 
-    def _accept(self, attempt: Attempt) -> None:
+    def _accept(self, attempt: Attempt, commits: Sequence[Commit]) -> None:
         # what a pass keeps stays as it is in a round of a kind that it is not part of
         self.state, self.memory = attempt.outputs["state"], {**self.memory, **attempt.next_memory}
         self._grids.setdefault(attempt.plan.digest, {}).update(attempt.next_grids)
-        self.root.owe(
-            [Commit(attempt.plan.digest, attempt.round, attempt.number, frozenset(attempt.counted))]
-        )
+        self.root.owe(commits)
         attempt.hashes["server"] = sha256_of(self.state)[:16]
         self._work.take(attempt.work_s)
         if self.root.is_replaying:
@@ -289,7 +342,7 @@ class Aggregator:
         """Return an attempt at a program beside the run; nothing of it is committed."""
         self._turn = 1 - self._turn
         # a site that was not visited yet has what the training run starts it with
-        self._load(plan, {**_site_starts(plan, state), **self._initial})
+        self._load(plan, {**plan.site_starts(state), **self._initial})
         return Attempt(
             setting=self._setting(),
             plan=plan,
@@ -322,7 +375,8 @@ class Aggregator:
             "start": self._start,
             "grids": grids,
         }
-        checkpoint.write_server(directory, round, facts, self.state, self.memory)
+        under_way = {} if self._flights is None else {FLIGHTS: self._flights.saved()}
+        checkpoint.write_server(directory, round, facts, self.state, {**self.memory, **under_way})
 
     def training_processes(self) -> set[int]:
         """Return the ids of the processes that trained in the last round."""
@@ -343,26 +397,3 @@ class Aggregator:
         self.root.transport.close()
         if self._scratch is not None:
             self._scratch.cleanup()
-
-
-def _site_starts(plan: Plan, state: Any) -> dict[str, Any]:
-    """Return what each slot of a site starts with, computed once, at the server."""
-    return {
-        slot: init(state)
-        for kind in plan.kinds
-        for (placement, slot), init in kind.graph.inits.items()
-        if placement is Placement.SITES
-    }
-
-
-def numbers_in(plan: Plan, metrics: Any) -> dict[str, float]:
-    """Return the plain numbers among a round's metrics, by path; a metric that is one number by its own
-    name.
-    """
-    index = plan.outputs.get((Placement.SERVER, "metrics"))
-    name = plan.nodes[index].name if index is not None else ""
-    return {
-        path or name or "value": float(leaf)
-        for path, leaf in tree.leaves(metrics or {})
-        if tree.is_number(leaf) or (hasattr(leaf, "numel") and leaf.numel() == 1)
-    }

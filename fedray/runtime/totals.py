@@ -130,6 +130,23 @@ class Total:
         return numbers.view(1, -1) if self.spec.schema is not None else numbers.view(self.spec.shape)
 
 
+class Scaled(Total):
+    """One leaf of several totals of one structure, each times a factor."""
+
+    __slots__ = ("_terms",)
+
+    def __init__(self, terms: Sequence[tuple[float, Total]]) -> None:
+        super().__init__(terms[0][1]._arrays, 0, terms[0][1].spec)
+        self._terms = tuple(terms)
+
+    def _block(self, start: int, work: np.ndarray) -> np.ndarray:
+        block, term = work[0, : min(self.size, start + work.shape[1]) - start], np.empty_like(work)
+        block.fill(0.0)
+        for factor, total in self._terms:
+            block += total._block(start, term) * factor
+        return block
+
+
 class ExactSum:
     """The result of a weighted sum, not rounded to the leaves' dtypes yet: `divided_by` does that, once.
 
@@ -192,6 +209,26 @@ def result(parts: Sequence[LaneSum], exponents: Sequence[int], is_exact: bool) -
             leaves.append(total if leaf.dtype.is_floating_point else total.whole())
     found = ExactSum(tree.replace_leaves(spec, leaves), [leaf.dtype for leaf in specs(spec)])
     return found if is_exact else found.divided_by(1.0)
+
+
+def scaled(sums: Sequence[tuple[float, Any]], is_exact: bool) -> Any:
+    """Return the sum of `ExactSum`s times their factors, added in the order given; as `result` does."""
+    first = sums[0][1]
+    if len(sums) > 1 or sums[0][0] != 1.0:
+        each = [[leaf for _, leaf in tree.leaves(found.parts)] for _, found in sums]
+        factors = [factor for factor, _ in sums]
+        leaves = [_scaled(list(zip(factors, terms, strict=True))) for terms in zip(*each, strict=True)]
+        first = ExactSum(tree.replace_leaves(first.parts, leaves), first.dtypes)
+    return first if is_exact else first.divided_by(1.0)
+
+
+def _scaled(terms: list[tuple[float, Any]]) -> Any:
+    if isinstance(terms[0][1], Total):
+        return Scaled(terms)
+    found = terms[0][0] * terms[0][1]
+    for factor, leaf in terms[1:]:
+        found = found + factor * leaf
+    return found
 
 
 def next_exponents(value: Any, parts: Sequence[LaneSum]) -> tuple[int, ...]:

@@ -107,4 +107,5 @@ def _asks_the_same(config: Mapping[str, Any]) -> bool:
     schedule = config.get("schedule", {})
     cohort, sampling = schedule.get("cohort", 1.0), schedule.get("sampling")
     asks_all = isinstance(cohort, float) and cohort == 1.0 and sampling != "poisson"
+    asks_all = asks_all and "concurrency" not in schedule  # of the buffered one
     return asks_all or sampling == "cyclic"

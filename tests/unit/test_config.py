@@ -246,3 +246,12 @@ def test_settings_are_parameters_of_the_factory_with_its_defaults(group, option)
     settled = {name: value for name, value in told.items() if name not in OWN_DEFAULTS
                and isinstance(value, (int, float, str)) and "$" not in str(value) and value != "???"}
     assert settled == {name: known[name].default for name in settled}
+
+
+def test_a_buffer_must_be_fillable_and_a_trace_needs_the_simulated_clock():
+    assert problems_of("schedule=buffered", "schedule.size=300") == [
+        "schedule.size=300 is more than the 208 sites of the data, each of which is in a buffer once. "
+        "Fix: schedule.size=208"]
+    assert problems_of("schedule=buffered", "schedule.trace=day.csv") == [
+        "schedule.trace is replayed on the simulated clock. Fix: runtime=in_process"]
+    assert problems_of("schedule=buffered", "schedule.concurrency=0") != []

@@ -207,3 +207,15 @@ def test_eicu_build_is_reused_while_the_files_are_the_same(tmp_path):
     hospital.write_bytes(gzip.compress(gzip.decompress(hospital.read_bytes()) + b"\n"))
     experiment.start(compose_run(words), live=False)
     assert unchanged and index.stat().st_mtime_ns > before
+
+
+def test_a_buffered_run_tells_of_ages_and_simulated_seconds():
+    words = ("schedule=buffered", "schedule.size=2", "schedule.concurrency=3", "rounds=6",
+             "+runtime.latency._target_=fedray.runtime.schedule.LognormalLatency")  # fmt: skip
+    run = train(*words).run
+    assert run.status == ("done", "")
+    rounds = [json.loads(line) for line in (run.path / "rounds.jsonl").read_text().splitlines()]
+    assert [each["counted"] for each in rounds] == [2] * 6
+    assert max(each["staleness_max"] for each in rounds) >= 1
+    assert rounds[0]["staleness_mean"] == 0 and rounds[0]["seconds"] > 0
+    assert max(each["versions"] for each in rounds) >= 2

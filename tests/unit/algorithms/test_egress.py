@@ -51,6 +51,7 @@ def own_head(data, rng):
 A = fr.algorithms
 SHIPPED = {
     "fedsgd": lambda: A.fedsgd(MODEL, lr=0.1),
+    "fedasync": lambda: A.fedasync(LOCAL),
     "fedavg": lambda: A.fedavg(LOCAL),
     "fedavg_uniform": lambda: A.fedavg(LOCAL, weighted=False),
     "fedavgm": lambda: A.fedavg(LOCAL, optimizer.momentum()),
@@ -84,6 +85,7 @@ SHIPPED = {
     "apfl": lambda: A.apfl(LOCAL),
     "fedamp": lambda: A.fedamp(LOCAL, alpha=0.1, sigma=1.0, prox=0.1),
     "fedbabu": lambda: A.fedbabu(LOCAL, ["bias"]),
+    "fedbuff": lambda: A.fedbuff(LOCAL),
     "fedbn": lambda: A.fedbn(fr.learn.sgd(MODEL, lr=0.1), ["bias"]),
     "fedper": lambda: A.fedper(LOCAL, ["bias"]),
     "fedrep": lambda: A.fedrep(LOCAL, ["bias"]),

@@ -3,6 +3,7 @@
 import torch
 
 import fedray as fr
+from fedray import contribution
 from fedray.data.site import SiteData
 from tests.unit.contribution import brute
 
@@ -55,4 +56,4 @@ def local(lr=1.0):
 def game(federation, rounds=1, lr=1.0, **settings):
     given = {"utility": mean_squared_error(), "metric": "mse", **settings}
     algorithm = fr.algorithms.fedavg(local(lr))
-    return fr.contribution.game(algorithm, federation, init=INIT, rounds=rounds, **given)
+    return contribution.game(algorithm, federation, init=INIT, rounds=rounds, **given)
