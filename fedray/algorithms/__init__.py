@@ -33,7 +33,11 @@ from fedray.algorithms.pfedme import pfedme
 from fedray.algorithms.private_heads import private_heads
 from fedray.algorithms.qfedavg import qfedavg
 from fedray.algorithms.scaffold import scaffold
+from fedray.algorithms.split import split
+from fedray.algorithms.splitfed import splitfed
 from fedray.algorithms.term import term
+from fedray.algorithms.towers import vertical_towers
+from fedray.algorithms.vertical_logistic import vertical_logistic
 
 __all__ = [
     "afl",
@@ -69,5 +73,9 @@ __all__ = [
     "private_heads",
     "qfedavg",
     "scaffold",
+    "split",
+    "splitfed",
     "term",
+    "vertical_logistic",
+    "vertical_towers",
 ]

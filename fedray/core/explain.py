@@ -151,6 +151,7 @@ def egress(plan: Any) -> str:
             f"{row['stage']:<7}{row['name']:<28}{row['kind']:<8}{row['visible']:<20}"
             f"{_size(row['site_bytes']):>12}{_size(row['sum_bytes']):>12}"
         )
+    lines += plan.discloses
     lines += ENVELOPE if plan.fold == "exact" else (FAST, *ENVELOPE)
     return "\n".join(lines)
 

@@ -241,6 +241,9 @@ class Algorithm:
 
     `personal(params, site)` is, at the sites, the model that a site has for itself, from the global
     parameters and what it keeps: evaluation measures it. None where there is none.
+    `evaluate(split, per_site, bins)` is the evaluation program of a model that no site has as a whole.
+    `needs_all` says that a round is nothing without any one of the sites, whatever the schedule's quorum.
+    `discloses` are sentences for `egress`: what its names do not tell of who learns what.
     """
 
     init: Callable[[Any], Any]
@@ -248,6 +251,9 @@ class Algorithm:
     init_site: Callable[[Any], Any] | None = None
     name: str = ""
     personal: Callable[[Value, Site], Value] | None = None
+    evaluate: "Callable[..., Algorithm] | None" = None
+    needs_all: bool = False
+    discloses: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:

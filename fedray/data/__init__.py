@@ -22,6 +22,8 @@ _HOMES = {
     "fedray.data.prepare": ("Clip", "Preparation", "fit_preparation", "contract_of"),
     "fedray.data.synthetic": ("synthetic_icu",),
     "fedray.data.eicu": ("eicu_mortality", "eicu_first_use"),
+    "fedray.data.linkage": ("link", "parties", "Linkage"),
+    "fedray.data.columns": ("by_columns",),
     "fedray.data.pooling": ("pooled",),
     "fedray.data.scaling": ("standardise", "standardising"),
     "fedray.data.heart": ("heart_disease", "heart_disease_first_use"),

@@ -22,7 +22,7 @@ from typing import Any
 from fedray import tree
 from fedray.core.rewrite import Pass, policies
 from fedray.core.trace import Algorithm
-from fedray.errors import CheckpointError, ConfigError, QuorumError, SiteError
+from fedray.errors import CheckpointError, ConfigError, QuorumError, ScheduleError, SiteError
 from fedray.runtime import memory
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.federation import Federation, device_of
@@ -70,6 +70,7 @@ def fit(
     _check(rounds, every, select, early_stop, evaluate)
     schedule.check_sites(federation.num_sites)
     plan = compile(algorithm, passes, schedule, fold)
+    _check_whole(plan, schedule, federation.num_sites)
     programs = {split: compile(program, policies(passes)) for split, program in (evaluate or {}).items()}
     run = _Run(federation, plan, tracker, programs, server_evaluate, early_stop, checkpoint, seed)
     with _interruptible() as interrupt:
@@ -127,6 +128,14 @@ def _check(
         problems.append("early_stop and select='best_valid' need evaluate={'valid': ...}")
     if problems:
         raise ConfigError(problems)
+
+
+def _check_whole(plan: Plan, schedule: Synchronous, num_sites: int) -> None:
+    if plan.needs_all and schedule.expected_cohort(num_sites) < num_sites:
+        raise ScheduleError(
+            f"{plan.name} needs all {num_sites} sites in every round, for each holds a part of every record, "
+            f"and the schedule asks {schedule.expected_cohort(num_sites)}: use schedule.cohort=1.0"
+        )
 
 
 class _Run:

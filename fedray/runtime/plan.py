@@ -41,6 +41,8 @@ class Plan:
     sizes: Mapping[str, Size] = field(default_factory=dict)
     fold: str = "exact"  # how sums are added, or "fast": see runtime/fold.py
     before: "Plan | None" = None  # what the schedule asks its candidates before the round
+    needs_all: bool = False  # every site holds a part of every record: a round without one is none
+    discloses: tuple[str, ...] = ()  # what `egress` says beside the names
 
     @property
     def name(self) -> str:
@@ -170,7 +172,7 @@ def compile(
     graph = lowering.lower_at_sites(lowering.lower_mean(graph))
     graph = lowering.fuse_sums(graph)
     verify(graph)
-    plan = number(graph)
+    plan = replace(number(graph), needs_all=algorithm.needs_all, discloses=algorithm.discloses)
     if fold != "exact":
         plan = replace(plan, fold=fold, digest=hashlib.sha256(f"{plan.digest} {fold}".encode()).hexdigest())
     if getattr(schedule, "choice", None) is not None:
