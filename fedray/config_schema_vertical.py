@@ -27,10 +27,10 @@ class Parties(Data):
     """Share of the common records held back for the test."""
     seed: int = "${seed}"  # type: ignore[assignment]
     """Seed of who lacks what, of the order of rows, and of the split."""
-    scale: bool = True
+    scaled: bool = True
     """Each site brings its own columns to one scale, and fills gaps, after linking."""
     standardise: bool = False
-    """Not for columns of one's own: see scale."""
+    """Not for columns of one's own: see scaled."""
 
 
 @dataclass

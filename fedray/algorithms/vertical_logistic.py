@@ -13,7 +13,8 @@ What is seen: the server sees z and y of every record (`egress`: `scores` as a s
 SITE SEES THE RESIDUAL OF EVERY RECORD, which is its probability minus its label: below zero where the label
 is one, above where it is zero. So every site learns all labels, and how all columns together score a record.
 Secure sums hide one site's scores from the server, and nothing of that. With two sites, who knows z and
-its own part knows the other's part. See docs/vertical.md.
+its own part knows the other's part; and over many rounds scores and residuals tell how alike records are
+(X X'). See docs/vertical.md.
 Not vectorised: a site's part is one product of a matrix with a vector.
 """
 

@@ -46,7 +46,7 @@ class OpenColumns:
 
 def by_columns(of: Dataset, num_sites: int = 3, *, columns: Mapping[str, Sequence[str]] | None = None,
                missing: float = 0.0, min_shared: int = MIN_SHARED, valid_fraction: float = 0.1,
-               test_fraction: float = 0.2, seed: int = 0, scale: bool = True) -> Dataset:
+               test_fraction: float = 0.2, seed: int = 0, scaled: bool = True) -> Dataset:
     """Return sites that hold other columns of the same rows, the first of them the outcome too.
 
     Columns are dealt in their order, in equal parts, or as `columns` ({site: names}) says. Each site lacks a
@@ -68,7 +68,7 @@ def by_columns(of: Dataset, num_sites: int = 3, *, columns: Mapping[str, Sequenc
         places = tuple(of.features.index(name) for name in names)
         sites[site] = OpenColumns(site, opener, places, not sites, missing, seed)
     linkage = Linkage(min_shared=min_shared, valid_fraction=valid_fraction, test_fraction=test_fraction,
-                      seed=seed, scale=scale)
+                      seed=seed, scaled=scaled)
     told = repr((of.version, list(chosen.items()), missing, linkage))
     features = tuple(name for names in chosen.values() for name in names)
     return Dataset(sites, f"{of.name}, by columns", features, of.outcome, of.num_classes,

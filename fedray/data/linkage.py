@@ -21,7 +21,7 @@ Two linkages that differ by a few rows tell who these are: link once, and keep w
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +80,7 @@ class Linked:
 class Linkage:
     """How sites are linked: the smallest number of common records, the splits, and scaling.
 
-    Splits are drawn from the seed alone, so that they are the same at every site. `scale` brings a site's
+    Splits are drawn from the seed alone, so that they are the same at every site. `scaled` brings a site's
     columns to mean 0 and deviation 1 over training rows and fills gaps with the mean: each column lies at one
     site as a whole, so these are the figures of all rows in one place.
     """
@@ -89,7 +89,7 @@ class Linkage:
     valid_fraction: float = 0.1
     test_fraction: float = 0.2
     seed: int = 0
-    scale: bool = True
+    scaled: bool = True
 
     def __post_init__(self) -> None:
         check_fractions(self.valid_fraction, self.test_fraction)
@@ -204,7 +204,7 @@ class Align:
         part = split_rows(len(rows), asked.valid_fraction, asked.test_fraction, asked.seed, "linked")
         splits = {name: torch.from_numpy(np.flatnonzero(part == code)) for code, name in enumerate(SPLITS)}
         columns = {name: column[torch.tensor(rows)] for name, column in data.items() if name != RECORD}
-        if asked.scale:
+        if asked.scaled:
             columns["x"] = _scaled(columns["x"], splits["train"])
         return LinkedData(columns, splits)
 
@@ -226,7 +226,7 @@ class OpenParty:
     """Opens the table of one site that holds columns of common records, and hashes its identifiers there."""
 
     site: str
-    table: "pd.DataFrame | str"
+    table: "pd.DataFrame | str" = field(repr=False)
     identifiers: tuple[str, ...]
     outcome: str | None
     key: LinkageKey

@@ -147,6 +147,17 @@ def test_cyclic_brings_its_schedule_and_refuses_another():
     ]
 
 
+def test_split_learning_brings_its_schedule_and_vertical_algorithms_ask_everybody():
+    assert compose("algorithm=split").schedule.cohort == 1
+    assert problems_of("algorithm=split", "schedule=synchronous", "algorithm.cut=0") == [
+        "algorithm.cut=0 is not at least 1. Fix: algorithm.cut=1",
+        "algorithm=split takes the model to one site a round. Fix: schedule=cyclic"]
+    words = ("data=parties", "experiment=none", "schedule.cohort=2")
+    (found,) = problems_of("algorithm=vertical_logistic", *words)
+    assert "Fix: schedule.cohort=1.0" in found
+    check(compose("algorithm=vertical_towers", "data=parties", "experiment=none"))
+
+
 def test_settings_of_algorithms_against_drift_are_checked_with_their_fix():
     assert "algorithm.control=batch" in problems_of("algorithm=mime", "algorithm.control=site")[0]
     assert "algorithm.eps=0.001" in problems_of("algorithm=fedexp", "algorithm.eps=0")[0]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fedray as fr
-from fedray.errors import DataError, PolicyError, QuorumError, ScheduleError
+from fedray.errors import DataError, FoldError, PolicyError, QuorumError, ScheduleError
 from fedray.learn.metrics import auroc
 from fedray.runtime.checkpoint import Checkpoints
 from tests.unit.algorithms.cases import leaving
@@ -87,6 +87,13 @@ def test_two_sites_with_the_same_columns_share_a_weight():
 def test_none_or_two_holders_of_labels_are_refused(holders):
     with pytest.raises(DataError, match=f"{len(holders)} of 3 sites hold labels"):
         fitted(fr.algorithms.vertical_logistic(LR), ZERO, 1, aligned(holders))
+
+
+@pytest.mark.parametrize("packs", [1, 3])
+def test_sites_with_unequal_numbers_of_records_are_refused(packs):
+    data = aligned() | {"c": aligned(rows=50)["c"]}
+    with pytest.raises(FoldError, match="every site must return the same structure"):
+        fitted(fr.algorithms.vertical_logistic(LR), ZERO, 1, data, packs)
 
 
 def failing(in_round, monkeypatch, name):
