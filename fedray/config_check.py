@@ -17,7 +17,7 @@ from fedray.config_schema import Config
 
 Tree = Mapping[str, Any]
 IN_TURN = ("fedray.algorithms.cyclic", "fedray.algorithms.split")
-VERTICAL = ("fedray.algorithms.vertical_logistic", "fedray.algorithms.towers.of_widths")
+VERTICAL = "fedray.algorithms.vertical_"
 DEVICES = re.compile(r"cpu|cuda(:\d+)?")
 
 
@@ -212,7 +212,7 @@ def _pairs(tree: Tree) -> Iterator[str]:
     if target in IN_TURN and not (isinstance(cohort, int) and cohort == 1):
         name = target.rpartition(".")[2]
         yield f"algorithm={name} takes the model to one site a round. Fix: schedule=cyclic"
-    if target in VERTICAL and cohort != 1.0:
+    if target.startswith(VERTICAL) and cohort != 1.0:
         yield (f"schedule.cohort={cohort}: each site of a vertical algorithm holds a part of every record. "
                "Fix: schedule.cohort=1.0")
     by_trace = (tree.get("schedule") or {}).get("trace") is not None

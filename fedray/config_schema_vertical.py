@@ -61,7 +61,9 @@ class Splitfed(Split):
 class VerticalLogistic:
     """Logistic regression whose columns lie at several sites; needs data=parties or sites of that kind."""
 
-    _target_: str = "fedray.algorithms.vertical_logistic"
+    _target_: str = "fedray.algorithms.vertical_options.from_bias"
+    bias: float = 0.0
+    """First intercept, in log odds: a rare outcome starts near its rate; weights start from zeros."""
     lr: Any = 0.1
     """Learning rate, or a schedule of the round; the groups model and local are not used."""
     batch_size: int | None = None
@@ -74,7 +76,7 @@ class VerticalLogistic:
 class VerticalTowers:
     """A network at each site on its own columns, and a head at the server; needs data=parties or the like."""
 
-    _target_: str = "fedray.algorithms.towers.of_widths"
+    _target_: str = "fedray.algorithms.vertical_options.of_widths"
     hidden: list[int] = field(default_factory=lambda: [16])
     """Widths of the hidden layers of a site's network."""
     width: int = 8

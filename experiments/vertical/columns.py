@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import fedray as fr
-from fedray.algorithms.towers import of_widths
+from fedray.algorithms.vertical_options import of_widths
 from fedray.data.linkage import Align
 from fedray.learn.metrics import auroc
 

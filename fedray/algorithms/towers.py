@@ -15,7 +15,7 @@ Deviation: plain gradient steps. Not vectorised: towers differ in shape.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,7 +28,6 @@ from fedray.algorithms.aligned import Labels, Records, evaluating, labels_of
 from fedray.algorithms.fedavg import FedAvgState
 from fedray.algorithms.split import Rate
 from fedray.learn import halves as cutting
-from fedray.learn.models import mlp
 from fedray.learn.schedules import at
 from fedray.rows import one_thread
 from fedray.tree import Flat
@@ -158,7 +157,7 @@ def vertical_towers(
 ) -> fr.Algorithm:
     """Train a network at each site on its own columns, and a head at the server above them.
 
-    `head` is a model, or a function loss(params, batch) of one's own; its batch has `x`, the merged table,
+    The head is a model, or a function loss(params, batch) of one's own; its batch has `x`, the merged table,
     and `y`. The first parameters are the head's. Only a model's predictions can be evaluated.
     Raises ValueError on another `merge`.
     """
@@ -221,25 +220,3 @@ def mlp_tower(hidden: Sequence[int] = (), width: int = 8) -> Tower:
     """Return a tower of fully connected layers with ReLU between them."""
     layers = Layers((*hidden, width))
     return Tower(layers.make, layers.forward)
-
-
-def of_widths(
-    num_sites: int,
-    hidden: Sequence[int] = (16,),
-    width: int = 8,
-    head: Sequence[int] = (16,),
-    lr: Rate = 0.1,
-    batch_size: int | None = None,
-    merge: str = "concat",
-    task: str = "binary",
-    num_classes: int = 2,
-    seed: int = 0,
-) -> fr.Algorithm:
-    """Return `vertical_towers` of fully connected layers, whose head is drawn from the seed.
-
-    The first parameters that it is given are not used: they belong to a model of all columns in one place.
-    """
-    entries = width * num_sites if merge == "concat" else width
-    model = mlp(entries, head, num_classes, task=task)
-    made = vertical_towers(mlp_tower(hidden, width), model, lr, batch_size, merge)
-    return replace(made, init=lambda params: made.init(model.init(seed)))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fedray as fr
-from fedray.algorithms.towers import of_widths
+from fedray.algorithms.vertical_options import of_widths
 
 INIT = {"bias": torch.zeros((), dtype=torch.float64)}
 MAKE = {

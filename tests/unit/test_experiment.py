@@ -21,7 +21,7 @@ OF_ALGORITHM = {
     **dict.fromkeys(("fedbabu", "fedper", "fedrep", "lg_fedavg", "moon"), ("model=mlp",)),
     "fedbn": ("model=mlp", "model.norm=batch"),
     **dict.fromkeys(("split", "splitfed"), ("model=mlp",)),
-    **dict.fromkeys(("vertical_logistic", "vertical_towers"), ("data=parties",)),
+    **dict.fromkeys(("vertical_logistic", "vertical_towers"), ("data=parties", "model=mlp")),
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fedray as fr
-from fedray.algorithms.towers import of_widths
+from fedray.algorithms.vertical_options import of_widths
 from fedray.core.explain import egress_rows
 from fedray.data.linkage import LinkedData
 from fedray.learn import optimizer

@@ -86,6 +86,22 @@ def test_v2_equals_the_papers_loop_and_is_another_algorithm():
     assert farthest(result.params, splitfed_v1_by_hand()) > 1e-3
 
 
+def front_that_fails_on_the_way_back(params, batch):
+    if len(batch["x"]) == SIZES["b"] and torch.is_grad_enabled():
+        raise ArithmeticError("lost")
+    return HALVES.front(params, batch)
+
+
+def test_a_site_that_is_lost_in_its_last_stage_is_in_neither_half():
+    halves = fr.learn.Halves(front_that_fails_on_the_way_back, HALVES.back, HALVES.words)
+    algorithm = fr.algorithms.splitfed(halves, lr=RATE)
+    schedule = fr.synchronous(cohort=3, sampling="cyclic", quorum=0.5)
+    result, _ = trained(algorithm, schedule=schedule, init=as_params(start()))
+    assert [record.counted for record in result.metrics] == [2, 3, 2, 2, 3]
+    without = [cohort.replace("b", "") for cohort in COHORTS]
+    assert farthest(result.params, splitfed_v1_by_hand(without)) < 1e-12
+
+
 @pytest.mark.parametrize("cut", [1, 3])
 def test_v1_is_fedavg_of_the_whole_model(cut):
     model = fr.learn.mlp(NUM_FEATURES, [5, 4], task="number")
@@ -109,6 +125,21 @@ def test_a_site_without_rows_changes_nothing(variant):
         assert np.isfinite(made.metrics[0].metrics["loss"])
     # another number of sites draws another order, in which V2 steps
     assert variant == "V2" or tree.equal(*found)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: fr.algorithms.splitfed(HALVES, lr=RATE, batch_size=4, steps=2),
+    lambda: fr.algorithms.splitfed(HALVES, lr=RATE, batch_size=4, variant="V2"),
+    lambda: fr.algorithms.split(HALVES, lr=RATE, batch_size=4, steps=2)])  # fmt: skip
+def test_bits_depend_neither_on_packs_nor_on_the_order_of_the_sites(make):
+    schedule = fr.synchronous(cohort=3 if make().name == "splitfed" else 1, sampling="cyclic")
+    found = set()
+    for packs, names in ((1, "abcde"), (2, "edcba"), (5, "cabed")):
+        data = {name: sites()[name] for name in names}
+        with fr.simulate(data, packs=packs) as federation:
+            result = fr.fit(make(), federation, init=as_params(start()), rounds=4, schedule=schedule)
+        found.add(result.params_sha256)
+    assert len(found) == 1
 
 
 def test_fronts_leave_as_a_sum_and_activations_one_by_one():

@@ -6,7 +6,8 @@ import torch
 from torch.nn import functional as F
 
 import fedray as fr
-from fedray.algorithms.towers import Tower, mlp_tower, of_widths
+from fedray.algorithms.towers import Tower, mlp_tower
+from fedray.algorithms.vertical_options import from_bias, of_widths
 from fedray.errors import DataError, PolicyError
 from tests.unit.algorithms.cases import leaving
 from tests.unit.algorithms.vertical_cases import PARTS, WIDTHS, aligned, batch_of, fitted, state_of, table
@@ -98,6 +99,11 @@ def test_layers_of_given_widths_learn_and_are_measured(merge):
     assert result.test.metrics["n"] == 20 and result.test.metrics["auroc"] > 0.7
     assert {site: kept[site]["0.weight"].shape[1] for site in kept} == WIDTHS
     assert mlp_tower((8,), 4) != mlp_tower((8,), 5)
+
+
+def test_an_outcome_of_classes_is_for_towers_and_not_for_the_logistic_option():
+    with pytest.raises(ValueError, match="the outcome is classes"):
+        from_bias(task="classes")
 
 
 def test_another_merge_is_refused():
