@@ -178,6 +178,8 @@ def algorithm_for(experiment: Experiment, sites: Sequence[str]) -> Any:
 
 def _evaluation(tree: Mapping[str, Any], model: Any, split: str, algorithm: Any) -> Any:
     settings = tree["evaluate"]
+    if getattr(algorithm, "evaluate", None) is not None:
+        return algorithm.evaluate(split, per_site=settings["per_site"], bins=settings["bins"])
     personal = settings["personal"]
     if personal is None or personal:
         personal = getattr(algorithm, "personal", None) or bool(personal)

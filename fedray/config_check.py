@@ -16,7 +16,8 @@ from fedray import config_targets
 from fedray.config_schema import Config
 
 Tree = Mapping[str, Any]
-CYCLIC = "fedray.algorithms.cyclic"
+IN_TURN = ("fedray.algorithms.cyclic", "fedray.algorithms.split")
+VERTICAL = "fedray.algorithms.vertical_"
 DEVICES = re.compile(r"cpu|cuda(:\d+)?")
 
 
@@ -92,6 +93,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "data.num_sites": (lambda v: v >= 1, "at least 1", 208),
     "data.valid_fraction": (lambda v: 0 <= v < 1, "in [0, 1)", 0.1),
     "data.test_fraction": (lambda v: 0 <= v < 1, "in [0, 1)", 0.2),
+    "data.missing": (lambda v: 0 <= v < 1, "in [0, 1)", 0.1),
+    "data.min_shared": (lambda v: v >= 1, "at least 1", 50),
     "data.alpha": (lambda v: v > 0, "above 0", 0.5),
     "local.epochs": (lambda v: v >= 1, "at least 1", 1),
     "local.steps": (lambda v: v >= 1, "at least 1", 10),
@@ -107,6 +110,11 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "algorithm.alpha": (lambda v: v >= 0, "0 or more", 0.1),
     "algorithm.eps": (lambda v: v > 0, "above 0", 0.001),
     "algorithm.momentum": (lambda v: 0 <= v < 1, "in [0, 1)", 0.9),
+    "algorithm.cut": (lambda v: v >= 1, "at least 1", 1),
+    "algorithm.steps": (lambda v: v >= 1, "at least 1", 1),
+    "algorithm.batch_size": (lambda v: v >= 1, "at least 1, or null for all rows", 32),
+    "algorithm.l2": (lambda v: v >= 0, "0 or more", 0.0),
+    "algorithm.width": (lambda v: v >= 1, "at least 1", 8),
     "algorithm.q": (lambda v: v >= 0, "0 or more", 1.0),
     "algorithm.rate": (lambda v: v >= 0, "0 or more", 0.01),
     "algorithm.num_clusters": (lambda v: v >= 1, "at least 1", 2),
@@ -206,8 +214,13 @@ def _pairs(tree: Tree) -> Iterator[str]:
     runtime = tree.get("runtime") or {}
     algorithm = tree.get("algorithm") or {}
     cohort = (tree.get("schedule") or {}).get("cohort", 1)
-    if algorithm.get("_target_") == CYCLIC and not (isinstance(cohort, int) and cohort == 1):
-        yield "algorithm=cyclic takes the model to one site a round. Fix: schedule=cyclic"
+    target = str(algorithm.get("_target_"))
+    if target in IN_TURN and not (isinstance(cohort, int) and cohort == 1):
+        name = target.rpartition(".")[2]
+        yield f"algorithm={name} takes the model to one site a round. Fix: schedule=cyclic"
+    if target.startswith(VERTICAL) and cohort != 1.0:
+        yield (f"schedule.cohort={cohort}: each site of a vertical algorithm holds a part of every record. "
+               "Fix: schedule.cohort=1.0")
     by_trace = (tree.get("schedule") or {}).get("trace") is not None
     if by_trace and str(runtime.get("kind")).rpartition(".")[2] != "in_process":
         yield "schedule.trace is replayed on the simulated clock. Fix: runtime=in_process"

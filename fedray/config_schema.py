@@ -16,6 +16,7 @@ from fedray import config_schema_graphs as graphs
 from fedray import config_schema_learn as learn
 from fedray import config_schema_passes as passes
 from fedray import config_schema_personal as personal
+from fedray import config_schema_vertical as vertical
 from fedray.config_schema_data import MISSING
 
 
@@ -305,7 +306,7 @@ class Page:
 SCHEMAS: dict[str, dict[str, type]] = {
     "data": {"synthetic_icu": data.SyntheticIcu, "eicu_mortality": data.EicuMortality,
              "heart_disease": data.HeartDisease, "csv": data.Csv, "digits": data.Digits,
-             "shards": data.Shards},
+             "shards": data.Shards, "parties": vertical.Parties},
     "model": {"logistic": learn.Logistic, "linear": learn.Linear, "mlp": learn.Mlp, "cnn": learn.Cnn,
               "gru": learn.Gru, "bag_of_embeddings": learn.BagOfEmbeddings},
     "local": {"sgd": learn.Sgd, "adamw": learn.Adamw},
@@ -324,7 +325,9 @@ SCHEMAS: dict[str, dict[str, type]] = {
                   "afl": fair.Afl, "cfl": fair.Cfl, "drfa": fair.Drfa, "ifca": fair.Ifca,
                   "qfedavg": fair.Qfedavg, "term": fair.Term,
                   "dpsgd": graphs.Dpsgd, "hierfavg": graphs.Hierfavg, "push_sum": graphs.PushSum,
-                  "swarm": graphs.Swarm},
+                  "swarm": graphs.Swarm,
+                  "split": vertical.Split, "splitfed": vertical.Splitfed,
+                  "vertical_logistic": vertical.VerticalLogistic, "vertical_towers": vertical.VerticalTowers},
     "compression": {"none": Nothing, "topk": passes.Topk, "randk": passes.Randk, "qsgd": passes.Qsgd,
                     "sign": passes.Sign, "scaled_sign": passes.ScaledSign, "powersgd": passes.Powersgd,
                     "ef21": passes.Ef21, "ef21_broadcast": passes.Ef21Broadcast,

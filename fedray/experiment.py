@@ -187,7 +187,7 @@ def prepare(experiment: "Experiment", federation: Any) -> Ready:
     for evaluation in experiment.training.evaluate.values():
         fr.compile(evaluation, policies(experiment.passes))
     federation.hello()
-    programs = _refuse_one_class(experiment, federation)
+    programs = (*_linked(experiment, federation), *_refuse_one_class(experiment, federation))
     if not experiment.standardises:
         return Ready(experiment=experiment, preparation=None, programs=programs)
     program = standardising(experiment.data)
@@ -196,6 +196,29 @@ def prepare(experiment: "Experiment", federation: Any) -> Ready:
     federation.prepare(experiment.keep.shared(preparation) if experiment.keep else preparation)
     return Ready(experiment=experiment.for_features(preparation.features), preparation=preparation,
                  programs=(*programs, program))
+
+
+def _linked(experiment: "Experiment", federation: Any) -> "tuple[fr.Algorithm, ...]":
+    """Bring rows into one order of common records where sites hold parts of them; return what compared them.
+
+    Raises ConfigError where the algorithm and the data are not made for each other, DataError where the
+    records cannot be linked.
+    """
+    from fedray.core.rewrite import policies
+    linkage, needs_all = experiment.data.linkage, experiment.training.algorithm.needs_all
+    name, title = experiment.data.name, experiment.training.algorithm.title
+    if needs_all and linkage is None:
+        raise ConfigError(f"algorithm={title} needs sites that hold other columns of the same records, and "
+                          f"those of {name} hold records of their own. Fix: data=parties")
+    if linkage is None:
+        return ()
+    if not needs_all:
+        raise ConfigError(f"algorithm={title} needs sites that hold records of their own, and the sites of "
+                          f"{name} hold columns of the same records. Fix: algorithm=vertical_logistic")
+    linked = linkage.link(federation, policies(experiment.passes))
+    log.info("record linkage: %d records at all %d sites, the outcome at %s", linked.shared, len(linked.rows),
+             linked.holder)
+    return (linkage.program,)
 
 
 def _refuse_one_class(experiment: "Experiment", federation: Any) -> "tuple[fr.Algorithm, ...]":
@@ -232,7 +255,8 @@ class _Count:
 
     def __call__(self, data: Any) -> dict[str, "torch.Tensor"]:
         import torch
-        labels = data.train["y"].to(torch.int64).reshape(-1)
+        rows = data.train
+        labels = rows["y"].to(torch.int64).reshape(-1) if "y" in rows else torch.zeros(0, dtype=torch.int64)
         return {"rows": torch.bincount(labels, minlength=self.num_classes).to(torch.float64)}
 
 

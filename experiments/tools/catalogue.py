@@ -22,7 +22,8 @@ from fedray.config import SCHEMAS, compose_run
 from fedray.learn import optimizer
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "algorithms.md"
-WORDS = ("experiment=debug", "report=none", "evaluate.bins=50", "rounds=1", "data.scale=0.02", "model=mlp")
+WORDS = ("experiment=debug", "report=none", "evaluate.bins=50", "rounds=1", "model=mlp")
+SMALL = ("data.scale=0.02",)
 OPTIMIZERS = {
     "fedavgm": optimizer.momentum,
     "fedadagrad": optimizer.adagrad,
@@ -30,7 +31,12 @@ OPTIMIZERS = {
     "fedyogi": optimizer.yogi,
 }
 MOMENTUM = "Hsu, Qi, Brown, Measuring the effects of non-identical data distribution, 2019"
-MORE = {"fedbn": ("model.norm=batch",)}
+PARTIES = ("data=parties",)
+MORE = {
+    "fedbn": (*SMALL, "model.norm=batch"),
+    "vertical_logistic": PARTIES,
+    "vertical_towers": PARTIES,
+}
 HEAD = """# Algorithms
 
 `fedray run algorithm=fednova`, or any other of the first column; in Python:
@@ -46,9 +52,10 @@ Every one is tested against a plain loop in numpy, written from its paper (`test
 Deviations from the paper are in the docstring: `help(fr.algorithms.fednova)`, or the file of that name.
 
 Up and down are counted in the first round of a network, in models: what one site sends that is alone in its
-process (several sites of a process send one sum), and what a host receives. *Only sums* says that the server
-sees no single site's value, as secure aggregation needs. *Together* says that the sites of a process train as
-one program. *At own pace* says whether `fr.buffered` runs it (asynchronous.md).
+process (several sites of a process send one sum), and what a host receives; of vertical algorithms it grows
+with the records ([vertical.md](vertical.md)). *Only sums* says that the server sees no single site's value,
+as secure aggregation needs. *Together* says that the sites of a process train as one program. *At own pace*
+says whether `fr.buffered` runs it ([asynchronous.md](asynchronous.md)).
 
 This page is written by `python experiments/tools/catalogue.py`.
 
@@ -59,11 +66,13 @@ This page is written by `python experiments/tools/catalogue.py`.
 
 def line(option: str) -> str:
     """Return the row of an option."""
-    composed = compose_run([*WORDS, f"algorithm={option}", *MORE.get(option, ())])
+    composed = compose_run([*WORDS, f"algorithm={option}", *MORE.get(option, SMALL)])
     outcome = experiment.start(composed, live=False)
     result = outcome.result
     record = result.metrics[0]
     model = tree.nbytes(tree.leaves(result.params)[0][1])  # clustered algorithms have several
+    if result.plan.needs_all:  # no site has the model: what travels grows with the records
+        model = 0
     said, origin = described(option)
     explained = fr.explain(result.plan)
     gathers = [row["name"] for row in fr.core.explain.egress_rows(result.plan) if row["visible"][:3] == "yes"]
@@ -118,7 +127,9 @@ def source(text: str) -> str:
 
 def models(number: int | None, over: int, model: int) -> str:
     """Return bytes as a number of models."""
-    return "-" if number is None or not over else f"{number / over / model:.2f}".rstrip("0").rstrip(".")
+    if number is None or not over or not model:
+        return "-"
+    return f"{number / over / model:.2f}".rstrip("0").rstrip(".")
 
 
 def together(explained: str) -> str:

@@ -39,8 +39,12 @@ from fedray.algorithms.private_heads import private_heads
 from fedray.algorithms.push_sum import push_sum
 from fedray.algorithms.qfedavg import qfedavg
 from fedray.algorithms.scaffold import scaffold
+from fedray.algorithms.split import split
+from fedray.algorithms.splitfed import splitfed
 from fedray.algorithms.swarm import swarm
 from fedray.algorithms.term import term
+from fedray.algorithms.towers import vertical_towers
+from fedray.algorithms.vertical_logistic import vertical_logistic
 
 __all__ = [
     "afl",
@@ -82,6 +86,10 @@ __all__ = [
     "push_sum",
     "qfedavg",
     "scaffold",
+    "split",
+    "splitfed",
     "swarm",
     "term",
+    "vertical_logistic",
+    "vertical_towers",
 ]

@@ -274,8 +274,11 @@ class Algorithm:
     parameters and what it keeps: evaluation measures it. None where there is none.
 
     `every` maps a period k to another round function, with the same states: rounds k-1, 2k-1, ... run it in
-    place of `round`, and where several fall due the one with the longest period. `note` is a sentence for
-    `explain` and `egress`: what the graph cannot say.
+    place of `round`, and where several fall due the one with the longest period. `note` holds sentences for
+    `explain` and `egress`: what the graph cannot say of who learns what.
+
+    `evaluate(split, per_site, bins)` is the evaluation program of a model that no site has as a whole.
+    `needs_all` says that a round is nothing without any one of the sites, whatever the schedule's quorum.
     """
 
     init: Callable[[Any], Any]
@@ -285,6 +288,8 @@ class Algorithm:
     personal: Callable[[Value, Site], Value] | None = None
     every: Mapping[int, RoundFunction] = field(default_factory=dict)
     note: str = ""
+    evaluate: "Callable[..., Algorithm] | None" = None
+    needs_all: bool = False
 
     @property
     def title(self) -> str:

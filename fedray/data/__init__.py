@@ -3,7 +3,8 @@
 A `Dataset` maps site names to functions that open a `SiteData` where the site lives. Sources: `synthetic_icu`
 (needs no file), `eicu_mortality`, `heart_disease`, `digits`, any table by `csv`, `from_frames` and
 `from_datasets`, a built folder by `read_dataset`, very many
-sites in memory-mapped files by `read_shards`, one table dealt to simulated sites by `partition`.
+sites in memory-mapped files by `read_shards`, one table dealt to simulated sites by `partition`. Sites that
+hold other columns of the same records: `parties`, `by_columns` (simulated), and `link`.
 `prepare` scales inputs over all sites. Names are resolved on first use, so that importing this package loads
 neither torch nor pandas.
 """
@@ -22,6 +23,8 @@ _HOMES = {
     "fedray.data.prepare": ("Clip", "Preparation", "fit_preparation", "contract_of"),
     "fedray.data.synthetic": ("synthetic_icu",),
     "fedray.data.eicu": ("eicu_mortality", "eicu_first_use"),
+    "fedray.data.linkage": ("link", "parties", "Linkage"),
+    "fedray.data.columns": ("by_columns",),
     "fedray.data.pooling": ("pooled",),
     "fedray.data.scaling": ("standardise", "standardising"),
     "fedray.data.heart": ("heart_disease", "heart_disease_first_use"),

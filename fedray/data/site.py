@@ -8,6 +8,7 @@ never on the driver, so a `Dataset` is cheap to pickle and holds no patient row.
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,7 +134,9 @@ class Dataset(Mapping[str, Open]):
 
     `features` names the columns of `x`; `outcome` is "binary", "classes" or "number"; `sizes` gives rows per
     site where that is known without opening (it balances packs and feeds the memory forecast); `regions` maps
-    sites to declared regions; `version` is a hash of what the data is, so that runs can be compared.
+    sites to declared regions; `version` is a hash of what the data is, so that runs can be compared. Where
+    sites hold other columns of the same records, `linkage` (linkage.py) says how their rows are brought into
+    one order.
     """
 
     sites: Mapping[str, Open]
@@ -144,6 +147,7 @@ class Dataset(Mapping[str, Open]):
     sizes: Mapping[str, int] = field(default_factory=dict)
     regions: Mapping[str, str] = field(default_factory=dict)
     version: str = ""
+    linkage: Any = None
 
     def __getitem__(self, site: str) -> Open:
         return self.sites[site]

@@ -8,6 +8,7 @@ from typing import Any
 
 _HOMES = {
     "budget": ("budgeted", "Budgeted"),
+    "halves": ("Halves",),
     "local": ("sgd", "adamw", "LocalTraining"),
     "models": ("Model", "logistic", "linear", "mlp", "cnn", "gru", "bag_of_embeddings", "from_module"),
     "update": ("Update", "LocalUpdate"),
@@ -19,6 +20,7 @@ _MODULES = (
     "budget",
     "dropout",
     "functional",
+    "halves",
     "intervals",
     "local",
     "losses",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedray.rng import Key
+from fedray.rng import SERVER, Key
 
 Batch = Mapping[str, Tensor]
 
@@ -75,3 +75,37 @@ def batches(
         for index in range(-(-len(order) // size)):
             yield {name: part[index] for name, part in parts.items()}
             steps -= 1
+
+
+def nth_batch(rows: Batch, batch_size: int | None, number: int, rng: Key) -> Batch:
+    """Return batch `number` of those that `batches` yields, where they are not taken in one go."""
+    total = num_rows(rows)
+    size = min(batch_size or total, total)
+    if size == total:
+        return rows
+    epoch, place = divmod(number, -(-total // size))
+    generator = rng.generator()
+    for _ in range(epoch):
+        torch.randperm(total, generator=generator)
+    return _chosen(rows, torch.randperm(total, generator=generator), place, size)
+
+
+def shared_batch(rows: Batch, batch_size: int | None, rng: Key) -> Batch:
+    """Return the batch of a round: the same places in the tables of all sites, from a stream without a site.
+
+    Batches run through all rows, in an order that is drawn anew for each pass; which pass and which batch of
+    it follows from the round alone.
+    """
+    total = num_rows(rows)
+    size = min(batch_size or total, total)
+    if size == total:
+        return rows
+    done, place = divmod(rng.round, -(-total // size))
+    # the round of this key is the number of the pass; its label keeps it apart from others
+    generator = Key(rng.seed, done, SERVER, "records").generator()
+    return _chosen(rows, torch.randperm(total, generator=generator), place, size)
+
+
+def _chosen(rows: Batch, order: Tensor, place: int, size: int) -> Batch:
+    chosen = order[place * size : (place + 1) * size]
+    return {name: column[chosen.to(column.device)] for name, column in rows.items()}

@@ -76,7 +76,7 @@ class Attempt:
             answer = self._ask(stage, alive, self._downlink(stage))
             self.failures += answer.failures
             alive = answer.delivered
-            if stage <= self.plan.counting_stage:
+            if stage <= self.plan.counting_stage or self.plan.needs_all:
                 self.counted = alive
                 self._check_quorum(alive)
             self._gather(stage, answer)
@@ -259,8 +259,9 @@ class Attempt:
             raise VerifyError(f"a host sent {sorted(unknown)} in stage {stage}, which `egress` does not list")
 
     def _check_quorum(self, alive: Sequence[str]) -> None:
+        asked = len(self.setting.root.sites) if self.plan.needs_all else len(self.cohort)
         assert isinstance(self.schedule, Synchronous)  # a buffer is full, or its round is not over
-        needed = self.schedule.needed(len(self.cohort))
+        needed = asked if self.plan.needs_all else self.schedule.needed(asked)
         if len(alive) >= needed:
             return
         kinds: dict[str, int] = {}
@@ -268,8 +269,10 @@ class Attempt:
             kinds[failure.kind] = kinds.get(failure.kind, 0) + 1
         why = ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items()))
         first = f"; first: {self.failures[0]}" if self.failures else ""
+        is_needed = "each is needed, for it holds a part of every record" * self.plan.needs_all
+        fix = "ask all sites (schedule.cohort=1.0)" if self.plan.needs_all else "lower schedule.quorum"
         raise QuorumError(
-            f"round {self.round} of {self.plan.name}: {len(alive)} of {len(self.cohort)} sites delivered and "
-            f"the quorum is {needed} ({why}{first}). The server state is unchanged; lower schedule.quorum, "
+            f"round {self.round} of {self.plan.name}: {len(alive)} of {asked} sites delivered and "
+            f"{is_needed or f'the quorum is {needed}'} ({why}{first}). The server state is unchanged; {fix}, "
             "raise schedule.deadline_s, or mend the sites"
         )

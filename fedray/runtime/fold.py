@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedray import coded, tree
 from fedray.errors import FoldError
-from fedray.rows import Column
+from fedray.rows import Column, Ragged
 from fedray.runtime import lanes
 
 MAX_WEIGHT = 2**26  # 53 bits of float64 less the 26 bits of a lane, less one
@@ -142,6 +142,10 @@ def _matrix(leaf: Any, k: int) -> Tensor:
         return leaf.numbers.view(k, 1)
     if isinstance(leaf, Tensor):
         return leaf.reshape(k, -1)
+    if isinstance(leaf, Ragged):
+        raise FoldError(
+            "sites sent values of different shapes to one sum: every site must return the same structure"
+        )
     return torch.full((k, 1), float(leaf), dtype=torch.float64)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from fedray import tree
 from fedray.core.rewrite import Pass, policies
 from fedray.core.trace import Algorithm
-from fedray.errors import CheckpointError, ConfigError, QuorumError, SiteError
+from fedray.errors import CheckpointError, ConfigError, QuorumError, ScheduleError, SiteError
 from fedray.runtime import memory
 from fedray.runtime.buffered import Buffered
 from fedray.runtime.checkpoint import Checkpoints
@@ -145,6 +145,14 @@ def _check(
         raise ConfigError(problems)
 
 
+def _check_whole(plan: Plan, schedule: Synchronous | Buffered, num_sites: int) -> None:
+    if plan.needs_all and schedule.expected_cohort(num_sites) < num_sites:
+        raise ScheduleError(
+            f"{plan.name} needs all {num_sites} sites in every round, for each holds a part of every record, "
+            f"and the schedule asks {schedule.expected_cohort(num_sites)}: use schedule.cohort=1.0"
+        )
+
+
 class _Run:
     """The driver's side of one training run."""
 
@@ -173,6 +181,7 @@ class _Run:
         self.saved_at, self.saved_round = self.started, -1
 
     def begin(self, state: Any, schedule: Synchronous | Buffered, resume: bool) -> None:
+        _check_whole(self.plan, schedule, self.federation.num_sites)
         if schedule.wait_for:
             self.federation.call("wait_for", schedule.wait_for, schedule.wait_s)
         rows, blank = self.federation.hello(), self.federation.call("blank")

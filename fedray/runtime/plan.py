@@ -47,6 +47,7 @@ class Plan:
     before: "Plan | None" = None  # what the schedule asks its candidates before the round
     every: Mapping[int, "Plan"] = field(default_factory=dict)  # by period: of rounds of another kind
     once: Mapping[int, int] = field(default_factory=dict)  # bytes of a broadcast that a host gets once
+    needs_all: bool = False  # every site holds a part of every record: a round without one is none
 
     @property
     def name(self) -> str:
@@ -230,7 +231,7 @@ def compile(
     graph = lowering.fuse_sums(graph)
     graph = lowering.show_one_site(graph) if shows_one else graph
     verify(graph)
-    plan = number(graph)
+    plan = replace(number(graph), needs_all=algorithm.needs_all)
     if fold != "exact":
         plan = replace(plan, fold=fold, digest=hashlib.sha256(f"{plan.digest} {fold}".encode()).hexdigest())
     if algorithm.every:

@@ -65,7 +65,8 @@ def test_every_option_starts_from_the_schema_of_its_name(group):
         text = (config.conf_folder() / group / f"{option}.yaml").read_text()
         first, own, *chosen = yaml.safe_load(text)["defaults"]
         assert (first, own) == (f"_schema/{option}", "_self_")
-        assert bool(chosen) == ((group, option) == ("algorithm", "cyclic"))  # which chooses its schedule
+        chooses = group == "algorithm" and option in ("cyclic", "split")  # their schedule
+        assert bool(chosen) == chooses
 
 
 def test_every_setting_is_documented():
@@ -144,6 +145,17 @@ def test_cyclic_brings_its_schedule_and_refuses_another():
     assert problems_of("algorithm=cyclic", "schedule=synchronous") == [
         "algorithm=cyclic takes the model to one site a round. Fix: schedule=cyclic"
     ]
+
+
+def test_split_learning_brings_its_schedule_and_vertical_algorithms_ask_everybody():
+    assert compose("algorithm=split").schedule.cohort == 1
+    assert problems_of("algorithm=split", "schedule=synchronous", "algorithm.cut=0") == [
+        "algorithm.cut=0 is not at least 1. Fix: algorithm.cut=1",
+        "algorithm=split takes the model to one site a round. Fix: schedule=cyclic"]
+    words = ("data=parties", "experiment=none", "schedule.cohort=2")
+    (found,) = problems_of("algorithm=vertical_logistic", *words)
+    assert "Fix: schedule.cohort=1.0" in found
+    check(compose("algorithm=vertical_towers", "data=parties", "experiment=none"))
 
 
 def test_settings_of_algorithms_against_drift_are_checked_with_their_fix():

@@ -20,6 +20,8 @@ HEART = {"cleveland": 40, "hungarian": 40, "switzerland": 30, "va": 30}
 OF_ALGORITHM = {
     **dict.fromkeys(("fedbabu", "fedper", "fedrep", "lg_fedavg", "moon"), ("model=mlp",)),
     "fedbn": ("model=mlp", "model.norm=batch"),
+    **dict.fromkeys(("split", "splitfed"), ("model=mlp",)),
+    **dict.fromkeys(("vertical_logistic", "vertical_towers"), ("data=parties", "model=mlp")),
 }
 
 
@@ -66,7 +68,9 @@ def test_every_preset_trains_a_round_on_toy_sites(preset, tmp_path):
 
 @pytest.mark.parametrize("algorithm", sorted(SCHEMAS["algorithm"]))
 def test_every_algorithm_option_trains(algorithm):
-    outcome = train(f"algorithm={algorithm}", "rounds=1", "data.scale=0.02", *OF_ALGORITHM.get(algorithm, ()))
+    words = OF_ALGORITHM.get(algorithm, ())
+    size = () if "data=parties" in words else ("data.scale=0.02",)
+    outcome = train(f"algorithm={algorithm}", "rounds=1", *size, *words)
     assert outcome.run.status == ("done", "")
 
 
@@ -75,6 +79,20 @@ def test_what_leaves_in_each_kind_of_round_is_in_the_run_directory():
     assert "in rounds 2, 4, 6, ... in its place:" in (run.path / "egress.txt").read_text("utf-8")
     rows = json.loads((run.path / "plan.json").read_text("utf-8"))["egress"]
     assert [row["stage"] for row in rows if row["name"] == "rows"] == ["1→2 every 2 rounds"]
+def test_a_vertical_run_says_what_linking_sent_and_measures_the_test_records():
+    run = train("algorithm=vertical_logistic", "data=parties", "algorithm.lr=1.0", "rounds=10")
+    text = (run.run.path / "egress.txt").read_text("utf-8")
+    assert all(name in text for name in ("records", "scores", "label", "split_scores", "evaluation"))
+    test = run.summary["test"]
+    assert [site["site"] for site in test["sites"]] == ["site0"] and test["n"] > 50
+    assert test["metrics"]["auroc"]["value"] > 0.6
+
+
+@pytest.mark.parametrize(("words", "fix"), [
+    (("algorithm=vertical_logistic",), "data=parties"), (("data=parties",), "algorithm=vertical_logistic")])
+def test_vertical_algorithms_and_data_belong_together(words, fix):
+    with pytest.raises(ConfigError, match=f"Fix: {fix}"):
+        train(*words)
 
 
 def test_a_trace_decides_who_is_asked(tmp_path):

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import fedray as fr
+from fedray.algorithms.vertical_options import of_widths
 from fedray.core.explain import egress_rows
+from fedray.data.linkage import LinkedData
 from fedray.learn import optimizer
 from tests.unit.runtime.toy import NUM_FEATURES, sites
 
@@ -18,6 +20,7 @@ GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "egress"
 NUM_SITES = 6
 MODEL = fr.learn.logistic(NUM_FEATURES)
 LOCAL = fr.learn.sgd(MODEL, lr=0.1, epochs=1, batch_size=4)
+NETWORK = fr.learn.mlp(NUM_FEATURES, [4])
 
 
 def column_sums(data):
@@ -42,6 +45,18 @@ def hidden(params, batch):
 
 def headed(params, batch):
     return (hidden(params, batch) @ params["head.v"]).square().mean() + params["bias"].square().sum()
+
+
+def aligned(count):
+    """Return sites that hold columns of the same ten records, the first the labels too."""
+    draws = torch.Generator().manual_seed(3)
+    made = {}
+    for number in range(count):
+        columns = {"x": torch.randn(10, NUM_FEATURES, generator=draws)}
+        if not number:
+            columns["y"] = (columns["x"][:, 0] > 0).float()
+        made[f"h{number:02d}"] = LinkedData(columns)
+    return made
 
 
 def own_head(data, rng):
@@ -81,6 +96,12 @@ SHIPPED = {
     "qfedavg": lambda: A.qfedavg(LOCAL),
     "swarm": lambda: A.swarm(LOCAL, tuple(sites(NUM_SITES))),
     "term": lambda: A.term(LOCAL),
+    "split": lambda: A.split(NETWORK, batch_size=4),  # made-up sites have four rows
+    "splitfed": lambda: A.splitfed(NETWORK, batch_size=4),
+    "splitfed_v2": lambda: A.splitfed(NETWORK, batch_size=4, variant="V2", steps=2),
+    "vertical_logistic": A.vertical_logistic,
+    "vertical_towers": lambda: of_widths(NUM_SITES),
+    "vertical_towers_sum": lambda: of_widths(NUM_SITES, merge="sum", batch_size=4),
     "ditto": lambda: A.ditto(LOCAL, prox=0.1),
     "apfl": lambda: A.apfl(LOCAL),
     "fedamp": lambda: A.fedamp(LOCAL, alpha=0.1, sigma=1.0, prox=0.1),
@@ -103,7 +124,15 @@ SHIPPED = {
 }
 
 ALL, ONE_BY_ONE = fr.synchronous(), fr.synchronous(cohort=1, sampling="cyclic")
-SCHEDULES = {"cyclic": ONE_BY_ONE}  # the others ask all sites
+SCHEDULES = {"cyclic": ONE_BY_ONE, "split": ONE_BY_ONE}  # the others ask all sites
+
+
+def data_of(name):
+    return aligned(NUM_SITES) if name.startswith("vertical") else sites(NUM_SITES)
+
+
+def init_of(name):
+    return (NETWORK if name.startswith("split") else MODEL).init(0)
 
 
 def promised(rows, sites_of_packs):
@@ -124,16 +153,16 @@ class Declared(dict):
     regions = dict.fromkeys(sites(NUM_SITES), "north")
 
 
-def federated(packs):
-    return fr.simulate(Declared(sites(NUM_SITES)), packs=packs)
+def federated(data, packs):
+    return fr.simulate(Declared(data), packs=packs)
 
 
 @pytest.mark.parametrize("packs", [1, 3, NUM_SITES])
 @pytest.mark.parametrize("name", SHIPPED)
 def test_names_and_bytes_that_left_are_those_of_egress(name, packs):
-    with federated(packs) as federation:
+    with federated(data_of(name), packs) as federation:
         schedule = SCHEDULES.get(name, ALL)
-        result = fr.fit(SHIPPED[name](), federation, init=MODEL.init(0), rounds=2, schedule=schedule)
+        result = fr.fit(SHIPPED[name](), federation, init=init_of(name), rounds=2, schedule=schedule)
         counted = dict(federation.aggregator.root.bytes_up)
     delivered = [1] if schedule is ONE_BY_ONE else [NUM_SITES // packs] * packs
     expected = promised(egress_rows(result.plan), delivered)
@@ -144,9 +173,9 @@ def test_names_and_bytes_that_left_are_those_of_egress(name, packs):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_list_of_what_leaves_is_the_golden_one(name):
-    with federated(packs=1) as federation:
+    with federated(data_of(name), packs=1) as federation:
         schedule = SCHEDULES.get(name, ALL)
-        plan = fr.fit(SHIPPED[name](), federation, init=MODEL.init(0), rounds=1, schedule=schedule).plan
+        plan = fr.fit(SHIPPED[name](), federation, init=init_of(name), rounds=1, schedule=schedule).plan
     text = fr.egress(plan).replace(plan.digest[:8], "········") + "\n"  # the digest covers code: it changes
     path = GOLDEN / f"{name}.txt"
     if os.environ.get("FEDRAY_UPDATE_GOLDEN"):
