@@ -12,6 +12,7 @@ from typing import Any
 from fedray import config_schema_data as data
 from fedray import config_schema_drift as drift
 from fedray import config_schema_fair as fair
+from fedray import config_schema_labels as labels
 from fedray import config_schema_learn as learn
 from fedray import config_schema_passes as passes
 from fedray import config_schema_personal as personal
@@ -287,6 +288,8 @@ SCHEMAS: dict[str, dict[str, type]] = {
                   "cyclic": drift.Cyclic, "feddyn": drift.Feddyn, "fedexp": drift.Fedexp,
                   "fedlin": drift.Fedlin, "fednova": drift.Fednova, "mime": drift.Mime,
                   "mimelite": drift.Mimelite,
+                  "feddf": labels.Feddf, "fedgkt": labels.Fedgkt, "fedmatch": labels.Fedmatch,
+                  "pretrain": labels.Pretrain, "pseudo_label": labels.PseudoLabel,
                   "afl": fair.Afl, "cfl": fair.Cfl, "drfa": fair.Drfa, "ifca": fair.Ifca,
                   "qfedavg": fair.Qfedavg, "term": fair.Term},
     "compression": {"none": Nothing, "topk": passes.Topk, "randk": passes.Randk, "qsgd": passes.Qsgd,

@@ -233,6 +233,7 @@ class _Count:
     def __call__(self, data: Any) -> dict[str, "torch.Tensor"]:
         import torch
         labels = data.train["y"].to(torch.int64).reshape(-1)
+        labels = labels[labels >= 0]  # -1 is no label
         return {"rows": torch.bincount(labels, minlength=self.num_classes).to(torch.float64)}
 
 

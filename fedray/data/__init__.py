@@ -23,6 +23,7 @@ _HOMES = {
     "fedray.data.synthetic": ("synthetic_icu",),
     "fedray.data.eicu": ("eicu_mortality", "eicu_first_use"),
     "fedray.data.pooling": ("pooled",),
+    "fedray.data.unlabelled": ("few_labels", "public_rows"),
     "fedray.data.scaling": ("standardise", "standardising"),
     "fedray.data.heart": ("heart_disease", "heart_disease_first_use"),
     "fedray.data.digit_images": ("digits",),

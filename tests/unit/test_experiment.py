@@ -20,6 +20,10 @@ HEART = {"cleveland": 40, "hungarian": 40, "switzerland": 30, "va": 30}
 OF_ALGORITHM = {
     **dict.fromkeys(("fedbabu", "fedper", "fedrep", "lg_fedavg", "moon"), ("model=mlp",)),
     "fedbn": ("model=mlp", "model.norm=batch"),
+    "fedgkt": ("model=mlp",),
+    "fedmatch": ("local.lr=0.01", "data.labelled=0.3"),
+    "pretrain": ("model=mlp", "data.labelled=0.3"),
+    "pseudo_label": ("data.labelled=0.3", "algorithm.ramp=[0,0]"),
 }
 
 
