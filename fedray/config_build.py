@@ -21,7 +21,8 @@ from fedray.data.site import Dataset
 from fedray.errors import ConfigError
 from fedray.runtime.loop import EarlyStop
 
-OF_THE_RUN = ("allow_empty", "standardise")  # settings of a data set that its factory does not read
+OF_THE_RUN = ("allow_empty", "standardise", "labelled")  # settings of data that their factory does not read
+OF_THE_DATA = ("pooled", "unlabelled")  # settings of an algorithm that say which rows it sees
 PASS_GROUPS = ("compression", "privacy", "robustness", "secure", "policy")
 
 
@@ -149,6 +150,8 @@ def _schedule(tree: Mapping[str, Any], training: Training) -> Any:
 def _data(tree: Mapping[str, Any]) -> Dataset:
     settings = {key: value for key, value in tree["data"].items() if key not in OF_THE_RUN}
     data: Dataset = call("data", settings, tuple(tree["allow"]), spare=_spare("data"))
+    if (share := tree["data"].get("labelled")) is not None:
+        data = fr.data.few_labels(data, share, tree["seed"], bool(tree["algorithm"].get("unlabelled")))
     return fr.data.pooled(data) if tree["algorithm"].get("pooled") else data
 
 
@@ -158,7 +161,7 @@ def _training(tree: Mapping[str, Any], data: Dataset) -> Training:
              "task": data.outcome, "num_sites": len(data), "sites": tuple(data), "seed": tree["seed"]}
     model = _as_model(call("model", tree["model"], allow, spare=_spare("model"), **known), data)
     local = call("local", tree["local"], allow, spare=_spare("local"), model=model, **known)
-    settings = {key: value for key, value in tree["algorithm"].items() if key != "pooled"}
+    settings = {key: value for key, value in tree["algorithm"].items() if key not in OF_THE_DATA}
     algorithm = call("algorithm", settings, allow, spare=_spare("algorithm"), model=model, local=local,
                      **known)
     evaluate = {}
@@ -213,7 +216,8 @@ def _runtime_options(tree: Mapping[str, Any], data: Dataset) -> dict[str, Any]:
                if value is not None}
     if tree["topology"].get("regions"):
         options["regions"] = by_region(data)
-    return {**options, "allow_empty": bool(tree["data"].get("allow_empty", False))}
+    few = tree["data"].get("labelled") is not None  # some sites may then have no row to train on
+    return {**options, "allow_empty": few or bool(tree["data"].get("allow_empty", False))}
 
 
 def by_region(data: Dataset) -> dict[str, list[str]]:

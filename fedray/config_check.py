@@ -95,6 +95,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "data.test_fraction": (lambda v: 0 <= v < 1, "in [0, 1)", 0.2),
     "data.missing": (lambda v: 0 <= v < 1, "in [0, 1)", 0.1),
     "data.min_shared": (lambda v: v >= 1, "at least 1", 50),
+    "data.labelled": (lambda v: 0 < v <= 1, "above 0 and at most 1", 0.05),
     "data.alpha": (lambda v: v > 0, "above 0", 0.5),
     "local.epochs": (lambda v: v >= 1, "at least 1", 1),
     "local.steps": (lambda v: v >= 1, "at least 1", 10),
@@ -118,6 +119,9 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "algorithm.q": (lambda v: v >= 0, "0 or more", 1.0),
     "algorithm.rate": (lambda v: v >= 0, "0 or more", 0.01),
     "algorithm.num_clusters": (lambda v: v >= 1, "at least 1", 2),
+    "algorithm.threshold": (lambda v: 0 <= v <= 1, "in [0, 1]", 0.75),
+    "algorithm.temperature": (lambda v: v > 0, "above 0", 1.0),
+    "algorithm.share": (lambda v: 0 < v < 1, "in (0, 1)", 0.3),
     "algorithm.prox": (lambda v: v >= 0, "0 or more", 0.1),
     "algorithm.server_lr": (lambda v: v > 0, "above 0", 1.0),
     "algorithm.optimizer.tau": (lambda v: v > 0, "above 0", 0.001),
@@ -210,6 +214,22 @@ def _extras(tree: Tree) -> Iterator[str]:
         yield "data=digits needs scikit-learn, which is not installed. Fix: pip install 'fedray[report]'"
 
 
+# key -> (the two words it may be, the one to choose)
+_WORDS: dict[str, tuple[str, str, str]] = {
+    "option": ("I", "II", "II"),
+    "control": ("batch", "rows", "batch"),
+    "where": ("server", "sites", "sites"),
+    "labels": ("step", "round", "step"),
+}
+
+
+def _words(tree: Tree) -> Iterator[str]:
+    for key, (one, other, choice) in _WORDS.items():
+        value = (tree.get("algorithm") or {}).get(key, choice)
+        if value not in (one, other):
+            yield f"algorithm.{key}={value} is neither {one} nor {other}. Fix: algorithm.{key}={choice}"
+
+
 def _pairs(tree: Tree) -> Iterator[str]:
     runtime = tree.get("runtime") or {}
     algorithm = tree.get("algorithm") or {}
@@ -249,4 +269,5 @@ def _pairs(tree: Tree) -> Iterator[str]:
         yield "runtime.packs and runtime.sites_per_actor say the same thing twice. Fix: runtime.packs=null"
 
 
-FINDERS = (_unset, _strangers, _targets, _numbers, _schedule, _rates, _data, _runs_dir, _extras, _pairs)
+FINDERS = (_unset, _strangers, _targets, _numbers, _schedule, _rates, _data, _runs_dir, _extras, _words,
+           _pairs)

@@ -13,6 +13,7 @@ from fedray import config_schema_data as data
 from fedray import config_schema_drift as drift
 from fedray import config_schema_fair as fair
 from fedray import config_schema_graphs as graphs
+from fedray import config_schema_labels as labels
 from fedray import config_schema_learn as learn
 from fedray import config_schema_passes as passes
 from fedray import config_schema_personal as personal
@@ -322,6 +323,8 @@ SCHEMAS: dict[str, dict[str, type]] = {
                   "cyclic": drift.Cyclic, "feddyn": drift.Feddyn, "fedexp": drift.Fedexp,
                   "fedlin": drift.Fedlin, "fedlora": drift.Fedlora, "fednova": drift.Fednova,
                   "mime": drift.Mime, "mimelite": drift.Mimelite,
+                  "feddf": labels.Feddf, "fedgkt": labels.Fedgkt, "fedmatch": labels.Fedmatch,
+                  "pretrain": labels.Pretrain, "pseudo_label": labels.PseudoLabel,
                   "afl": fair.Afl, "cfl": fair.Cfl, "drfa": fair.Drfa, "ifca": fair.Ifca,
                   "qfedavg": fair.Qfedavg, "term": fair.Term,
                   "dpsgd": graphs.Dpsgd, "hierfavg": graphs.Hierfavg, "push_sum": graphs.PushSum,

@@ -15,6 +15,9 @@ class Data:
     """Accept sites without training rows; they take part with weight 0."""
     standardise: bool = True
     """Bring columns to one scale, fitted over all sites by federated sums on training rows; fill gaps."""
+    labelled: float | None = None
+    """Share of the training rows that keep their label; null keeps all. Rows without are left out, unless
+    the algorithm reads them."""
 
 
 @dataclass

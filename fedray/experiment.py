@@ -257,6 +257,7 @@ class _Count:
         import torch
         rows = data.train
         labels = rows["y"].to(torch.int64).reshape(-1) if "y" in rows else torch.zeros(0, dtype=torch.int64)
+        labels = labels[labels >= 0]  # -1 is no label
         return {"rows": torch.bincount(labels, minlength=self.num_classes).to(torch.float64)}
 
 

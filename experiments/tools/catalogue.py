@@ -34,6 +34,7 @@ MOMENTUM = "Hsu, Qi, Brown, Measuring the effects of non-identical data distribu
 PARTIES = ("data=parties",)
 MORE = {
     "fedbn": (*SMALL, "model.norm=batch"),
+    "fedmatch": (*SMALL, "local.lr=0.01"),
     "vertical_logistic": PARTIES,
     "vertical_towers": PARTIES,
 }

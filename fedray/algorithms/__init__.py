@@ -18,10 +18,13 @@ from fedray.algorithms.fedavg import fedavg, fedsgd
 from fedray.algorithms.fedbabu import fedbabu
 from fedray.algorithms.fedbn import fedbn
 from fedray.algorithms.fedbuff import fedbuff
+from fedray.algorithms.feddf import feddf
 from fedray.algorithms.feddyn import feddyn
 from fedray.algorithms.fedexp import fedexp
+from fedray.algorithms.fedgkt import fedgkt
 from fedray.algorithms.fedlin import fedlin
 from fedray.algorithms.fedlora import fedlora
+from fedray.algorithms.fedmatch import fedmatch
 from fedray.algorithms.fednova import fednova
 from fedray.algorithms.fedper import fedper
 from fedray.algorithms.fedprox import fedprox
@@ -33,9 +36,12 @@ from fedray.algorithms.lg_fedavg import lg_fedavg
 from fedray.algorithms.mime import mime, mimelite
 from fedray.algorithms.moments import moments
 from fedray.algorithms.moon import moon
+from fedray.algorithms.one_shot_ensemble import one_shot_ensemble
 from fedray.algorithms.per_fedavg import per_fedavg
 from fedray.algorithms.pfedme import pfedme
+from fedray.algorithms.pretrain import pretrain
 from fedray.algorithms.private_heads import private_heads
+from fedray.algorithms.pseudo_label import pseudo_label
 from fedray.algorithms.push_sum import push_sum
 from fedray.algorithms.qfedavg import qfedavg
 from fedray.algorithms.scaffold import scaffold
@@ -61,10 +67,13 @@ __all__ = [
     "fedbabu",
     "fedbn",
     "fedbuff",
+    "feddf",
     "feddyn",
     "fedexp",
+    "fedgkt",
     "fedlin",
     "fedlora",
+    "fedmatch",
     "fednova",
     "fedper",
     "fedprox",
@@ -80,9 +89,12 @@ __all__ = [
     "moments",
     "moon",
     "one_shot",
+    "one_shot_ensemble",
     "per_fedavg",
     "pfedme",
+    "pretrain",
     "private_heads",
+    "pseudo_label",
     "push_sum",
     "qfedavg",
     "scaffold",

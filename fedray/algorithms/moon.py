@@ -39,10 +39,8 @@ def moon(
     """
     if mu < 0 or temperature <= 0:
         raise ValueError(f"moon: mu={mu} must be 0 or more, temperature={temperature} above 0")
-    if features is None:
-        parts.last_layer(getattr(local, "model", None))
-        features = objectives.Features(local.model)
-    contrast = objectives.pursuing(local, objectives.Contrast(features, mu, temperature), "moon")
+    found = features or objectives.features_of(local)
+    contrast = objectives.pursuing(local, objectives.Contrast(found, mu, temperature), "moon")
     optimizer = optimizer or sgd(1.0)
 
     def init(params: Any) -> FedAvgState:

@@ -26,6 +26,7 @@ _HOMES = {
     "fedray.data.linkage": ("link", "parties", "Linkage"),
     "fedray.data.columns": ("by_columns",),
     "fedray.data.pooling": ("pooled",),
+    "fedray.data.unlabelled": ("few_labels", "public_rows"),
     "fedray.data.scaling": ("standardise", "standardising"),
     "fedray.data.heart": ("heart_disease", "heart_disease_first_use"),
     "fedray.data.digit_images": ("digits",),

@@ -162,3 +162,9 @@ class Features:
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         """Return the features of a batch."""
         return self._body.output(params, batch).flatten(1)
+
+
+def features_of(local: Any) -> Features:
+    """Return what the last layer of the model of a local update reads. Raises ValueError on no such layer."""
+    last_layer(getattr(local, "model", None))
+    return Features(local.model)

@@ -17,7 +17,7 @@ from fedray.config_targets import locate
 from fedray.errors import ConfigError
 
 # not read by the factory, or without a default there
-OF_THE_RUN = {"allow_empty", "standardise", "pooled"}
+OF_THE_RUN = {"allow_empty", "standardise", "labelled", "pooled", "unlabelled"}
 OWN_DEFAULTS = {"lr", "mu", "prox", "vocabulary", "batch_size"}
 PRESETS = sorted(path.stem for path in (config.conf_folder() / "experiment").glob("*.yaml"))
 

@@ -22,6 +22,10 @@ OF_ALGORITHM = {
     "fedbn": ("model=mlp", "model.norm=batch"),
     **dict.fromkeys(("split", "splitfed"), ("model=mlp",)),
     **dict.fromkeys(("vertical_logistic", "vertical_towers"), ("data=parties", "model=mlp")),
+    "fedgkt": ("model=mlp",),
+    "fedmatch": ("local.lr=0.01", "data.labelled=0.3"),
+    "pretrain": ("model=mlp", "data.labelled=0.3"),
+    "pseudo_label": ("data.labelled=0.3", "algorithm.ramp=[0,0]"),
 }
 
 

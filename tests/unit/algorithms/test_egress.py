@@ -13,6 +13,7 @@ import fedray as fr
 from fedray.algorithms.vertical_options import of_widths
 from fedray.core.explain import egress_rows
 from fedray.data.linkage import LinkedData
+from fedray.data.site import SiteData
 from fedray.learn import optimizer
 from tests.unit.runtime.toy import NUM_FEATURES, sites
 
@@ -64,6 +65,11 @@ def own_head(data, rng):
 
 
 A = fr.algorithms
+PUBLIC = {"x": torch.ones(7, NUM_FEATURES)}
+SMALL = {"features": hidden, "first_estimators": {
+    "mask.weight": torch.ones(NUM_FEATURES, NUM_FEATURES), "mask.bias": torch.ones(NUM_FEATURES),
+    "feature.weight": torch.ones(NUM_FEATURES, NUM_FEATURES), "feature.bias": torch.ones(NUM_FEATURES),
+}}  # fmt: skip
 SHIPPED = {
     "fedsgd": lambda: A.fedsgd(MODEL, lr=0.1),
     "fedasync": lambda: A.fedasync(LOCAL),
@@ -116,8 +122,16 @@ SHIPPED = {
     "per_fedavg": lambda: A.per_fedavg(LOCAL, inner_lr=0.01),
     "pfedme": lambda: A.pfedme(LOCAL, prox=1.0, lr=0.5, local_rounds=2),
     "private_heads": lambda: A.private_heads(fr.learn.sgd(headed, lr=0.01), own_head),
+    "feddf_server": lambda: A.feddf(LOCAL, PUBLIC, steps=2),
+    "feddf_sites": lambda: A.feddf(LOCAL, PUBLIC, "sites", steps=2),
+    "fedgkt": lambda: A.fedgkt(LOCAL, LOCAL, features=hidden),
+    "fedmatch": lambda: A.fedmatch(fr.learn.sgd(MODEL, lr=0.01)),
+    "pretrain": lambda: A.pretrain(LOCAL, 1, **SMALL),
+    "pseudo_label": lambda: A.pseudo_label(LOCAL, ramp=(0, 0)),
+    "pseudo_label_once": lambda: A.pseudo_label(LOCAL, ramp=(0, 0), labels="round"),
     "local_only": lambda: A.local_only(LOCAL),
     "one_shot": lambda: A.one_shot(LOCAL),
+    "one_shot_ensemble": lambda: A.one_shot_ensemble(MODEL, split="train", bins=20),
     "evaluation": lambda: A.evaluation(MODEL, split="train", bins=20),
     "evaluation_pooled": lambda: A.evaluation(MODEL, split="train", bins=20, per_site=False),
     "moments": lambda: A.moments(column_sums, column_means, column_squares, both),
@@ -127,12 +141,18 @@ ALL, ONE_BY_ONE = fr.synchronous(), fr.synchronous(cohort=1, sampling="cyclic")
 SCHEDULES = {"cyclic": ONE_BY_ONE, "split": ONE_BY_ONE}  # the others ask all sites
 
 
-def data_of(name):
-    return aligned(NUM_SITES) if name.startswith("vertical") else sites(NUM_SITES)
-
-
 def init_of(name):
     return (NETWORK if name.startswith("split") else MODEL).init(0)
+
+
+def data_of(name):
+    """Return the sites; what leaves under FedGKT has a row a patient, and made-up sites have four rows."""
+    if name.startswith("vertical"):
+        return aligned(NUM_SITES)
+    if name != "fedgkt":
+        return sites(NUM_SITES)
+    opened = {site: opener() for site, opener in sites(NUM_SITES).items()}
+    return {site: SiteData({n: c[:4] for n, c in data.columns.items()}) for site, data in opened.items()}
 
 
 def promised(rows, sites_of_packs):
