@@ -15,6 +15,7 @@ What this tells, and to whom:
       are known at all the others; it gets no hash that it has not sent
   whoever has the key and a list of hashes: whose they are, by trying identifiers. So the server never has
       the key, and no site gets another's list.
+Sites are trusted to send their own patients only: who adds a guessed number learns if all others know it.
 Fewer common records than a public minimum are refused: there is no list of them then, and no number.
 Two linkages that differ by a few rows tell who these are: link once, and keep what came of it.
 """
