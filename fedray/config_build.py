@@ -100,7 +100,7 @@ class Experiment:
         On Ray the aggregator has a process of its own, or is in this one where `here` says so.
         """
         options = _runtime_options(self.tree, self.data)
-        if hasattr(self.schedule, "latency"):
+        if getattr(self.schedule, "latency", None) is not None:
             options.setdefault("latency", self.schedule.latency)
         if here:
             from fedray.runtime import ray_transport

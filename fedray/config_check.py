@@ -124,6 +124,10 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "schedule.quorum": (lambda v: 0 < v <= 1, "in (0, 1]", 0.8),
     "schedule.deadline_s": (lambda v: v > 0, "above 0, or null", "null"),
     "schedule.candidates": (lambda v: v >= 1, "at least 1, or null", "null"),
+    "schedule.alpha": (lambda v: v >= 0, "0 or more", 2.0),
+    "schedule.pacer_step_s": (lambda v: v > 0, "above 0", 60.0),
+    "schedule.pacer_window": (lambda v: v >= 1, "at least 1", 20),
+    "schedule.most_times": (lambda v: v >= 1, "at least 1", 10),
     "schedule.retries": (lambda v: v >= 0, "0 or more", 2),
     "schedule.wait_for": (lambda v: v >= 0, "0 or more", 0),
     "schedule.wait_s": (lambda v: v > 0, "above 0", 60),
@@ -204,7 +208,7 @@ def _pairs(tree: Tree) -> Iterator[str]:
         yield "algorithm=cyclic takes the model to one site a round. Fix: schedule=cyclic"
     by_trace = (tree.get("schedule") or {}).get("trace") is not None
     if by_trace and str(runtime.get("kind")).rpartition(".")[2] != "in_process":
-        yield "schedule=trace runs on the simulated clock. Fix: runtime=in_process"
+        yield "schedule.trace runs on the simulated clock. Fix: runtime=in_process"
     if algorithm.get("option", "II") not in ("I", "II"):
         yield f"algorithm.option={algorithm['option']} is neither I nor II. Fix: algorithm.option=II"
     if algorithm.get("control", "batch") not in ("batch", "rows"):

@@ -163,7 +163,8 @@ def compile(
     """
     if fold not in FOLDS:
         raise ConfigError(f"fold={fold!r}: choose one of {', '.join(FOLDS)}")
-    graph = lowering.check_operands(trace(algorithm))
+    learner = getattr(schedule, "learner", None)
+    graph = lowering.check_operands(trace(learner.watching(algorithm) if learner else algorithm))
     for step in passes:
         graph = step(graph)
     verify(graph)

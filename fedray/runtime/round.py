@@ -135,8 +135,7 @@ class Aggregator:
         schedule, started = training.schedule, self.root.transport.now()
         self._move_in_where_small(training, round)
         up = sum(self.root.bytes_up.values())
-        candidates = schedule.cohort_of(round, training.seed, self._names, self.sizes)
-        cohort, silent, down = self._chosen(training, round, candidates)
+        cohort, silent, down = self._chosen(training, round, self._candidates(training, round))
         attempt, failures, error = self._ask(training, round, cohort)
         self._trained = attempt.processes
         if error is not None and schedule.on_failure != "skip":
@@ -161,6 +160,15 @@ class Aggregator:
             work_s=attempt.work_s,
             placement=self.root.transport.placement,
         )
+
+    def _candidates(self, training: Training, round: int) -> tuple[str, ...]:
+        """Return whom the schedule draws, or picks by what the server has learnt of the sites."""
+        schedule, learner = training.schedule, training.schedule.learner
+        if learner is None:
+            return schedule.cohort_of(round, training.seed, self._names, self.sizes)
+        size = schedule.expected_cohort(len(self._names))
+        key = Key(training.seed, round, SERVER, learner.slot)
+        return learner.pick(self.memory.get(learner.slot), self._names, size, key, self.latency)
 
     def _chosen(
         self, training: Training, round: int, candidates: tuple[str, ...]

@@ -34,6 +34,22 @@ class Choice(Protocol):
         """Return who is asked, sorted by id; `key` decides between equal ones."""
 
 
+class Learner(Protocol):
+    """Who is asked, by what sites told in earlier rounds: see `oort.py`."""
+
+    @property
+    def slot(self) -> str:
+        """Under which name the server remembers what it learnt: beside its state, committed with a round."""
+
+    def watching(self, algorithm: Any) -> Any:
+        """Return the algorithm whose sites also tell, by a named reduction, what the next cohorts need."""
+
+    def pick(
+        self, memory: Any, names: Sequence[str], cohort: int, key: Key, latency: "Latency | None"
+    ) -> tuple[str, ...]:
+        """Return who is asked, sorted by id, from the memory; None before the first round was counted."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Synchronous:
     """One cohort at a time; see `synchronous`."""
@@ -47,6 +63,7 @@ class Synchronous:
     wait_for: int = 0
     wait_s: float = 60.0
     choice: Choice | None = None
+    learner: Learner | None = None
 
     def expected_cohort(self, num_sites: int) -> int:
         """Return the number of sites that a round asks (their expectation under poisson sampling)."""

@@ -86,6 +86,17 @@ def test_what_chooses_the_cohort_is_in_the_list_of_what_leaves():
     assert json.loads((run.path / "rounds.jsonl").read_text().splitlines()[0])["asked"] == 2
 
 
+def test_oort_asks_by_losses_and_speeds_from_the_command_line(tmp_path):
+    day = Trace(tuple(Interval(f"h{i:03d}", 0.0, 9.0, float(i)) for i in range(1, 5)), 10.0)
+    write_trace(day, tmp_path / "trace.csv")
+    run = train("schedule=oort", "schedule.cohort=2", f"schedule.trace={tmp_path / 'trace.csv'}",
+                "data.num_sites=4", "rounds=3").run
+    assert run.status == ("done", "")
+    assert "loss_statistic" in (run.path / "egress.txt").read_text("utf-8")
+    rounds = [json.loads(line) for line in (run.path / "rounds.jsonl").read_text().splitlines()]
+    assert [each["asked"] for each in rounds] == [2] * 3 and all(each["seconds"] >= 2 for each in rounds)
+
+
 def test_the_models_that_sites_have_for_themselves_are_measured_unless_the_global_one_is_asked_for():
     found = {}
     for personal in ("null", "true", "false"):
