@@ -311,7 +311,7 @@ class Page:
 SCHEMAS: dict[str, dict[str, type]] = {
     "data": {"synthetic_icu": data.SyntheticIcu, "eicu_mortality": data.EicuMortality,
              "heart_disease": data.HeartDisease, "csv": data.Csv, "digits": data.Digits,
-             "shards": data.Shards},
+             "shards": data.Shards, "assays": data.Assays},
     "model": {"logistic": learn.Logistic, "linear": learn.Linear, "mlp": learn.Mlp, "cnn": learn.Cnn,
               "gru": learn.Gru, "bag_of_embeddings": learn.BagOfEmbeddings},
     "local": {"sgd": learn.Sgd, "adamw": learn.Adamw},
@@ -322,6 +322,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
                   "fedrep": personal.Fedrep, "fine_tuning": personal.FineTuning,
                   "lg_fedavg": personal.LgFedavg, "apfl": personal.Apfl, "fedamp": personal.Fedamp,
                   "moon": personal.Moon, "per_fedavg": personal.PerFedavg, "pfedme": personal.Pfedme,
+                  "private_heads": personal.PrivateHeads,
                   "local_only": learn.LocalOnly, "pooled": learn.Pooled, "one_shot": learn.OneShot,
                   "cyclic": drift.Cyclic, "feddyn": drift.Feddyn, "fedexp": drift.Fedexp,
                   "fedlin": drift.Fedlin, "fednova": drift.Fednova, "mime": drift.Mime,

@@ -30,7 +30,7 @@ OPTIMIZERS = {
     "fedyogi": optimizer.yogi,
 }
 MOMENTUM = "Hsu, Qi, Brown, Measuring the effects of non-identical data distribution, 2019"
-MORE = {"fedbn": ("model.norm=batch",)}
+MORE = {"fedbn": ("model.norm=batch",), "private_heads": ("data=assays",)}
 HEAD = """# Algorithms
 
 `fedray run algorithm=fednova`, or any other of the first column; in Python:

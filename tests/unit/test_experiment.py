@@ -20,6 +20,7 @@ HEART = {"cleveland": 40, "hungarian": 40, "switzerland": 30, "va": 30}
 OF_ALGORITHM = {
     **dict.fromkeys(("fedbabu", "fedper", "fedrep", "lg_fedavg", "moon"), ("model=mlp",)),
     "fedbn": ("model=mlp", "model.norm=batch"),
+    "private_heads": ("model=mlp", "data=assays"),
 }
 
 
@@ -68,6 +69,25 @@ def test_every_preset_trains_a_round_on_toy_sites(preset, tmp_path):
 def test_every_algorithm_option_trains(algorithm):
     outcome = train(f"algorithm={algorithm}", "rounds=1", "data.scale=0.02", *OF_ALGORITHM.get(algorithm, ()))
     assert outcome.run.status == ("done", "")
+
+
+def test_private_heads_measure_each_sites_own_tasks_and_only_the_trunk_leaves():
+    outcome = train("algorithm=private_heads", "data=assays", "model=mlp", "data.scale=0.05", "rounds=2")
+    assert outcome.run.status == ("done", "")
+    assert not any(name.startswith("head") for name in outcome.result.params)
+    assert 0 < outcome.summary["test"]["metrics"]["auroc"]["value"] < 1
+    text = (outcome.run.path / "egress.txt").read_text("utf-8")
+    assert "delta" in text and "head" not in text.replace("private_heads", "")
+
+
+@pytest.mark.parametrize(("words", "fix"), [
+    (("algorithm=private_heads",), "Fix: data=assays"),
+    (("data=assays",), "Fix: algorithm=private_heads"),
+    (("algorithm=private_heads", "data=assays", "model=logistic"), "Fix: model=mlp"),
+])  # fmt: skip
+def test_tasks_of_their_own_and_private_heads_go_together(words, fix):
+    with pytest.raises(ConfigError, match=fix):
+        train("model=mlp", *words)
 
 
 def test_a_trace_decides_who_is_asked(tmp_path):
