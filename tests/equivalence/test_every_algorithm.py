@@ -1,5 +1,4 @@
-"""Every algorithm option: two rounds in two Ray actors give the bits of two packs in this process, and the
-rounds that are stacked are those of the plain form.
+"""Every algorithm option: two rounds in two Ray actors give the bits of two packs in this process.
 
 Federations are opened once for all options that read the same data, so that an option costs its rounds alone.
 """
@@ -54,3 +53,14 @@ def test_two_ray_actors_give_the_bits_of_this_process(option: str, opened: Open)
     assert both[0].params_sha256 == both[1].params_sha256
     assert [record.hashes for record in both[0].metrics] == [record.hashes for record in both[1].metrics]
     assert both[0].rounds == 2 and not both[0].failures
+
+
+def test_what_a_schedule_learns_of_sites_is_the_same_on_ray(opened: Open) -> None:
+    asked = build(compose(*WORDS, "algorithm=fedavg", "schedule=oort", "schedule.cohort=2"))
+    both = [
+        fr.fit(asked.training.algorithm, opened("fedavg", runtime), init=asked.training.init, rounds=4,
+               schedule=asked.schedule, seed=3)
+        for runtime in ("ray", "in_process")
+    ]  # fmt: skip
+    assert both[0].params_sha256 == both[1].params_sha256
+    assert both[0].metrics[-1].hashes["loss_statistic"] == both[1].metrics[-1].hashes["loss_statistic"]
