@@ -172,6 +172,8 @@ class FedMLAlgorithmFlow:
         """Return where the loop's first round begins and ends, and how often it stands there."""
         steps, number = self.steps, len(self.steps)
         if self.tags:
+            if set(self.tags) != {self.LOOP_START, self.LOOP_END}:
+                raise ValueError(f"only {sorted(self.tags)} is there: a loop has a LOOP_START and a LOOP_END")
             return self.tags[self.LOOP_START], self.tags[self.LOOP_END] + 1, 1
         longest = [next((place for place, step in enumerate(steps) if step.is_client), 0), number, 1]
         covered = 0

@@ -181,6 +181,10 @@ def test_what_is_no_round_is_refused():
     ends_at_clients.add_flow("local_training", Client.local_training)
     with pytest.raises(ValueError, match="ends with one of the server"):
         ends_at_clients.build()
+    half_tagged = flow(loops=2)
+    half_tagged.add_flow("last", Server.aggregate, FedMLAlgorithmFlow.LOOP_END)
+    with pytest.raises(ValueError, match="a LOOP_START and a LOOP_END"):
+        half_tagged.build()
     uneven_rounds = flow(loops=2)
     uneven_rounds.add_flow("local_training", Client.local_training)
     with pytest.raises(ValueError, match="repeats the same steps"):
