@@ -21,6 +21,7 @@ from fedray.data.site import Dataset
 from fedray.errors import ConfigError
 from fedray.runtime.loop import EarlyStop
 
+PRIVATE_HEADS = "fedray.algorithms.private_heads"
 OF_THE_RUN = ("allow_empty", "standardise", "labelled")  # settings of data that their factory does not read
 OF_THE_DATA = ("pooled", "unlabelled")  # settings of an algorithm that say which rows it sees
 PASS_GROUPS = ("compression", "privacy", "robustness", "secure", "policy")
@@ -101,7 +102,7 @@ class Experiment:
         On Ray the aggregator has a process of its own, or is in this one where `here` says so.
         """
         options = _runtime_options(self.tree, self.data)
-        if hasattr(self.schedule, "latency"):
+        if getattr(self.schedule, "latency", None) is not None:
             options.setdefault("latency", self.schedule.latency)
         if here:
             from fedray.runtime import ray_transport
@@ -157,9 +158,11 @@ def _data(tree: Mapping[str, Any]) -> Dataset:
 
 def _training(tree: Mapping[str, Any], data: Dataset) -> Training:
     allow = tuple(tree["allow"])
-    known = {"num_features": len(data.features) or None, "num_classes": data.num_classes,
-             "task": data.outcome, "num_sites": len(data), "sites": tuple(data), "seed": tree["seed"]}
+    task = "binary" if data.outcome == "tasks" else data.outcome  # each of several tasks is binary
+    known = {"num_features": len(data.features) or None, "num_classes": data.num_classes, "task": task,
+             "num_sites": len(data), "sites": tuple(data), "seed": tree["seed"]}
     model = _as_model(call("model", tree["model"], allow, spare=_spare("model"), **known), data)
+    known["make_head"] = _head_maker(tree, data, model)
     local = call("local", tree["local"], allow, spare=_spare("local"), model=model, **known)
     settings = {key: value for key, value in tree["algorithm"].items() if key not in OF_THE_DATA}
     algorithm = call("algorithm", settings, allow, spare=_spare("algorithm"), model=model, local=local,
@@ -179,6 +182,16 @@ def algorithm_for(experiment: Experiment, sites: Sequence[str]) -> Any:
     return _training(experiment.tree, experiment.data.select(tuple(sites))).algorithm
 
 
+def _head_maker(tree: Mapping[str, Any], data: Dataset, model: Any) -> Any:
+    """Return what makes a site's head. Raises ConfigError where data and algorithm do not go together."""
+    is_many, has_heads = data.outcome == "tasks", tree["algorithm"]["_target_"] == PRIVATE_HEADS
+    if is_many and not has_heads and tree["algorithm"]["_target_"].startswith("fedray."):
+        raise ConfigError(f"{data.name} gives every site tasks of its own. Fix: algorithm=private_heads")
+    if has_heads and not is_many:
+        raise ConfigError("algorithm=private_heads needs sites with tasks of their own. Fix: data=assays")
+    return model.make_head if is_many else None
+
+
 def _evaluation(tree: Mapping[str, Any], model: Any, split: str, algorithm: Any) -> Any:
     settings = tree["evaluate"]
     if getattr(algorithm, "evaluate", None) is not None:
@@ -191,10 +204,14 @@ def _evaluation(tree: Mapping[str, Any], model: Any, split: str, algorithm: Any)
 
 
 def _as_model(made: Any, data: Dataset) -> Any:
-    """Accept a torch module from own code as a model of the data's outcome."""
+    """Accept a torch module from own code as a model of the data's outcome; of several tasks, as a trunk."""
+    is_many = data.outcome == "tasks"
     if isinstance(made, torch.nn.Module):
-        return fr.learn.from_module(made, task=data.outcome)
-    return made
+        made = fr.learn.from_module(made, task="binary" if is_many else data.outcome)
+    try:
+        return fr.learn.ManyTasks(made) if is_many else made
+    except ValueError as error:
+        raise ConfigError(f"data of several tasks: {error}. Fix: model=mlp") from error
 
 
 def _early_stop(evaluate: Mapping[str, Any]) -> EarlyStop | None:

@@ -107,14 +107,12 @@ OnFailure = Enum("OnFailure", ["retry", "skip", "raise"])  # written this way si
 
 
 @dataclass
-class Asked:
-    """Whom a round asks, and when it is over."""
+class Awaited:
+    """How many a round asks, and when it is over."""
 
     _target_: str = "fedray.synchronous"
     cohort: Any = 1.0
     """Sites asked per round: a fraction in (0, 1] with a decimal point, or a number of sites without one."""
-    sampling: Sampling = Sampling.uniform
-    """How the cohort is drawn: uniform, poisson, weighted, cyclic or shuffled."""
     quorum: float = 0.8
     """Share of the asked sites that must be counted, in (0, 1]."""
     deadline_s: float | None = None
@@ -123,6 +121,14 @@ class Asked:
     """What a round below quorum leads to: retry, skip or raise."""
     retries: int = 2
     """How often a round is tried again."""
+
+
+@dataclass
+class Asked(Awaited):
+    """Whom a round draws."""
+
+    sampling: Sampling = Sampling.uniform
+    """How the cohort is drawn: uniform, poisson, weighted, cyclic or shuffled."""
 
 
 @dataclass
@@ -185,6 +191,39 @@ class OfTrace(Asked):
     """File of the trace."""
     exchanges: int = 1
     """Site stages in a round of the algorithm, each of which takes a site's time."""
+
+
+@dataclass
+class Oort(Awaited):
+    """Ask sites that promise most for their time, and some never asked; the server sees their losses."""
+
+    _target_: str = "fedray.runtime.oort.oort"
+    trace: str | None = None
+    """File of a trace, for the sites' speeds on the simulated clock; null takes those of runtime.latency."""
+    epsilon: float = 0.9
+    """Share of the first cohort that is drawn among sites never asked."""
+    epsilon_decay: float = 0.98
+    """Factor on that share in every round."""
+    epsilon_least: float = 0.2
+    """Where that share stops to fall."""
+    alpha: float = 2.0
+    """Power of the penalty on sites slower than the preferred duration."""
+    pacer_step_s: float = 60.0
+    """Simulated seconds: the preferred duration at the start, and by how much it grows."""
+    pacer_window: int = 20
+    """Rounds whose sums of told losses are compared; the duration grows where they fell."""
+    cutoff: float = 0.95
+    """Sites are drawn among those above this share of the utility of the last one needed."""
+    clip: float = 0.95
+    """Quantile to which what sites tell is clipped."""
+    most_times: int = 10
+    """How often a site takes part before it is left out."""
+    cohort: Any = 0.1
+    """Sites asked per round: a fraction in (0, 1] with a decimal point, or a number of sites without one."""
+    wait_for: int = 0
+    """Sites that must have answered before the first round."""
+    wait_s: float = 60.0
+    """How long to wait for them."""
 
 
 class Kind(Enum):
@@ -307,7 +346,7 @@ class Page:
 SCHEMAS: dict[str, dict[str, type]] = {
     "data": {"synthetic_icu": data.SyntheticIcu, "eicu_mortality": data.EicuMortality,
              "heart_disease": data.HeartDisease, "csv": data.Csv, "digits": data.Digits,
-             "shards": data.Shards, "parties": vertical.Parties},
+             "shards": data.Shards, "parties": vertical.Parties, "assays": data.Assays},
     "model": {"logistic": learn.Logistic, "linear": learn.Linear, "mlp": learn.Mlp, "cnn": learn.Cnn,
               "gru": learn.Gru, "bag_of_embeddings": learn.BagOfEmbeddings},
     "local": {"sgd": learn.Sgd, "adamw": learn.Adamw},
@@ -319,6 +358,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
                   "fedrep": personal.Fedrep, "fine_tuning": personal.FineTuning,
                   "lg_fedavg": personal.LgFedavg, "apfl": personal.Apfl, "fedamp": personal.Fedamp,
                   "moon": personal.Moon, "per_fedavg": personal.PerFedavg, "pfedme": personal.Pfedme,
+                  "private_heads": personal.PrivateHeads,
                   "local_only": learn.LocalOnly, "pooled": learn.Pooled, "one_shot": learn.OneShot,
                   "cyclic": drift.Cyclic, "feddyn": drift.Feddyn, "fedexp": drift.Fedexp,
                   "fedlin": drift.Fedlin, "fedlora": drift.Fedlora, "fednova": drift.Fednova,
@@ -339,7 +379,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "privacy": {"none": Nothing}, "robustness": {"none": Nothing},
     "secure": {"none": Nothing}, "policy": {"open": Nothing, "hospital": Hospital},
     "topology": {"flat": Nothing, "regions": Regions},
-    "schedule": {"synchronous": Synchronous, "buffered": Buffered, "cyclic": Synchronous,
+    "schedule": {"synchronous": Synchronous, "buffered": Buffered, "cyclic": Synchronous, "oort": Oort,
                  "power_of_choice": PowerOfChoice, "trace": OfTrace},
     "runtime": {"in_process": InProcess, "ray_local": RayLocal, "ray_cluster": Cluster},
     "evaluate": {"default": Evaluate, "none": Nothing},

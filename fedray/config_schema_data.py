@@ -96,6 +96,21 @@ class HeartDisease(Data):
 
 
 @dataclass
+class Assays(Data):
+    """Generated assays: partners with compounds and tasks of their own, for algorithm=private_heads."""
+
+    _target_: str = "fedray.data.assays"
+    num_sites: int = 10
+    """Number of partners."""
+    scale: float = 1.0
+    """Share of the compounds (1,000 to 2,500) and assays (150 to 450) of a partner."""
+    seed: int = 0
+    """Seed of the generator."""
+    standardise: bool = False
+    """Not for fingerprints: they are 0 and 1."""
+
+
+@dataclass
 class Csv(Data):
     """A folder with one CSV or Parquet file per site, or files with a site column."""
 

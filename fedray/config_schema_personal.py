@@ -91,6 +91,19 @@ class FineTuning:
 
 
 @dataclass
+class PrivateHeads:
+    """A common trunk, the model without its last layer; each site has a head for tasks of its own."""
+
+    _target_: str = "fedray.algorithms.private_heads"
+    make_head: Any = None
+    """Function (data, rng) of a site's first head, with a `_target_`; null draws a linear layer."""
+    optimizer: Any = field(default_factory=ServerRule)
+    """How the mean update moves the trunk."""
+    weighted: bool = True
+    """Weigh updates by training rows; without, every site counts the same."""
+
+
+@dataclass
 class Pfedme:
     """The global model minimises Moreau envelopes; a site's own model is its proximal point."""
 

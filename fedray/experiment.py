@@ -226,7 +226,7 @@ def _refuse_one_class(experiment: "Experiment", federation: Any) -> "tuple[fr.Al
     from fedray.core.rewrite import policies
     from fedray.data.prepare import contract_of
     data = experiment.data
-    if data.outcome == "number":
+    if data.outcome in ("number", "tasks"):
         return ()
     program = label_counts(data.num_classes)
     rules = policies(experiment.passes)

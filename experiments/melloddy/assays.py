@@ -2,11 +2,9 @@
 
     python experiments/melloddy/assays.py [--seeds 3] [--rounds 40] [--partners 10]
 
-Each partner has compounds of its own series (binary fingerprints) and assays of its own, 150 to 450 of them;
-a label is there for one compound in ten. What makes a compound active is a common latent chemistry, of which
-an assay reads its own mixture. Both arms train the same model (256 -> 64 -> 32, a linear head) with the same
-settings, each with the learning rate and the round that are best on its own validation compounds. The
-single-partner arm is the same program with one site.
+The partners are those of `data=assays` (`fedray/data/assays.py` says how they are made). Both arms train the
+same model (256 -> 64 -> 32, a linear head) with the same settings, each with the learning rate and the round
+that are best on its own validation compounds. The single-partner arm is the same program with one site.
 """
 
 import argparse
@@ -22,49 +20,17 @@ from torch.nn import functional as F
 
 import fedray as fr
 from fedray.algorithms.evaluation import UNDEFINED, as_list
+from fedray.data.assays import BITS, MISSING
 from fedray.data.site import SiteData
 
-BITS, WIDE, NARROW, LATENT = 256, 64, 32, 8
-SERIES, SHARED_SERIES = 6, 12
-LABELLED, EVERY = 0.1, 5
+WIDE, NARROW, EVERY = 64, 32, 5
 RATES = (1e-3, 3e-3)
-MISSING = -1.0
 FEWEST = 3  # labels of each kind that an assay needs to be measured
 
 
-def chemistry(draws: np.random.Generator) -> Any:
-    """Return a function of fingerprints that gives their latent properties, the same for all partners."""
-    first = draws.normal(size=(BITS, 96)) * (draws.random((BITS, 96)) < 0.15)
-    second = draws.normal(size=(96, LATENT)) / np.sqrt(96)
-
-    def latent(x: np.ndarray) -> np.ndarray:
-        hidden = np.maximum(x @ first - 0.5, 0)
-        z = hidden @ second
-        return (z - z.mean(0)) / (z.std(0) + 1e-9)
-
-    return latent
-
-
 def partners(count: int, seed: int) -> dict[str, SiteData]:
-    """Return {partner: compounds with sparse labels}: 60 % training rows, 20 % validation, 20 % test."""
-    draws = np.random.default_rng(seed)
-    latent = chemistry(draws)
-    common = draws.beta(0.4, 3.0, size=(SHARED_SERIES, BITS))
-    made = {}
-    for number in range(count):
-        own = draws.beta(0.4, 3.0, size=(SERIES, BITS))
-        series = np.concatenate([own, common[draws.choice(SHARED_SERIES, SERIES, replace=False)]])
-        rows, tasks = int(draws.integers(1000, 2500)), int(draws.integers(150, 451))
-        x = (draws.random((rows, BITS)) < series[draws.integers(len(series), size=rows)]).astype(np.float32)
-        wanted = latent(x) @ (draws.normal(size=(LATENT, tasks)) * (draws.random((LATENT, tasks)) < 0.25))
-        wanted = 4.0 * (wanted - np.quantile(wanted, 0.7, axis=0)) / (wanted.std(0) + 1e-9)
-        y = (draws.random(wanted.shape) < 1 / (1 + np.exp(-wanted))).astype(np.float32)
-        y = np.where(draws.random(y.shape) < LABELLED, y, MISSING).astype(np.float32)
-        order = torch.from_numpy(draws.permutation(rows))
-        cuts = [int(0.6 * rows), int(0.8 * rows)]
-        splits = dict(zip(("train", "valid", "test"), torch.tensor_split(order, cuts), strict=True))
-        made[f"partner{number}"] = SiteData({"x": torch.from_numpy(x), "y": torch.from_numpy(y)}, splits)
-    return made
+    """Return {partner: compounds with sparse labels}."""
+    return {name: opened() for name, opened in fr.data.assays(count, seed).items()}
 
 
 def logits(params: Mapping[str, Tensor], x: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ PARTIES = ("data=parties",)
 MORE = {
     "fedbn": (*SMALL, "model.norm=batch"),
     "fedmatch": (*SMALL, "local.lr=0.01"),
+    "private_heads": ("data=assays", *SMALL),
     "vertical_logistic": PARTIES,
     "vertical_towers": PARTIES,
 }

@@ -1,7 +1,7 @@
 """Data sets: what a site holds, and where it comes from. Start reading at `site.py`, then `contract.py`.
 
 A `Dataset` maps site names to functions that open a `SiteData` where the site lives. Sources: `synthetic_icu`
-(needs no file), `eicu_mortality`, `heart_disease`, `digits`, any table by `csv`, `from_frames` and
+(needs no file), `eicu_mortality`, `heart_disease`, `digits`, `assays`, any table by `csv`, `from_frames` and
 `from_datasets`, a built folder by `read_dataset`, very many
 sites in memory-mapped files by `read_shards`, one table dealt to simulated sites by `partition`. Sites that
 hold other columns of the same records: `parties`, `by_columns` (simulated), and `link`.
@@ -30,6 +30,7 @@ _HOMES = {
     "fedray.data.scaling": ("standardise", "standardising"),
     "fedray.data.heart": ("heart_disease", "heart_disease_first_use"),
     "fedray.data.digit_images": ("digits",),
+    "fedray.data.assays": ("assays",),
 }
 _MODULES = ("contract", "partition", "prepare", "folder")
 _NAMES = {name: home for home, names in _HOMES.items() for name in names}

@@ -132,7 +132,8 @@ Open = Callable[[], SiteData]
 class Dataset(Mapping[str, Open]):
     """A named set of sites, each opened by a function without arguments.
 
-    `features` names the columns of `x`; `outcome` is "binary", "classes" or "number"; `sizes` gives rows per
+    `features` names the columns of `x`; `outcome` is "binary", "classes", "number" or "tasks"
+    (a table of 0, 1 and -1, missing, as wide as the site's own tasks); `sizes` gives rows per
     site where that is known without opening (it balances packs and feeds the memory forecast); `regions` maps
     sites to declared regions; `version` is a hash of what the data is, so that runs can be compared. Where
     sites hold other columns of the same records, `linkage` (linkage.py) says how their rows are brought into

@@ -9,6 +9,7 @@ from typing import Any
 _HOMES = {
     "budget": ("budgeted", "Budgeted"),
     "halves": ("Halves",),
+    "many_tasks": ("ManyTasks",),
     "local": ("sgd", "adamw", "LocalTraining"),
     "models": ("Model", "logistic", "linear", "mlp", "cnn", "gru", "bag_of_embeddings", "from_module"),
     "update": ("Update", "LocalUpdate"),

@@ -231,6 +231,22 @@ class LocalTraining:
                 return float(self.model.loss(params, here, None, self.pos_weight))
             return float(self.model(params, here))
 
+    def row_losses(self, params: Flat, data: Any) -> Tensor:
+        """Return the loss of each training row at `params`, each as a batch of its own: (rows,).
+
+        In evaluation mode and without penalties; class weights cancel in a mean over one row. A loss function
+        of one's own is called row by row.
+        """
+        params, rows = tree.flatten(params), training_rows(data)
+        here = {name: column.to(params.buffer.device) for name, column in rows.items()}
+        with torch.no_grad():
+            if isinstance(self.model, Model) and self.model.custom_loss is None:
+                return self.model.row_losses(params, here, self.pos_weight)
+            loss = self.model.loss if isinstance(self.model, Model) else self.model
+            places = range(num_rows(rows))
+            found = [loss(params, {name: column[i : i + 1] for name, column in here.items()}) for i in places]
+            return torch.stack(found) if found else params.buffer.new_zeros(0)
+
     def gradient(self, params: Flat, data: Any, rng: Key | None = None) -> Flat:
         """Return the full-batch gradient of loss and l2 at `params`, zero without rows. Option I of SCAFFOLD.
 

@@ -46,7 +46,11 @@ def _predicted(model: Any, params: Mapping[str, Tensor], rows: Mapping[str, Tens
         output = model.predict(params, batch)
         # a model of one's own may have no loss of an output: a second forward pass then
         loss = model.loss_of(output, batch) if hasattr(model, "loss_of") else model.loss(params, batch)
-    return _Rows(output.double().cpu(), target, n, float(loss) * n)
+    output = output.double().cpu()
+    if hasattr(model, "labelled"):  # of several tasks: a row is then a label that is there
+        output, target = model.labelled(output, target)
+        n = len(target)
+    return _Rows(output, target, n, float(loss) * n)
 
 
 def _brier(probability: Tensor, target: Tensor) -> float:

@@ -93,6 +93,22 @@ class Model:
             return self.custom_loss(output, batch[self.target])
         return losses.mean_loss(self.task, output, batch[self.target], pos_weight)
 
+    def row_losses(
+        self,
+        params: Mapping[str, Tensor],
+        batch: Mapping[str, Tensor],
+        pos_weight: losses.PosWeight = None,
+    ) -> Tensor:
+        """Return the task's loss of each row, in evaluation mode: (rows,)."""
+        if not len(batch[self.target]):
+            return batch[self.target].new_zeros(0)
+
+        def of_row(output: Tensor, target: Tensor) -> Tensor:
+            return losses.mean_loss(self.task, output[None], target[None], pos_weight)
+
+        found: Tensor = torch.func.vmap(of_row)(self.output(params, batch), batch[self.target])
+        return found
+
     def training(self, params: Mapping[str, Tensor], key: int) -> Step:
         """Return the start of one local training."""
         return self.functional.training(params, key)

@@ -221,8 +221,8 @@ def compile(
     """
     if fold not in FOLDS:
         raise ConfigError(f"fold={fold!r}: choose one of {', '.join(FOLDS)}")
-    graph = lowering.check_operands(trace(algorithm))
-    shows_one = getattr(schedule, "shows_one_site", False)
+    learner, shows_one = getattr(schedule, "learner", None), getattr(schedule, "shows_one_site", False)
+    graph = lowering.check_operands(trace(learner.watching(algorithm) if learner else algorithm))
     for step in passes:
         is_judged = shows_one and policies([step])
         graph = step(lowering.show_one_site(graph) if is_judged else graph)

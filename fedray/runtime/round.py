@@ -165,7 +165,8 @@ class Aggregator:
             return self._run_buffered(training, schedule, round)
         self._move_in_where_small(training, round)
         up = sum(self.root.bytes_up.values())
-        candidates = schedule.cohort_of(round, training.seed, self._names, self.sizes)
+        known = self._names, self.sizes, self.memory, self.latency
+        candidates = schedule.candidates_of(round, training.seed, *known)
         cohort, silent, down = self._chosen(training, schedule, round, candidates)
         attempt, failures, error = self._ask(training, schedule, round, cohort)
         self._trained = attempt.processes

@@ -34,6 +34,22 @@ class Choice(Protocol):
         """Return who is asked, sorted by id; `key` decides between equal ones."""
 
 
+class Learner(Protocol):
+    """Who is asked, by what sites told in earlier rounds: see `oort.py`."""
+
+    @property
+    def slot(self) -> str:
+        """Under which name the server remembers what it learnt: beside its state, committed with a round."""
+
+    def watching(self, algorithm: Any) -> Any:
+        """Return the algorithm whose sites also tell, by a named reduction, what the next cohorts need."""
+
+    def pick(
+        self, memory: Any, names: Sequence[str], cohort: int, key: Key, latency: "Latency | None"
+    ) -> tuple[str, ...]:
+        """Return who is asked, sorted by id, from the memory; None before the first round was counted."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Synchronous:
     """One cohort at a time; see `synchronous`."""
@@ -47,6 +63,7 @@ class Synchronous:
     wait_for: int = 0
     wait_s: float = 60.0
     choice: Choice | None = None
+    learner: Learner | None = None
     among: frozenset[str] | None = None  # who takes part in the run, of all sites: see fedray/contribution
 
     def expected_cohort(self, num_sites: int) -> int:
@@ -85,7 +102,7 @@ class Synchronous:
 
         With a `choice` these are its candidates.
         """
-        names = sites if self.among is None else [site for site in sites if site in self.among]
+        names = self._taking_part(sites)
         size = self.expected_cohort(len(names))
         if self.choice is not None:
             size = self.choice.num_candidates(size, len(names))
@@ -106,6 +123,20 @@ class Synchronous:
         else:
             picked = torch.randperm(len(names), generator=generator)[:size]
         return tuple(sorted(names[index] for index in picked.tolist()))
+
+    def candidates_of(
+        self, round: int, seed: int, sites: Sequence[str], sizes: Mapping[str, int],
+        memory: Mapping[str, Any], latency: "Latency | None",
+    ) -> tuple[str, ...]:  # fmt: skip
+        """Return whom the schedule draws, or picks by what the server has learnt of the sites."""
+        if self.learner is None:
+            return self.cohort_of(round, seed, sites, sizes)
+        names, slot = self._taking_part(sites), self.learner.slot
+        size, key = self.expected_cohort(len(names)), Key(seed, round, SERVER, slot)
+        return self.learner.pick(memory.get(slot), names, size, key, latency)
+
+    def _taking_part(self, sites: Sequence[str]) -> Sequence[str]:
+        return sites if self.among is None else [site for site in sites if site in self.among]
 
     def _in_turn(self, round: int, seed: int, num_sites: int, size: int) -> list[int]:
         """Return the places of the sites whose turn it is: pass after pass through all sites."""

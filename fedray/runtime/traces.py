@@ -59,6 +59,13 @@ class Trace:
         at = now % self.period_s
         return {each.site: each.answer_s for each in self.intervals if each.start_s <= at < each.end_s}
 
+    def latency(self, site: str, round: int) -> float:
+        """Return the seconds of a site's answer in its first interval, whenever it is asked; 0 for strangers.
+
+        For `simulate(latency=...)` where sites are always there and the trace tells their speeds alone.
+        """
+        return next((each.answer_s for each in self.intervals if each.site == site), 0.0)
+
     def next_start(self, now: float) -> float:
         """Return when the next interval begins after `now`."""
         at = now % self.period_s

@@ -26,6 +26,7 @@ OF_ALGORITHM = {
     "fedmatch": ("local.lr=0.01", "data.labelled=0.3"),
     "pretrain": ("model=mlp", "data.labelled=0.3"),
     "pseudo_label": ("data.labelled=0.3", "algorithm.ramp=[0,0]"),
+    "private_heads": ("model=mlp", "data=assays"),
 }
 
 
@@ -83,6 +84,8 @@ def test_what_leaves_in_each_kind_of_round_is_in_the_run_directory():
     assert "in rounds 2, 4, 6, ... in its place:" in (run.path / "egress.txt").read_text("utf-8")
     rows = json.loads((run.path / "plan.json").read_text("utf-8"))["egress"]
     assert [row["stage"] for row in rows if row["name"] == "rows"] == ["1→2 every 2 rounds"]
+
+
 def test_a_vertical_run_says_what_linking_sent_and_measures_the_test_records():
     run = train("algorithm=vertical_logistic", "data=parties", "algorithm.lr=1.0", "rounds=10")
     text = (run.run.path / "egress.txt").read_text("utf-8")
@@ -99,6 +102,25 @@ def test_vertical_algorithms_and_data_belong_together(words, fix):
         train(*words)
 
 
+def test_private_heads_measure_each_sites_own_tasks_and_only_the_trunk_leaves():
+    outcome = train("algorithm=private_heads", "data=assays", "model=mlp", "data.scale=0.05", "rounds=2")
+    assert outcome.run.status == ("done", "")
+    assert not any(name.startswith("head") for name in outcome.result.params)
+    assert 0 < outcome.summary["test"]["metrics"]["auroc"]["value"] < 1
+    text = (outcome.run.path / "egress.txt").read_text("utf-8")
+    assert "delta" in text and "head" not in text.replace("private_heads", "")
+
+
+@pytest.mark.parametrize(("words", "fix"), [
+    (("algorithm=private_heads",), "Fix: data=assays"),
+    (("data=assays",), "Fix: algorithm=private_heads"),
+    (("algorithm=private_heads", "data=assays", "model=logistic"), "Fix: model=mlp"),
+])  # fmt: skip
+def test_tasks_of_their_own_and_private_heads_go_together(words, fix):
+    with pytest.raises(ConfigError, match=fix):
+        train("model=mlp", *words)
+
+
 def test_a_trace_decides_who_is_asked(tmp_path):
     day = Trace((Interval("h001", 0.0, 9.0, 2.0), Interval("h002", 5.0, 9.0, 1.0)), 10.0)
     write_trace(day, tmp_path / "trace.csv")
@@ -113,6 +135,17 @@ def test_what_chooses_the_cohort_is_in_the_list_of_what_leaves():
     assert run.status == ("done", "")
     assert "before candidate_loss" in (run.path / "egress.txt").read_text("utf-8")
     assert json.loads((run.path / "rounds.jsonl").read_text().splitlines()[0])["asked"] == 2
+
+
+def test_oort_asks_by_losses_and_speeds_from_the_command_line(tmp_path):
+    day = Trace(tuple(Interval(f"h{i:03d}", 0.0, 9.0, float(i)) for i in range(1, 5)), 10.0)
+    write_trace(day, tmp_path / "trace.csv")
+    run = train("schedule=oort", "schedule.cohort=2", f"schedule.trace={tmp_path / 'trace.csv'}",
+                "data.num_sites=4", "rounds=3").run
+    assert run.status == ("done", "")
+    assert "loss_statistic" in (run.path / "egress.txt").read_text("utf-8")
+    rounds = [json.loads(line) for line in (run.path / "rounds.jsonl").read_text().splitlines()]
+    assert [each["asked"] for each in rounds] == [2] * 3 and all(each["seconds"] >= 2 for each in rounds)
 
 
 def test_the_models_that_sites_have_for_themselves_are_measured_unless_the_global_one_is_asked_for():
