@@ -48,12 +48,12 @@ Deviations from the paper are in the docstring: `help(fr.algorithms.fednova)`, o
 Up and down are counted in the first round of a network, in models: what one site sends that is alone in its
 process (several sites of a process send one sum), and what a host receives. *Only sums* says that the server
 sees no single site's value, as secure aggregation needs. *Together* says that the sites of a process train as
-one program.
+one program. *At own pace* says whether `fr.buffered` runs it (asynchronous.md).
 
 This page is written by `python experiments/tools/catalogue.py`.
 
-| option | what it is | source | a site keeps | up | down | only sums | together |
-|---|---|---|---|---|---|---|---|
+| option | what it is | source | a site keeps | up | down | only sums | together | at own pace |
+|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -76,6 +76,7 @@ def line(option: str) -> str:
         models(record.bytes_down, 1, model),
         f"no: {', '.join(gathers)}" if gathers else "yes",
         together(explained),
+        at_own_pace(result.plan),
     ]
     return "| " + " | ".join(cells) + " |\n"
 
@@ -126,6 +127,18 @@ def together(explained: str) -> str:
     if loops:
         return f"no: {loops[0]}"
     return "yes" if "[stacked" in explained else "no"
+
+
+def at_own_pace(plan: Any) -> str:
+    """Return whether the buffered schedule runs a plan, or why not."""
+    if len(plan.site_stages) != 1:
+        return f"no: {len(plan.site_stages)} exchanges"
+    try:
+        fr.buffered().check(plan)
+    except fr.errors.ScheduleError:
+        fr.buffered(discount="constant").check(plan)
+        return "with discount=constant"
+    return "yes"
 
 
 def page() -> str:

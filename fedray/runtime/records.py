@@ -33,7 +33,7 @@ class RoundRecord:
     site_bytes: int | None = None  # that the counted sites would have sent, each alone in its process
     staleness_mean: float | None = None  # of a buffer: server steps since its sites were asked
     staleness_max: int | None = None
-    versions: int | None = None  # of the server's model that sites under way were asked of
+    versions: int | None = None  # of the server's model that sites worked on meanwhile
     placement: str = "aggregator"  # whose process the sites were in, or "actors": see placement.py
 
 

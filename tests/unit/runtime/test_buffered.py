@@ -9,8 +9,11 @@ import fedray as fr
 from fedray.errors import PolicyError, QuorumError, ScheduleError
 from fedray.runtime.buffered import Hinge, Polynomial, discount_of
 from fedray.runtime.checkpoint import Checkpoints
+from fedray.runtime.federation import Federation, Topology, in_process_transport, make_region
+from fedray.runtime.round import Aggregator
 from fedray.runtime.schedule import LognormalLatency
 from fedray.runtime.traces import Interval, Trace
+from fedray.runtime.transport import Lost
 from tests.unit.runtime.toy import INIT, ToyLocal, sites
 
 LATENCY = LognormalLatency(site_sigma=1.0, round_sigma=0.3, seed=2)
@@ -206,3 +209,64 @@ def test_on_ray_answers_are_taken_as_they_come(ray_session):
         pytest.raises(ScheduleError, match="simulated clock"),
     ):
         fr.fit(FEDAVG, federation, init=INIT, rounds=1, schedule=fr.buffered(size=1, trace=day))
+
+
+class Falling:
+    """Hosts called as if in processes of their own, which answer in the order of asking; some are killed."""
+
+    can_restart, placement = True, "actors"
+
+    def __init__(self, specs, fatal):
+        self._specs, self._fatal = {spec.name: spec for spec in specs}, set(fatal)
+        self._hosts = in_process_transport()(specs)
+        self.put, self.now = self._hosts.put, self._hosts.now
+        self.restarts, self._dead, self._owner, self._lost = 0, set(), {}, set()
+        self._first, self._place = {}, {}
+
+    def submit(self, host, method, *args):
+        ticket = self._hosts.submit(host, method, *args) if host not in self._dead else object()
+        self._owner[ticket] = host
+        key = (args[0].round, args[0].cohort) if method == "run" else ()
+        is_new = key not in self._first
+        # asked again after a fall it keeps its place
+        self._place[ticket] = self._first.setdefault(key, len(self._first)) if key else -1
+        if is_new and self._place[ticket] in self._fatal:
+            self._dead.add(host)
+            self._lost |= {old for old, owner in self._owner.items() if owner == host}
+        if host in self._dead:
+            self._lost.add(ticket)
+        return ticket
+
+    def wait(self, tickets, timeout):
+        for ticket in sorted(tickets, key=self._place.__getitem__):
+            host = self._owner.pop(ticket)
+            if ticket in self._lost:
+                yield ticket, Lost(host, "killed")
+            else:
+                yield from self._hosts.wait([ticket], timeout)
+
+    def restart(self, host):
+        self.restarts += 1
+        self._dead.discard(host)
+        self._hosts.hosts[host] = in_process_transport()([self._specs[host]]).hosts[host]
+
+    def close(self):
+        pass
+
+
+def on_falling_hosts(fatal, schedule, rounds=9):
+    specs = Topology(packs=3).specs(sites(), None, 1)
+    root = make_region("aggregator", specs, lambda given: Falling(given, fatal))
+    federation = Federation(Aggregator(root), specs, tuple(sites()), "ray")
+    algorithm = fr.algorithms.scaffold(ToyLocal(), 12)
+    result = fr.fit(algorithm, federation, init=INIT, rounds=rounds, schedule=schedule)
+    return result, root.transport
+
+
+def test_hosts_that_are_killed_start_again_and_the_bits_are_those_of_a_quiet_run():
+    schedule = fr.buffered(size=3, concurrency=8)
+    quiet, _ = on_falling_hosts((), schedule)
+    noisy, transport = on_falling_hosts((4, 13, 14, 22), schedule)
+    assert transport.restarts >= 3
+    assert noisy.params_sha256 == quiet.params_sha256
+    assert [record.failures for record in noisy.metrics] == [()] * 9
