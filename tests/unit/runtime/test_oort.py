@@ -54,8 +54,8 @@ def note(federation, asked):
     """Write down whom each attempt asks."""
     make = federation.aggregator._attempt
 
-    def attempt(training, round, number):
-        found = make(training, round, number)
+    def attempt(*given):
+        found = make(*given)
         run = type(found).run
 
         class Noted(type(found)):
