@@ -12,7 +12,7 @@ import torch
 import fedray as fr
 from fedray.data.site import SiteData
 
-NUM_INPUTS, NUM_CLASSES = 60, 10
+NUM_DEVICES, NUM_INPUTS, NUM_CLASSES = 30, 60, 10
 
 
 @dataclass(frozen=True)

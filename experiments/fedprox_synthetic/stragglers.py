@@ -1,18 +1,20 @@
 """Does keeping partial work, and holding it near the global model, beat dropping the stragglers?
 
-    python experiments/fedprox_synthetic/stragglers.py [--alpha 1 --beta 1] [--rounds 100] [--share 0.9]
+    python experiments/fedprox_synthetic/stragglers.py [--data 1 0.5 0 iid] [--share 0 0.5 0.9] [--seeds 0 1]
 
-10 of 30 devices a round, drawn by rows and averaged uniformly; SGD with rate 0.01, batches of 10, 20 epochs.
-A straggler has time for 1 to 20 epochs. FedAvg drops stragglers, FedProx keeps what they did.
+A data set is synthetic(1, 1), (0.5, 0.5), (0, 0) or the one whose devices are all alike. 10 of 30 devices a
+round, drawn by rows and averaged uniformly; SGD with rate 0.01, batches of 10, 20 epochs. A straggler
+has time for 1 to 20 epochs. FedAvg drops stragglers, FedProx keeps what they did.
 """
 
 import argparse
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from devices import Devices, model, synthetic
+from devices import NUM_DEVICES, Devices, model, synthetic
 
 import fedray as fr
 from fedray.rng import Key
@@ -101,22 +103,30 @@ def run(devices: Devices, mu: float | None, share: float, rounds: int, seed: int
             "worst": float(loss.max())}  # fmt: skip
 
 
+def devices_of(name: str, seed: int) -> Devices:
+    """Return a data set by its name: alpha = beta, or iid."""
+    if name == "iid":
+        return synthetic(0, 0, NUM_DEVICES, seed, share_alike=1.0)
+    return synthetic(float(name), float(name), NUM_DEVICES, seed)
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the table, a line for each data set, share of stragglers, algorithm and seed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--alpha", type=float, default=1.0)
-    parser.add_argument("--beta", type=float, default=1.0)
+    parser.add_argument("--data", nargs="+", default=["1"])
+    parser.add_argument("--share", type=float, nargs="+", default=[0.9])
+    parser.add_argument("--mu", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--share", type=float, default=0.9)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
-    devices = synthetic(args.alpha, args.beta, 30, args.seed)
-    rows = sum(len(data["y"]) for data in devices.train.values())
-    print(f"synthetic({args.alpha:g}, {args.beta:g}), {rows:,} training rows, {args.share:.0%} stragglers")
-    for name, mu in (("FedAvg, drops", None), ("FedProx mu=0", 0.0), ("FedProx mu=1", 1.0)):
-        found = run(devices, mu, args.share, args.rounds, args.seed)
-        print(f"{name:<14} accuracy {found['accuracy']:.3f} (sd {found['sd']:.3f})   "
-              f"loss {found['loss']:.3f}, worst {found['worst']:.2f}", flush=True)
+    print(f"{'data':<5}{'stragglers':>11}{'seed':>5}{'accuracy':>24}{'sd':>7}{'loss':>7}{'worst':>7}")
+    for name, share, seed in itertools.product(args.data, args.share, args.seeds):
+        devices = devices_of(name, seed)
+        for mu in (None, *args.mu):
+            found = run(devices, mu, share, args.rounds, seed)
+            said = "FedAvg, drops" if mu is None else f"FedProx {mu:g}"
+            print(f"{name:<5}{share:>11.0%}{seed:>5}  {said:<13}{found['accuracy']:>9.3f}{found['sd']:>7.3f}"
+                  f"{found['loss']:>7.3f}{found['worst']:>7.2f}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
