@@ -64,12 +64,16 @@ def _round_up(number: int, multiple: int) -> int:
 def schema_of(tensors: Mapping[str, Tensor], buffers: Sequence[str] = ()) -> Schema:
     """Lay out named tensors of one dtype; those named in `buffers` come last and are not trainable.
 
-    Raises ValueError where dtypes differ or there is no tensor.
+    Raises ValueError where dtypes differ or there is no tensor, TypeError where these are no named tensors.
     """
+    if not isinstance(tensors, Mapping) or not all(isinstance(it, Tensor) for it in tensors.values()):
+        held = tensors.values() if isinstance(tensors, Mapping) else [tensors]
+        kinds = sorted({type(it).__name__ for it in held if not isinstance(it, Tensor)} or {"Tensor"})
+        raise TypeError(f"parameters are a mapping {{name: torch tensor}}, got {', '.join(kinds)}: convert")
     dtypes = {tensor.dtype for tensor in tensors.values()}
     if len(dtypes) != 1:
         raise ValueError(
-            f"a flat value has one dtype, got {sorted(map(str, dtypes)) or 'no tensor'}: "
+            f"a flat value has one dtype, got {sorted(str(dtype) for dtype in dtypes) or 'no tensor'}: "
             "cast the tensors or keep them in separate mappings"
         )
     dtype = dtypes.pop()

@@ -40,7 +40,12 @@ def moon(
     if mu < 0 or temperature <= 0:
         raise ValueError(f"moon: mu={mu} must be 0 or more, temperature={temperature} above 0")
     if features is None:
-        parts.last_layer(getattr(local, "model", None))
+        try:
+            parts.last_layer(getattr(local, "model", None))
+        except ValueError as error:
+            raise ValueError(
+                "moon: what the features are is not known of this model: give features=f(params, batch)"
+            ) from error
         features = objectives.Features(local.model)
     contrast = objectives.pursuing(local, objectives.Contrast(features, mu, temperature), "moon")
     optimizer = optimizer or sgd(1.0)

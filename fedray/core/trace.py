@@ -23,10 +23,10 @@ SERVER, SITES, ANY = Placement.SERVER, Placement.SITES, Placement.ANY
 SITE_INPUTS = ("data", "state", "id", "rng")
 
 
-def broadcast(value: Any) -> Value:
-    """Give every site of the cohort the server's value."""
+def broadcast(value: Any, *, name: str = "") -> Value:
+    """Give every site of the cohort the server's value. Passes find it by its `name`, a field by its own."""
     node = needed(value, SERVER, "broadcast", "a value at the sites is there already")
-    return Value(Node(Op.BROADCAST, SITES, (node,), name=node.name, where=caller()))
+    return Value(Node(Op.BROADCAST, SITES, (node,), name=name or node.name, where=caller()))
 
 
 def scatter(value: Any) -> Value:

@@ -180,8 +180,8 @@ def sign(lr: float, weights: str | None = None, only: Names = ("delta",)) -> Pas
     Source: Bernstein, Wang, Azizzadenesheli, Anandkumar, signSGD, ICML 2018, Algorithm 3 (majority vote), on
     updates of several local steps in place of gradients.
     """
-    if lr <= 0:
-        raise ValueError(f"sign: lr={lr} is not above 0, say 0.001: every number moves by it in each round")
+    if not 0 < lr < float("inf"):
+        raise ValueError(f"sign: lr={lr} is no number above 0, say 0.001: each number moves by it in a round")
     if weights not in (None, "uniform"):
         raise ValueError(f"sign: weights={weights!r}: say 'uniform' to drop the weights of a mean")
     coder = Signs()
@@ -298,7 +298,10 @@ def quantised_broadcast(levels: int = 127, bucket: int | None = 512, only: Names
         result = rewrite(graph, rule)
         if missing := sorted(set(only) - set(matched)):
             there = sorted({node.name or "?" for node in graph.nodes if node.op is Op.BROADCAST})
-            raise PassError(f"{title} found no broadcast named {missing} in {graph.name}; there are {there}")
+            raise PassError(
+                f"{title} found no broadcast named {missing} in {graph.name}; "
+                f"there are {there}: change `only`"
+            )
         return Graph(result.outputs, result.inits, f"{graph.name} + {title}")
 
     return run

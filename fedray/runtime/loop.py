@@ -200,7 +200,7 @@ class _Run:
     def check_memory(self, state: Any, schedule: Synchronous, rows: Mapping[str, int], blank: Any) -> None:
         """Refuse with numbers what cannot fit."""
         specs = self.federation.specs
-        row_bytes = tree.nbytes(dict(blank)) // blank.num_rows if blank is not None else 0
+        row_bytes = tree.nbytes(dict(blank)) // len(next(iter(blank.values()))) if blank is not None else 0
         memory.check(
             memory.forecast(
                 num_packs=sum(spec.num_packs for spec in specs),
