@@ -92,7 +92,6 @@ def ifca(
             f"ifca: option={option!r}: choose 'I' or 'II'; num_clusters={num_clusters}: give 1 or more; "
             f"spread={spread}: give 0 or more"
         )
-
     check_has(local, "ifca", "loss")
 
     def round(server: Any, site: Any) -> fr.Outputs:

@@ -24,6 +24,17 @@ def three(received: Any, previous: Any) -> Any:
     return parts.Still(OTHERS)(parts.beside(received, received=received, previous=previous))
 
 
+def read_by_head(model: Any) -> Callable[[Any, Any], Any]:
+    """Return what the last layer reads. Raises ValueError where the model has no layers of its own."""
+    try:
+        parts.last_layer(model)
+    except ValueError as error:
+        raise ValueError(
+            "moon: what the features are is not known of this model: give features=f(params, batch)"
+        ) from error
+    return objectives.Features(model)
+
+
 def moon(
     local: Any,
     mu: float = 1.0,
@@ -39,14 +50,7 @@ def moon(
     """
     if mu < 0 or temperature <= 0:
         raise ValueError(f"moon: mu={mu} must be 0 or more, temperature={temperature} above 0")
-    if features is None:
-        try:
-            parts.last_layer(getattr(local, "model", None))
-        except ValueError as error:
-            raise ValueError(
-                "moon: what the features are is not known of this model: give features=f(params, batch)"
-            ) from error
-        features = objectives.Features(local.model)
+    features = features or read_by_head(getattr(local, "model", None))
     contrast = objectives.pursuing(local, objectives.Contrast(features, mu, temperature), "moon")
     optimizer = optimizer or sgd(1.0)
 
