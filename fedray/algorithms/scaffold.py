@@ -60,7 +60,7 @@ class NextControl:
 def scaffold(local: Any, num_sites: int, server_lr: float = 1.0, option: str = "II") -> fr.Algorithm:
     """Correct the drift of local steps with control variates.
 
-    `local` takes plain SGD steps and says its `lr`; option I needs its `gradient(params, data)` over all rows.
+    `local` takes plain SGD steps and says its `lr`; option I needs its `gradient(params, data)`, of all rows.
     Raises ValueError on another option, where option I has no gradient, or steps are not plain SGD;
     ConfigError where more sites than `num_sites` are counted.
     """
