@@ -281,6 +281,8 @@ class Fedprox:
     """Strength of the pull to the global model."""
     optimizer: Any = field(default_factory=ServerRule)
     """How the mean update moves the global model."""
+    weighted: bool = True
+    """Weigh updates by training rows; without, every site counts the same."""
 
 
 @dataclass
@@ -303,6 +305,8 @@ class Ditto:
     """Pull of the personal model to the global one."""
     optimizer: Any = field(default_factory=ServerRule)
     """How the mean update moves the global model."""
+    weighted: bool = True
+    """Weigh updates by training rows; without, every site counts the same."""
 
 
 @dataclass

@@ -67,12 +67,16 @@ def schema_of(
 ) -> Schema:
     """Lay out named tensors of one dtype: parameters, then those in `buffers`, then those in `frozen`.
 
-    Raises ValueError where dtypes differ or there is no tensor.
+    Raises ValueError where dtypes differ or there is no tensor, TypeError where these are no named tensors.
     """
+    if not isinstance(tensors, Mapping) or not all(isinstance(it, Tensor) for it in tensors.values()):
+        held = tensors.values() if isinstance(tensors, Mapping) else [tensors]
+        kinds = sorted({type(it).__name__ for it in held if not isinstance(it, Tensor)} or {"Tensor"})
+        raise TypeError(f"parameters are a mapping {{name: torch tensor}}, got {', '.join(kinds)}: convert")
     dtypes = {tensor.dtype for tensor in tensors.values()}
     if len(dtypes) != 1:
         raise ValueError(
-            f"a flat value has one dtype, got {sorted(map(str, dtypes)) or 'no tensor'}: "
+            f"a flat value has one dtype, got {sorted(str(dtype) for dtype in dtypes) or 'no tensor'}: "
             "cast the tensors or keep them in separate mappings"
         )
     dtype = dtypes.pop()
@@ -391,9 +395,6 @@ def _same(x: Any, y: Any) -> bool:
     if isinstance(x, Flat) and isinstance(y, Flat):
         return x.schema == y.schema and _same(x.buffer, y.buffer)
     if isinstance(x, Tensor) and isinstance(y, Tensor):
-        return (
-            x.shape == y.shape
-            and x.dtype == y.dtype
-            and x.detach().cpu().numpy().tobytes() == y.detach().cpu().numpy().tobytes()
-        )
+        is_alike = x.shape == y.shape and x.dtype == y.dtype
+        return is_alike and x.detach().cpu().numpy().tobytes() == y.detach().cpu().numpy().tobytes()
     return bool(x == y)

@@ -17,7 +17,7 @@ from typing import Any
 
 import fedray as fr
 from fedray import tree
-from fedray.algorithms.scaling import scaled
+from fedray.algorithms.scaling import check_has, scaled
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ def afl(local: Any, sites: Sequence[str], rate: float = 0.1, average: bool = Tru
     start = uniform(sites, "afl")
     if rate < 0:
         raise ValueError(f"afl: rate={rate} must be 0 or more")
+    check_has(local, "afl", "loss")
 
     def round(server: Any, site: Any) -> fr.Outputs:
         w = fr.broadcast(server.iterate)

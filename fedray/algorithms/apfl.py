@@ -16,6 +16,7 @@ import torch
 
 import fedray as fr
 from fedray.algorithms.fedavg import FedAvgState
+from fedray.algorithms.scaling import check_plain
 from fedray.learn import objectives, parts
 from fedray.learn.optimizer import ServerOptimizer, sgd
 
@@ -51,10 +52,11 @@ def apfl(
     """Train a global model and mixtures with it; `alpha` is the first share of a site's own model.
 
     `local` takes plain SGD steps. Without `adaptive` alpha stays what it is. Raises ValueError where alpha is
-    not in [0, 1].
+    not in [0, 1], or steps are not plain SGD.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"apfl: alpha={alpha} must lie between 0 and 1")
+    check_plain(local, "apfl")
     both = objectives.pursuing(local, objectives.Mixture(adaptive, chain_rule), "apfl")
     optimizer = optimizer or sgd(1.0)
 

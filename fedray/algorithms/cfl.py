@@ -117,7 +117,7 @@ def cfl(local: Any, eps1: float = 0.01, eps2: float = 0.1, gamma: float = 0.0) -
     `eps1` bounds the norm of a cluster's mean update at rest, `eps2` that of a single site that is not;
     `gamma` asks for more distance between the halves. Raises ValueError on negative numbers.
     """
-    if min(eps1, eps2, gamma) < 0:
+    if not all(each >= 0 for each in (eps1, eps2, gamma)):
         raise ValueError(f"cfl: eps1={eps1}, eps2={eps2} and gamma={gamma} must be 0 or more")
 
     def round(server: Any, site: Any) -> fr.Outputs:

@@ -22,13 +22,17 @@ class DittoState:
     round: int = 0
 
 
-def ditto(local: Any, prox: float, optimizer: ServerOptimizer | None = None) -> fr.Algorithm:
+def ditto(
+    local: Any, prox: float, optimizer: ServerOptimizer | None = None, weighted: bool = True
+) -> fr.Algorithm:
     """Train a global and a personal model; `prox` (the paper's lambda) pulls the personal one to the global
     one.
 
     The shared part is federated averaging, so that without `prox` the personal models are local training
-    alone.
+    alone; `weighted` weighs it by rows. Raises ValueError where prox is negative.
     """
+    if not prox >= 0:
+        raise ValueError(f"ditto: prox={prox} must be 0 or more")
     optimizer = optimizer or sgd(1.0)
 
     def init(params: Any) -> DittoState:
@@ -38,7 +42,7 @@ def ditto(local: Any, prox: float, optimizer: ServerOptimizer | None = None) -> 
         x = fr.broadcast(server.params)
         shared = fr.map(local, x, site.data, site.rng)
         mine = fr.map(local, site.state, site.data, site.stream("personal"), anchor=x, prox=prox)
-        delta = fr.mean(shared.delta, weight=shared.num_examples)
+        delta = fr.mean(shared.delta, weight=shared.num_examples if weighted else None)
         step = fr.apply(optimizer.step, server.params, server.optimizer, delta, server.round)
         return fr.Outputs(
             server=DittoState(step.params, step.state, server.round + 1),

@@ -20,6 +20,7 @@ import torch
 
 import fedray as fr
 from fedray.algorithms.afl import BySite, raised, uniform
+from fedray.algorithms.scaling import check_has
 from fedray.rng import SERVER, Key
 
 
@@ -101,6 +102,7 @@ def drfa(
     `loss(params, data)` and is told its number of steps. Raises ValueError on numbers that cannot be.
     """
     start = uniform(sites, "drfa")
+    check_has(local, "drfa", "loss")
     size = len(start) if size is None else size
     if steps < 1 or not 1 <= size <= len(start) or rate < 0:
         raise ValueError(

@@ -1,10 +1,11 @@
 """FedAMP: every site has a model in the cloud, drawn to the models of sites that are like it.
 
 Source: Huang et al., Personalized cross-silo federated learning on non-IID data, AAAI 2021, Algorithm 1:
-  u_i = (1 - sum_j xi_ij) w_i + sum_j xi_ij w_j,   xi_ij = alpha A'(||w_i - w_j||^2),   A(x) = 1 -
-  e^{-x/sigma} w_i = argmin f_i(w) + lambda/(2 alpha) ||w - u_i||^2. The site keeps w_i. The server must SEE
-  each site's model (a `gather`), so that neither secure sums nor a policy that forbids gathers go with it.
-  Deviations: the minimum is approached by `local` from w_i; only sites of the cohort are drawn together.
+  u_i = (1 - sum_j xi_ij) w_i + sum_j xi_ij w_j,   xi_ij = alpha A'(||w_i - w_j||^2),
+  A(x) = 1 - e^{-x/sigma},   w_i = argmin f_i(w) + lambda/(2 alpha) ||w - u_i||^2.
+The site keeps w_i. The server must SEE each site's model (a `gather`), so that neither secure sums nor a
+policy that forbids gathers go with it. Deviations: the minimum is approached by `local` from w_i; only sites
+of the cohort are drawn together.
 """
 
 from collections.abc import Mapping
@@ -45,7 +46,7 @@ def fedamp(local: Any, alpha: float = 0.05, sigma: float = 1.0, prox: float = 0.
 
     Raises ValueError on settings that are not above 0.
     """
-    if min(alpha, sigma, prox) <= 0:
+    if not all(each > 0 for each in (alpha, sigma, prox)):
         raise ValueError(f"fedamp: alpha={alpha}, sigma={sigma} and prox={prox} must be above 0")
 
     def init(params: Any) -> LocalOnlyState:

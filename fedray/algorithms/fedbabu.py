@@ -29,7 +29,7 @@ def fedbabu(
 
     `tune` is the local update that fine-tunes the whole model for a site: `local` unless one is given.
     """
-    top = parts.part_of(head, local, parts.last_layer)
+    top = parts.part_of(head, local, parts.last_layer, "head")
     optimizer = optimizer or sgd(1.0)
 
     def round(server: Any, site: Any) -> fr.Outputs:

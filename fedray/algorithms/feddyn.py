@@ -15,7 +15,7 @@ from typing import Any
 
 import fedray as fr
 from fedray import tree
-from fedray.algorithms.scaling import trainable
+from fedray.algorithms.scaling import check_num_sites, share_of_all, trainable
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Follow:
 
     def __call__(self, state: FedDynState, delta: Any, count: int) -> FedDynState:
         """Return the next state."""
-        share = self.alpha * count / self.num_sites
+        share = self.alpha * share_of_all(count, self.num_sites)
         memory = tree.sub(state.memory, tree.scale(trainable(delta), share))
         params = tree.add(state.params, delta)
         if self.alpha:
@@ -47,8 +47,9 @@ class Follow:
 def feddyn(local: Any, num_sites: int, alpha: float = 0.1) -> fr.Algorithm:
     """Regularise each site towards the global model and along its own memory.
 
-    Raises ValueError where alpha is negative.
+    Raises ValueError where alpha is negative, ConfigError where more sites than `num_sites` are counted.
     """
+    check_num_sites(num_sites, "feddyn")
     if alpha < 0:
         raise ValueError(f"feddyn: alpha={alpha} must be 0 or more")
 

@@ -47,7 +47,7 @@ def fedexp(local: Any, eps: float = 1e-3, average: bool = True, weighted: bool =
     `weighted` weighs both means by rows, where the paper's are uniform. Raises ValueError where eps is
     not above 0.
     """
-    if eps <= 0:
+    if not eps > 0:
         raise ValueError(f"fedexp: eps={eps} must be above 0")
 
     def round(server: Any, site: Any) -> fr.Outputs:

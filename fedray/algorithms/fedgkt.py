@@ -145,11 +145,12 @@ def fedgkt(
         raise ValueError(f"fedgkt: weight={weight} must be 0 or more, temperature={temperature} above 0, "
                          f"epochs={epochs} 1 or more")  # fmt: skip
     server = server or server_of(local, hidden, num_classes)
-    extract = Extract(features or features_of(local), logits_of(local, "fedgkt", logits), target_of(local))
+    sees, says = features or features_of(local, "fedgkt"), logits_of(local, "fedgkt", logits)
+    extract = Extract(sees, says, target_of(local))
     learn = Learn(pursuing(local, Taught(extract.logits, weight, temperature), "fedgkt"))
     answers = logits_of(server, "fedgkt", server_logits)
-    above = pursuing(server, Taught(answers, weight, temperature), "fedgkt")
-    teach = Teach(above, answers, extract.target, epochs, seed)
+    teach = Teach(pursuing(server, Taught(answers, weight, temperature), "fedgkt"), answers, extract.target,
+                  epochs, seed)  # fmt: skip
 
     def init(params: Any) -> GktState:
         net = server.model.init(seed) if start is None else start

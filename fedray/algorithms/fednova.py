@@ -20,7 +20,7 @@ import torch
 
 import fedray as fr
 from fedray.algorithms.fedavg import FedAvgState
-from fedray.algorithms.scaling import scaled
+from fedray.algorithms.scaling import check_has, scaled
 from fedray.learn.optimizer import ServerOptimizer, sgd
 from fedray.rows import Column, expand, row
 
@@ -81,6 +81,7 @@ def fednova(
     `local` takes SGD steps, with or without momentum, and says its `lr` and `momentum`; `mu` adds a proximal
     term. Raises ValueError where mu is negative or local steps follow another rule.
     """
+    check_has(local, "fednova", "lr")
     momentum = getattr(local, "momentum", 0.0)
     if mu < 0 or momentum is None:
         raise ValueError(f"fednova: mu={mu} must be 0 or more, and local steps must be SGD")

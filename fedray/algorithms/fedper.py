@@ -39,7 +39,7 @@ def partly_shared(
 
     def round(server: Any, site: Any) -> fr.Outputs:
         shared = fr.apply(own.rest, server.params)
-        x = fr.map(parts.join, fr.broadcast(shared), site.state)
+        x = fr.map(parts.join, fr.broadcast(shared, name="params"), site.state)
         update = fr.map(local, x, site.data, site.rng)
         weight = update.num_examples if weighted else None
         delta = fr.mean(fr.map(own.rest, update.delta), weight=weight, name="delta")

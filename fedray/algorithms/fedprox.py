@@ -17,7 +17,7 @@ def fedprox(
     local: Any, mu: float, optimizer: ServerOptimizer | None = None, weighted: bool = True
 ) -> fr.Algorithm:
     """Federated averaging with a proximal term of strength `mu`. Raises ValueError where mu is negative."""
-    if mu < 0:
+    if not mu >= 0:
         raise ValueError(f"fedprox: mu={mu} must be 0 or more")
     optimizer = optimizer or sgd(1.0)
 

@@ -33,7 +33,7 @@ def fedrep(
 
     def round(server: Any, site: Any) -> fr.Outputs:
         shared = fr.apply(head.rest, server.params)
-        body = fr.broadcast(shared)
+        body = fr.broadcast(shared, name="params")
         still = fr.map(parts.Still(head.rest), fr.map(parts.join, body, site.state))
         fitted = fr.map(head_local or local, still, site.data, site.stream("head"))
         own = site.state + fr.map(head, fitted.delta)

@@ -29,18 +29,19 @@ def fine_tuning(
     part of the model, else the first parameters are refused with a ValueError.
     """
     plain = fedavg(local, optimizer, weighted, name="fine_tuning")
+    moved = None if trained is None else parts.named(trained, "trained")
 
     def init(params: Any) -> Any:
-        if trained is not None:
-            parts.Part(tuple(trained)).check(params, "fine_tuning")
+        if moved is not None:
+            moved.check(params, "fine_tuning")
         return plain.init(params)
 
-    return replace(plain, init=init, personal=tuned(tune or local, trained))
+    return replace(plain, init=init, personal=tuned(tune or local, moved))
 
 
-def tuned(local: Any, trained: Sequence[str] | None = None) -> Any:
+def tuned(local: Any, moved: parts.Part | None = None) -> Any:
     """Return the model that a site gets from the global one by local training on its own rows."""
-    rest = None if trained is None else parts.Part(tuple(trained)).rest
+    rest = None if moved is None else moved.rest
 
     def own(params: Any, site: Any) -> Any:
         start = params if rest is None else fr.map(parts.Still(rest), params)

@@ -18,6 +18,7 @@ import torch
 
 import fedray as fr
 from fedray import tree
+from fedray.algorithms.scaling import check_has
 from fedray.rng import SERVER, Key
 
 
@@ -86,10 +87,12 @@ def ifca(
     cluster's mean by rows.
     Raises ValueError on another option or no cluster.
     """
-    if option not in ("I", "II") or num_clusters < 1:
+    if option not in ("I", "II") or num_clusters < 1 or not spread >= 0:
         raise ValueError(
-            f"ifca: option={option!r}: choose 'I' or 'II'; num_clusters={num_clusters}: give 1 or more"
+            f"ifca: option={option!r}: choose 'I' or 'II'; num_clusters={num_clusters}: give 1 or more; "
+            f"spread={spread}: give 0 or more"
         )
+    check_has(local, "ifca", "loss")
 
     def round(server: Any, site: Any) -> fr.Outputs:
         chosen = fr.map(Choose(local.loss), fr.broadcast(server.params), site.data)

@@ -3,7 +3,7 @@
 Source: Liang et al., Think locally, act globally: Federated learning with local and global representations,
 2020, Algorithm 1: local representation and global parameters are trained jointly; the server averages the
 global ones, weighted by rows. The site keeps its encoder. Deviations: the auxiliary losses of section 2
-(self- supervised, adversarial) are left to the loss of the model; sites start with one encoder, the common
+(self-supervised, adversarial) are left to the loss of the model; sites start with one encoder, the common
 start.
 """
 
@@ -23,5 +23,5 @@ def lg_fedavg(
     weighted: bool = True,
 ) -> fr.Algorithm:
     """Average the parameters named in `shared` (the model's last layer); all others stay at the site."""
-    head = parts.part_of(shared, local, parts.last_layer)
+    head = parts.part_of(shared, local, parts.last_layer, "shared")
     return partly_shared(local, head.rest, optimizer, weighted, "lg_fedavg")

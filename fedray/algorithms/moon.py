@@ -39,7 +39,7 @@ def moon(
     """
     if mu < 0 or temperature <= 0:
         raise ValueError(f"moon: mu={mu} must be 0 or more, temperature={temperature} above 0")
-    found = features or objectives.features_of(local)
+    found = features or objectives.features_of(local, "moon")
     contrast = objectives.pursuing(local, objectives.Contrast(found, mu, temperature), "moon")
     optimizer = optimizer or sgd(1.0)
 

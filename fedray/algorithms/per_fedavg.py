@@ -33,6 +33,8 @@ def per_fedavg(
     """
     if variant not in ("hf", "fo"):
         raise ValueError(f"per_fedavg: variant={variant!r}: choose 'hf' or 'fo'")
+    if not inner_lr >= 0:
+        raise ValueError(f"per_fedavg: inner_lr={inner_lr} must be 0 or more")
     is_split = getattr(local, "batch_size", None) is not None
     target = objectives.AfterOneStep(inner_lr, variant == "hf", is_split)
     meta = objectives.pursuing(local, target, "per_fedavg")

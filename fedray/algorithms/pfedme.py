@@ -20,10 +20,13 @@ def pfedme(local: Any, prox: float, lr: float, local_rounds: int = 1, beta: floa
     """Average models that moved towards proximal points; `prox` is lambda, `lr` eta, `local_rounds` R.
 
     `local` finds the proximal point: its steps are the K of the paper. A site's own model is the proximal
-    point of the global one. Raises ValueError where `prox` or `local_rounds` is not above 0.
+    point of the global one. Raises ValueError where `prox` or `local_rounds` is not above 0, or `lr` is
+    negative.
     """
-    if prox <= 0 or local_rounds < 1:
-        raise ValueError(f"pfedme: prox={prox} must be above 0, local_rounds={local_rounds} 1 or more")
+    if not prox > 0 or not lr >= 0 or local_rounds < 1:
+        raise ValueError(
+            f"pfedme: prox={prox} must be above 0, lr={lr} 0 or more, local_rounds={local_rounds} 1 or more"
+        )
     optimizer = sgd(beta)
 
     def init(params: Any) -> FedAvgState:

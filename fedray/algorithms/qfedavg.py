@@ -15,7 +15,7 @@ from typing import Any
 
 import fedray as fr
 from fedray.algorithms.fedavg import FedAvgState
-from fedray.algorithms.scaling import scaled, squared_norm
+from fedray.algorithms.scaling import check_has, scaled, squared_norm
 from fedray.rows import Column, Tagged, column, row
 
 SMALLEST = 1e-10  # as in the authors' code
@@ -65,6 +65,7 @@ def qfedavg(
     """
     if q < 0 or (lipschitz is not None and lipschitz <= 0):
         raise ValueError(f"qfedavg: q={q} must be 0 or more, lipschitz={lipschitz} above 0")
+    check_has(local, "qfedavg", "lr", "loss")
     share_of = ShareOf(q, local.lr, lipschitz)
 
     def round(server: Any, site: Any) -> fr.Outputs:

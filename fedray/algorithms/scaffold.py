@@ -17,6 +17,7 @@ import torch
 
 import fedray as fr
 from fedray import tree
+from fedray.algorithms.scaling import check_num_sites, check_plain, share_of_all
 from fedray.learn.optimizer import sgd
 from fedray.rows import beside, expand, row
 
@@ -59,15 +60,16 @@ class NextControl:
 def scaffold(local: Any, num_sites: int, server_lr: float = 1.0, option: str = "II") -> fr.Algorithm:
     """Correct the drift of local steps with control variates.
 
-    `local` takes plain SGD steps and says its `lr`. Option I also needs its
-    `gradient(params, data)`, over all training rows.
-    Raises ValueError on another option, or where option I has no gradient.
+    `local` takes plain SGD steps and says its `lr`; option I needs its `gradient(params, data)`, of all rows.
+    Raises ValueError on another option, where option I has no gradient, or steps are not plain SGD;
+    ConfigError where more sites than `num_sites` are counted.
     """
+    check_plain(local, "scaffold")
+    check_num_sites(num_sites, "scaffold")
     if option not in ("I", "II") or (option == "I" and not hasattr(local, "gradient")):
         raise ValueError(
             f"scaffold: option={option!r}: choose 'II', or 'I' with a local update that has gradient()"
         )
-
     optimizer = sgd(server_lr)
 
     def init(params: Any) -> ScaffoldState:
@@ -87,7 +89,7 @@ def scaffold(local: Any, num_sites: int, server_lr: float = 1.0, option: str = "
             control = fr.map(NextControl(local.lr), *told)
         delta, drift = fr.mean(update.delta), fr.mean(control - site.state, name="drift")
         step = fr.apply(optimizer.step, server.params, {}, delta, server.round)
-        share = fr.count(site) / num_sites
+        share = fr.apply(share_of_all, fr.count(site), num_sites)
         return fr.Outputs(
             server=ScaffoldState(step.params, server.control + share * drift, server.round + 1),
             site=control,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedray import tree
+from fedray.errors import ConfigError
 from fedray.learn.batches import num_rows, training_rows
 from fedray.rows import Column, Tagged, beside, column, expand, row, rows_of
 from fedray.tree import Flat
@@ -95,11 +96,35 @@ class RateOf:
         return column(self(row(data, i), row(rng, i)) for i in range(group.k))
 
 
+def share_of_all(count: int, num_sites: int) -> float:
+    """Return which part of all sites was counted. Raises ConfigError where these are more than all."""
+    if count > num_sites:
+        raise ConfigError(
+            f"num_sites={num_sites}, and {count} sites were counted: give the number of ALL sites"
+        )
+    return count / num_sites
+
+
+def check_num_sites(num_sites: int, name: str) -> None:
+    """Raise ValueError where there are no sites to divide by."""
+    if num_sites < 1:
+        raise ValueError(f"{name}: num_sites={num_sites}: give the number of all sites, 1 or more")
+
+
+def check_has(local: Any, name: str, *needs: str) -> None:
+    """Raise ValueError where a local update lacks what an algorithm asks of it."""
+    if lacks := [need for need in needs if not hasattr(local, need)]:
+        raise ValueError(
+            f"{name}: {getattr(local, '__name__', type(local).__name__)} has no {', '.join(lacks)}: use "
+            "fedray.learn.sgd, or give your local update what `fedray.learn.LocalUpdate` says"
+        )
+
+
 def check_plain(local: Any, name: str, *needs: str) -> None:
     """Raise ValueError where local steps are not plain gradient steps, or the update lacks a method."""
-    lacks = [need for need in needs if not hasattr(local, need)]
-    if getattr(local, "momentum", 0.0) != 0 or lacks:
+    check_has(local, name, "lr", *needs)
+    if getattr(local, "momentum", 0.0) != 0:
         raise ValueError(
-            f"{name}: local steps must be plain SGD, without momentum or another rule, of a local update "
-            f"that has {', '.join((*needs, 'lr'))}"
+            f"{name}: local steps must be plain SGD, without momentum or another rule: use fedray.learn.sgd "
+            "with momentum=0"
         )

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import fedray as fr
 from fedray.algorithms.fedavg import FedAvgState
-from fedray.algorithms.scaling import num_rows_of, scaled
+from fedray.algorithms.scaling import check_has, num_rows_of, scaled
 from fedray.rows import Column, Tagged, column, row
 
 STEP, NUM_STEPS = 8.0, 128
@@ -71,6 +71,7 @@ def term(local: Any, t: float = 1.0, weighted: bool = True) -> fr.Algorithm:
     """
     if not math.isfinite(t):
         raise ValueError(f"term: t={t} must be a finite number")
+    check_has(local, "term", "loss")
 
     def round(server: Any, site: Any) -> fr.Outputs:
         x = fr.broadcast(server.params)

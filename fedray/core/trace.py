@@ -24,7 +24,7 @@ SITE_INPUTS = ("data", "state", "id", "rng")
 
 
 def broadcast(value: Any, *, name: str = "") -> Value:
-    """Give every site of the cohort the server's value, named as the field that it is read from."""
+    """Give every site of the cohort the server's value. Passes find it by its `name`, a field by its own."""
     node = needed(value, SERVER, "broadcast", "a value at the sites is there already")
     return Value(Node(Op.BROADCAST, SITES, (node,), name=name or node.name, where=caller()))
 

@@ -5,15 +5,16 @@ divide by; FedProx keeps partial work as it is (Li et al., MLSys 2020, section 3
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from fedray.learn.objectives import pursuing
 from fedray.learn.update import Update
 from fedray.rng import Key
 from fedray.rows import Group, Rows, Tagged, column, row
 from fedray.tree import Flat
 
-Budget = Mapping[str, int] | Callable[[str, int], int | None]
+Budget = Mapping[str, int | None] | Callable[[str, int], int | None]
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,24 @@ class Budgeted:
         return found
 
     @property
+    def model(self) -> Any:
+        """The model of the inner update, None where it has none."""
+        return getattr(self.inner, "model", None)
+
+    @property
+    def batch_size(self) -> int | None:
+        """The rows of a batch, None where it is all rows."""
+        found: int | None = getattr(self.inner, "batch_size", None)
+        return found
+
+    @property
     def rows(self) -> Callable[..., Update] | None:
         """The twin: the sites of a group train as one program, each its own number of steps."""
         return None if getattr(self.inner, "rows", None) is None else self._train_rows
+
+    def with_objective(self, objective: Any) -> "Budgeted":
+        """Return the same budget for the inner update of another objective."""
+        return replace(self, inner=pursuing(self.inner, objective, "budgeted"))
 
     def steps_at(self, data: Any, rng: Key) -> int:
         """Return the steps of a site in a round: its work, or its budget where that is less."""
@@ -81,6 +97,9 @@ def budgeted(local: Any, budget: Budget) -> Budgeted:
     """
     if not hasattr(local, "steps_at"):
         raise ValueError(f"budgeted: {type(local).__name__} has no steps_at(data, rng)")
-    if isinstance(budget, Mapping) and any(steps < 0 for steps in budget.values()):
-        raise ValueError("budgeted: a budget must be 0 or more steps")
+    if not isinstance(budget, Mapping) and not callable(budget):
+        raise ValueError(f"budgeted: budget={budget!r}: give {{site id: steps}} or f(site id, round)")
+    named = budget.values() if isinstance(budget, Mapping) else ()
+    if any(steps is not None and (not isinstance(steps, int) or steps < 0) for steps in named):
+        raise ValueError("budgeted: a budget must be 0 or more steps, a whole number")
     return Budgeted(local, budget)

@@ -11,6 +11,7 @@ This loop is the plain form. Where a model is a chain of known layers, the sites
 program instead (`rows.py`, `stacked.py`), one site alone too; the two agree to float rounding.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ from fedray.tree import Flat
 LossFunction = Callable[[Mapping[str, Tensor], Batch], Tensor]
 Objective = Callable[[LossFunction, Mapping[str, Tensor], Batch], Tensor]
 Rate = float | Callable[[int], float]
+COUNTS = ("epochs", "steps", "batch_size", "patience")
 FORMS = ("auto", "stacked", "vmap", "loop")
 
 
@@ -76,11 +78,13 @@ class LocalTraining:
             raise ValueError(f"local training: form={self.form!r}: choose one of {', '.join(FORMS)}")
         for name in ("epochs", "steps", "batch_size", "clip_norm", "record_clip", "patience"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"local training: {name}={value} must be above 0")
+            if name in COUNTS and isinstance(value, float):
+                raise ValueError(f"local training: {name}={value} must be a whole number")
         for name in ("lr", "l2", "prox"):
             value = getattr(self, name)
-            if not callable(value) and value < 0:
+            if not callable(value) and not 0 <= value < math.inf:
                 raise ValueError(f"local training: {name}={value} must be 0 or more")
         if not isinstance(self.model, Model) and not callable(self.model):
             kind = type(self.model).__name__

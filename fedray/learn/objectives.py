@@ -164,7 +164,15 @@ class Features:
         return self._body.output(params, batch).flatten(1)
 
 
-def features_of(local: Any) -> Features:
-    """Return what the last layer of the model of a local update reads. Raises ValueError on no such layer."""
-    last_layer(getattr(local, "model", None))
+def features_of(local: Any, who: str) -> Features:
+    """Return what the last layer of the model of a local update reads, for the algorithm `who`.
+
+    Raises ValueError where the model has no layers of its own.
+    """
+    try:
+        last_layer(getattr(local, "model", None))
+    except ValueError as error:
+        raise ValueError(
+            f"{who}: what the features are is not known of this model: give features=f(params, batch)"
+        ) from error
     return Features(local.model)

@@ -178,27 +178,27 @@ def trained(params: Any) -> Flat:
     return _laid([placed for placed in _leaves(params) if placed.kind == TRAINED])
 
 
-def last_layer(model: Any) -> tuple[str, ...]:
-    """Return the name of a model's last layer with parameters: its head. None where the model is a function.
+def last_layer(model: Any, option: str = "personal") -> tuple[str, ...]:
+    """Return the name of a model's last layer with parameters: its head.
 
-    Raises ValueError where the only layer is the whole model.
+    Raises ValueError, which names the `option` to be used, where the model is a function or a single layer.
     """
     names = [name for name, layer in _layers(model) if list(layer.parameters(recurse=False))]
     if not names or names == [""]:
         raise ValueError(
-            "which parameters are the head is not known of this model: name them, e.g. personal=['bias']"
+            f"which parameters are the head is not known of this model: name them, e.g. {option}=['bias']"
         )
     return (names[-1],)
 
 
-def batch_norms(model: Any) -> tuple[str, ...]:
+def batch_norms(model: Any, option: str = "personal") -> tuple[str, ...]:
     """Return the names of a model's BatchNorm layers. Raises ValueError where it has none."""
     kind = nn.modules.batchnorm._BatchNorm
     names = tuple(name for name, layer in _layers(model) if isinstance(layer, kind))
     if not names:
         raise ValueError(
             "the model has no BatchNorm layer to keep at the sites: use one that has (mlp and cnn: "
-            "norm=batch), or name parameters with personal="
+            f"norm=batch), or name parameters with {option}="
         )
     return names
 
@@ -207,8 +207,18 @@ def _layers(model: Any) -> list[tuple[str, nn.Module]]:
     return list(model.module.named_modules()) if isinstance(model, Model) else []
 
 
-def part_of(names: Sequence[str] | None, local: Any, find: Callable[[Any], tuple[str, ...]]) -> Part:
-    """Return the named part, or the one that `find` sees in the model of a local update."""
+def part_of(
+    names: Sequence[str] | None,
+    local: Any,
+    find: Callable[[Any, str], tuple[str, ...]],
+    option: str = "personal",
+) -> Part:
+    """Return the part named by `option`, or the one that `find` sees in the model of a local update."""
+    return named(names, option) if names is not None else Part(find(getattr(local, "model", None), option))
+
+
+def named(names: Sequence[str], option: str) -> Part:
+    """Return the part of these names. Raises ValueError on a single text, which would be taken apart."""
     if isinstance(names, str):
-        raise ValueError(f"personal={names!r}: give a list of names")
-    return Part(tuple(names) if names is not None else find(getattr(local, "model", None)))
+        raise ValueError(f"{option}={names!r}: give a list of names, [{names!r}]")
+    return Part(tuple(names))

@@ -15,6 +15,13 @@ class SgdRule:
     momentum: float = 0.0
     weight_decay: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
+            raise ValueError(
+                f"local training: momentum={self.momentum} must lie in [0, 1), "
+                f"weight_decay={self.weight_decay} be 0 or more"
+            )
+
     @property
     def slots(self) -> tuple[str, ...]:
         """Names of the vectors that the rule keeps between steps."""

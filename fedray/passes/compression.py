@@ -181,8 +181,8 @@ def sign(lr: float, weights: str | None = None, only: Names = ("delta",)) -> Pas
     Source: Bernstein, Wang, Azizzadenesheli, Anandkumar, signSGD, ICML 2018, Algorithm 3 (majority vote), on
     updates of several local steps in place of gradients.
     """
-    if lr <= 0:
-        raise ValueError(f"sign: lr={lr} is not above 0, say 0.001: every number moves by it in each round")
+    if not 0 < lr < float("inf"):
+        raise ValueError(f"sign: lr={lr} is no number above 0, say 0.001: each number moves by it in a round")
     if weights not in (None, "uniform"):
         raise ValueError(f"sign: weights={weights!r}: say 'uniform' to drop the weights of a mean")
     coder = Signs()

@@ -53,7 +53,10 @@ def _on_broadcast(title: str, only: Names, sent: Callable[[Node, Slots], Node]) 
         result = rewrite(graph, rule)
         if missing := sorted(set(only) - {name for name, _ in made}):
             there = sorted({node.name or "?" for node in graph.nodes if node.op is Op.BROADCAST})
-            raise PassError(f"{title} found no broadcast named {missing} in {graph.name}; there are {there}")
+            raise PassError(
+                f"{title} found no broadcast named {missing} in {graph.name}; "
+                f"there are {there}: change `only`"
+            )
         if len(made) > len(set(only)):
             raise PassError(f"{title}: {graph.name} broadcasts several values named {sorted(only)}")
         if stored.keys() & graph.outputs.keys():

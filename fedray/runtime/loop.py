@@ -230,7 +230,7 @@ class _Run:
         cohort = schedule.expected_cohort(num_sites)
         if isinstance(schedule, Buffered):
             cohort = schedule.concurrency
-        row_bytes = tree.nbytes(dict(blank)) // blank.num_rows if blank is not None else 0
+        row_bytes = tree.nbytes(dict(blank)) // len(next(iter(blank.values()))) if blank is not None else 0
         memory.check(
             memory.forecast(
                 num_packs=sum(spec.num_packs for spec in specs),

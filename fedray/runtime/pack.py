@@ -29,6 +29,20 @@ from fedray.runtime.site_table import SiteTable
 
 RoundKey = tuple[str, int, int]  # plan, round, attempt
 KEPT_GROUPS = 64  # groups whose sites' data are kept as a sequence
+BLANK_ROWS = 4  # of a made-up site
+
+
+def _is_table(data: Any) -> bool:
+    """Tell whether a site's data are a plain mapping of columns: all of its rows are training rows."""
+    columns = data.values() if isinstance(data, Mapping) and not hasattr(data, "splits") else ()
+    return bool(columns) and all(isinstance(column, torch.Tensor) and column.dim() for column in columns)
+
+
+def _num_rows(data: Any) -> int:
+    """Return the number of a site's training rows; of data of another kind, its length."""
+    if hasattr(data, "splits"):
+        return int(data.train.num_rows)
+    return len(next(iter(data.values()))) if _is_table(data) else len(data)
 
 
 def _together(opened: Sequence[Any]) -> None:
@@ -94,13 +108,15 @@ class Pack:
         if known is not None and not self._transforms:
             return dict(known())
         opened = [(site, self._open(site)) for site in self.sites]
-        return {site: data.train.num_rows if hasattr(data, "splits") else len(data) for site, data in opened}
+        return {site: _num_rows(data) for site, data in opened}
 
     def blank(self) -> Any:
         """Return a made-up site: the columns of one site with zeros in a few rows. None where data cannot
         make one.
         """
         data = self._open(next(iter(self.sites)))
+        if _is_table(data):
+            return {name: it.new_zeros((BLANK_ROWS, *it.shape[1:])) for name, it in data.items()}
         return data.blank() if hasattr(data, "blank") else None
 
     def rehearse(self, asked: Any) -> Any:

@@ -73,5 +73,5 @@ def test_fedlin_reaches_the_optimum_with_unequal_steps_under_full_participation(
     lambda: fr.algorithms.fedlin(fr.learn.adamw(squares)),
 ])  # fmt: skip
 def test_other_local_steps_are_refused(make):
-    with pytest.raises(ValueError, match="must be plain SGD"):
+    with pytest.raises(ValueError, match="must be plain SGD|has no"):
         make()
