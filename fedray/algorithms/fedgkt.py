@@ -142,8 +142,7 @@ def fedgkt(
     Raises ValueError on settings that cannot be.
     """
     if weight < 0 or temperature <= 0 or epochs < 1:
-        raise ValueError(f"fedgkt: weight={weight} must be 0 or more, temperature={temperature} above 0, "
-                         f"epochs={epochs} 1 or more")  # fmt: skip
+        raise ValueError(f"fedgkt: {weight=} must be 0 or more, {temperature=} above 0, {epochs=} 1 or more")
     server = server or server_of(local, hidden, num_classes)
     sees, says = features or features_of(local, "fedgkt"), logits_of(local, "fedgkt", logits)
     extract = Extract(sees, says, target_of(local))
