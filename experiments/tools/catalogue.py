@@ -146,6 +146,8 @@ def at_own_pace(plan: Any) -> str:
     """Return whether the buffered schedule runs a plan, or why not."""
     if len(plan.site_stages) != 1:
         return f"no: {len(plan.site_stages)} exchanges"
+    if plan.every or plan.is_by_region or plan.needs_all:
+        return "no: needs every site" if plan.needs_all else "no: goes by regions"
     try:
         fr.buffered().check(plan)
     except fr.errors.ScheduleError:

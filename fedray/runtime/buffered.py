@@ -120,6 +120,10 @@ class Buffered:
     def check(self, plan: Any) -> None:
         """Raise ScheduleError where a plan cannot be run with answers of several ages."""
         self._check_stages(plan)
+        if plan.needs_all:
+            raise ScheduleError(
+                f"buffered() does not wait for all sites, and {plan.name} needs them all: use synchronous()"
+            )
         if plan.every or plan.is_by_region:
             raise ScheduleError(
                 f"buffered() takes sites as they come, and {plan.name} goes by regions or has rounds of "
