@@ -210,6 +210,17 @@ class Attempt:
         return self.memory.get(slot)
 
     @property
+    def numbers(self) -> dict[str, float]:
+        """The plain numbers among the metrics, by path; a metric that is one number by its own name."""
+        index = self.plan.outputs.get((Placement.SERVER, "metrics"))
+        name = self.plan.nodes[index].name if index is not None else ""
+        return {
+            path or name or "value": float(leaf)
+            for path, leaf in tree.leaves(self.outputs.get("metrics") or {})
+            if tree.is_number(leaf) or (hasattr(leaf, "numel") and leaf.numel() == 1)
+        }
+
+    @property
     def next_memory(self) -> dict[str, Any]:
         """What passes keep at the server after this attempt."""
         return {slot: value for slot, value in self.outputs.items() if slot not in ("state", "metrics")}

@@ -4,10 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedray import tree
-from fedray.core.graph import Placement
 from fedray.errors import SiteError
-from fedray.runtime.plan import Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,16 +57,3 @@ class CallRecord:
     sites: int
     downlink: str
     process: str = ""
-
-
-def numbers_in(plan: Plan, metrics: Any) -> dict[str, float]:
-    """Return the plain numbers among a round's metrics, by path; a metric that is one number by its own
-    name.
-    """
-    index = plan.outputs.get((Placement.SERVER, "metrics"))
-    name = plan.nodes[index].name if index is not None else ""
-    return {
-        path or name or "value": float(leaf)
-        for path, leaf in tree.leaves(metrics or {})
-        if tree.is_number(leaf) or (hasattr(leaf, "numel") and leaf.numel() == 1)
-    }

@@ -22,7 +22,7 @@ from fedray.runtime.host import Commit, Load
 from fedray.runtime.kept import Sender
 from fedray.runtime.placement import Work
 from fedray.runtime.plan import Plan
-from fedray.runtime.records import CallRecord, RoundRecord, numbers_in
+from fedray.runtime.records import CallRecord, RoundRecord
 from fedray.runtime.region import Region
 from fedray.runtime.result import params_of
 from fedray.runtime.schedule import Latency, Synchronous
@@ -211,7 +211,7 @@ class Aggregator:
         return RoundRecord(
             round=attempt.round,
             attempt=attempt.number,
-            metrics=numbers_in(plan, attempt.outputs.get("metrics")),
+            metrics=attempt.numbers,
             counted=counted,
             site_bytes=counted * one if (one := plan.site_bytes) is not None else None,
             hashes=attempt.hashes,
