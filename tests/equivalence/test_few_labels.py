@@ -32,8 +32,8 @@ def run(name, rounds=4, folder=None, **layout):
     kept = None if folder is None else Checkpoints(folder)
     more = {"checkpoint": kept, "resume": kept is not None and bool(kept.rounds())}
     with fr.simulate(data, **layout) as federation:
-        schedule = fr.synchronous(cohort=0.75)
-        result = fr.fit(MAKE[name](), federation, init=MODEL.init(0), rounds=rounds, schedule=schedule, **more)
+        more["schedule"] = fr.synchronous(cohort=0.75)
+        result = fr.fit(MAKE[name](), federation, init=MODEL.init(0), rounds=rounds, **more)
     assert not result.failures
     found = result.state.net if name == "fedgkt" else result.params
     return fr.tree.flatten(found).buffer.numpy().tobytes()
