@@ -46,12 +46,7 @@ from fedray.rng import SERVER, Key
 PSI = parts.Part(("psi",))
 
 
-@dataclass(frozen=True)
-class Told:
-    """A site's psi, and what its model answers to noise."""
-
-    psi: Any
-    answer: Any
+Told = dict[str, Any]  # a site's `psi`, and its model's `answer` to noise; plain, for checkpoints
 
 
 @dataclass(frozen=True)
@@ -121,7 +116,7 @@ class Tell:
         noise = torch.randn((1, *x.shape[1:]), generator=generator, dtype=torch.float64)
         with torch.no_grad():
             said = self.logits(model_of(now), {"x": noise.to(x)})
-        return Told(PSI(now), log_probabilities(said).exp().double())
+        return {"psi": PSI(now), "answer": log_probabilities(said).exp().double()}
 
 
 @dataclass(frozen=True)
@@ -136,8 +131,8 @@ class Helpers:
         found = {}
         for name in names:
             others = [other for other in names if other != name]
-            others.sort(key=lambda other: float(_apart(known[name].answer, known[other].answer)))
-            found[name] = [known[other].psi for other in others[: self.most]]
+            others.sort(key=lambda other: float(_apart(known[name]["answer"], known[other]["answer"])))
+            found[name] = [known[other]["psi"] for other in others[: self.most]]
         return BySite(found, [])
 
 

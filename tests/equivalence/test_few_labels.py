@@ -1,0 +1,51 @@
+"""Algorithms for few labels and of distillation: a resume and Ray give the bits of an undisturbed process."""
+
+import pytest
+
+import fedray as fr
+from fedray.runtime.checkpoint import Checkpoints
+from tests.equivalence import study
+
+A = fr.algorithms
+SITES = sorted(study.hospitals())[:6]
+DATA = fr.data.few_labels(study.hospitals().select(SITES), 0.5, seed=1)
+FULL = study.hospitals().select(SITES)
+WIDTH = len(DATA.features)
+MODEL = fr.learn.mlp(WIDTH, hidden=(4,))
+LOCAL = fr.learn.sgd(MODEL, lr=0.05, epochs=1, batch_size=16)
+MAKE = {
+    "feddf": lambda: A.feddf(LOCAL, where="sites", steps=3, num_features=WIDTH),
+    "fedgkt": lambda: A.fedgkt(LOCAL, hidden=(5,)),
+    "fedmatch": lambda: A.fedmatch(LOCAL, noise=0.1, threshold=0.5),
+    "pretrain": lambda: A.pretrain(LOCAL, rounds=2, num_features=WIDTH),
+    "pseudo_label": lambda: A.pseudo_label(LOCAL, ramp=(0, 2)),
+    "pseudo_label_once": lambda: A.pseudo_label(LOCAL, ramp=(0, 0), labels="round"),
+}
+
+
+def run(name, rounds=4, folder=None, resume=False, **layout):
+    """Return the bits of what the server ends with; FedGKT's model there is not its `params`."""
+    data = FULL if name in ("feddf", "fedgkt") else DATA
+    kept, schedule = Checkpoints(folder) if folder else None, fr.synchronous(cohort=0.75)
+    with fr.simulate(data, **layout) as federation:
+        result = fr.fit(
+            MAKE[name](), federation, init=MODEL.init(0), rounds=rounds, schedule=schedule, checkpoint=kept,
+            resume=resume,
+        )  # fmt: skip
+    assert not result.failures
+    found = result.state.net if name == "fedgkt" else result.params
+    return fr.tree.flatten(found).buffer.numpy().tobytes()
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_a_resumed_run_on_other_packs_ends_with_the_bits_of_an_undisturbed_one(name, tmp_path):
+    expected = run(name)
+    assert run(name, 2, tmp_path, packs=2) != expected
+    assert run(name, 4, tmp_path, resume=True, packs=3) == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["fedmatch", *(pytest.param(name, marks=pytest.mark.slow) for name in MAKE if name != "fedmatch")]
+)
+def test_two_ray_actors_give_the_bits_of_one_process(ray_session, name):
+    assert run(name, runtime="ray", packs=2, placement="actors") == run(name)
