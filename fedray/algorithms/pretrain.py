@@ -1,4 +1,4 @@
-"""Self-supervised pre-training of a tabular encoder on all rows, then fine-tuning on those with a label.
+"""Pre-training: a tabular encoder learns from masked rows, then the model from rows with a label.
 
 Source: Yoon, Zhang, Jordon and van der Schaar, VIME: Extending the success of self- and semi-supervised
 learning to tabular domain, NeurIPS 2020, section 4.1 (equations 3 to 6), in federated averaging. Of a row x
