@@ -46,7 +46,7 @@ from fedray.rng import SERVER, Key
 PSI = parts.Part(("psi",))
 
 
-Told = dict[str, Any]  # a site's "psi", and its "answer" to noise; a checkpoint holds it
+Told = dict[str, Any]  # a site's `psi`, and its model's `answer` to noise; plain, for checkpoints
 
 
 @dataclass(frozen=True)

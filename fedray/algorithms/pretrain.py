@@ -1,4 +1,4 @@
-"""Pre-training: a tabular encoder learns from all rows without labels, then the model from those with one.
+"""Pre-training: a tabular encoder learns from masked rows, then the model from rows with a label.
 
 Source: Yoon, Zhang, Jordon and van der Schaar, VIME: Extending the success of self- and semi-supervised
 learning to tabular domain, NeurIPS 2020, section 4.1 (equations 3 to 6), in federated averaging. Of a row x
@@ -98,7 +98,7 @@ def pretrain(
                          "(0, 1)")  # fmt: skip
     still = parts.part_of(head, local, parts.last_layer).rest if frozen else None
     optimizer = optimizer or sgd(1.0)
-    objective = MaskedRows(features=features or features_of(local, "pretrain"), share=share, weight=weight)
+    objective = MaskedRows(features=features or features_of(local), share=share, weight=weight)
     pursuing(local, objective, "pretrain")  # raises here where it cannot be
     phases = Phases(local, objective, rounds, target_of(local), still)
 

@@ -23,17 +23,15 @@ MAKE = {
 }
 
 
-def run(name, rounds=4, folder=None, **layout):
-    """Return the bits of what the server ends with; FedGKT's model there is not its `params`.
-
-    With a folder it goes on from the checkpoint there, and begins where there is none.
-    """
+def run(name, rounds=4, folder=None, resume=False, **layout):
+    """Return the bits of what the server ends with; FedGKT's model there is not its `params`."""
     data = FULL if name in ("feddf", "fedgkt") else DATA
-    kept = None if folder is None else Checkpoints(folder)
-    more = {"checkpoint": kept, "resume": kept is not None and bool(kept.rounds())}
+    kept, schedule = Checkpoints(folder) if folder else None, fr.synchronous(cohort=0.75)
     with fr.simulate(data, **layout) as federation:
-        more["schedule"] = fr.synchronous(cohort=0.75)
-        result = fr.fit(MAKE[name](), federation, init=MODEL.init(0), rounds=rounds, **more)
+        result = fr.fit(
+            MAKE[name](), federation, init=MODEL.init(0), rounds=rounds, schedule=schedule, checkpoint=kept,
+            resume=resume,
+        )  # fmt: skip
     assert not result.failures
     found = result.state.net if name == "fedgkt" else result.params
     return fr.tree.flatten(found).buffer.numpy().tobytes()
@@ -43,7 +41,7 @@ def run(name, rounds=4, folder=None, **layout):
 def test_a_resumed_run_on_other_packs_ends_with_the_bits_of_an_undisturbed_one(name, tmp_path):
     expected = run(name)
     assert run(name, 2, tmp_path, packs=2) != expected
-    assert run(name, 4, tmp_path, packs=3) == expected
+    assert run(name, 4, tmp_path, resume=True, packs=3) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Few labels from the command line: which rows an algorithm is given, and settings that cannot be."""
 
-import re
-
 import numpy as np
 import pytest
 
@@ -57,6 +55,5 @@ def test_public_rows_of_a_file_are_those_that_the_plan_holds(tmp_path):
     ],
 )
 def test_settings_that_cannot_be_are_named_with_their_fix(word, fix):
-    tree = config.to_plain(config.compose_run([*TOY, *word.split()]).config)
-    with pytest.raises(ConfigError, match=re.escape(f"Fix: {fix}")):
-        config.check(tree)
+    with pytest.raises(ConfigError, match=f"Fix: {fix}"):
+        config.check(compose_run([*TOY, *word.split()]).config)
