@@ -98,7 +98,7 @@ def pretrain(
                          "(0, 1)")  # fmt: skip
     still = parts.part_of(head, local, parts.last_layer).rest if frozen else None
     optimizer = optimizer or sgd(1.0)
-    objective = MaskedRows(features=features or features_of(local), share=share, weight=weight)
+    objective = MaskedRows(features=features or features_of(local, "pretrain"), share=share, weight=weight)
     pursuing(local, objective, "pretrain")  # raises here where it cannot be
     phases = Phases(local, objective, rounds, target_of(local), still)
 
