@@ -64,6 +64,7 @@ def _found(
     from fedray.contribution.store import Store
 
     built = _experiment(folder, args.allow)
+    _refuse(built, args.method)
     method = _method(args, len(built.data))
     with built.federate() as federation:
         ready = runs.prepare(built, federation).experiment
@@ -91,19 +92,21 @@ def _experiment(folder: Path, allow: list[str]) -> Any:
     moved = ["runtime=in_process"] if yaml.safe_load(text)["runtime"]["kind"] == "ray" else []
     tree = config.to_plain(config.recompose(text, moved, allow))
     config.check(tree)
-    experiment = build_experiment(tree)
-    _refuse(experiment)
-    return experiment
+    return build_experiment(tree)
 
 
-def _refuse(experiment: Any) -> None:
-    """Raise ConfigError for runs in which nobody can be left out."""
-    if experiment.tree["algorithm"]["_target_"].endswith(".local_only"):
+def _refuse(experiment: Any, method: str) -> None:
+    """Raise ConfigError for runs in which nobody can be left out, or whose models gtg cannot put together."""
+    name = experiment.tree["algorithm"]["_target_"].rpartition(".")[2]
+    if name == "local_only":
         raise ConfigError("algorithm=local_only has no common model to add to. "
                           "Fix: fedray run algorithm=fedavg")  # fmt: skip
     if len(experiment.data) < 2:
         raise ConfigError("the run has one site (algorithm=pooled?): nobody can be left out. "
                           "Fix: fedray run algorithm=fedavg")  # fmt: skip
+    if method == "gtg" and name not in ("fedavg", "fedprox"):
+        raise ConfigError("--method gtg puts models together as FedAvg does, and the run's algorithm is "
+                          f"{name}. Fix: --method tmc")  # fmt: skip
 
 
 def _game(
@@ -161,17 +164,14 @@ def _method(args: argparse.Namespace, num_sites: int) -> Callable[[Any, Any], An
 
 
 def _averaging(experiment: Any) -> dict[str, Any]:
-    """Return local training, server optimizer and weights of a run. Raises ConfigError for others."""
+    """Return local training, server optimizer and weights of a run with FedAvg or FedProx."""
     from dataclasses import replace
 
     from fedray.config_targets import realise
 
     settings, allow = experiment.tree["algorithm"], tuple(experiment.tree["allow"])
-    name, local = settings["_target_"].rpartition(".")[2], experiment.training.local
-    if name not in ("fedavg", "fedprox"):
-        raise ConfigError("--method gtg puts models together as FedAvg does, and the run's algorithm is "
-                          f"{name}. Fix: --method tmc")  # fmt: skip
-    if name == "fedprox":
+    local = experiment.training.local
+    if settings["_target_"].endswith(".fedprox"):
         local = replace(local, prox=settings["mu"])
     optimizer = realise("algorithm.optimizer", settings.get("optimizer"), allow)
     return {"local": local, "optimizer": optimizer, "weighted": settings.get("weighted", True)}

@@ -5,11 +5,14 @@ import json
 import pyarrow.parquet
 import pytest
 
-from fedray import cli
+import fedray as fr
+from fedray import cli, config
+from fedray.contribution.commands import _averaging
+from fedray.contribution.gtg import revealing_fedavg
 from fedray.contribution.store import Store
 from fedray.report.page import write
 
-RUN = ("run", "experiment=debug", "data.num_sites=3", "evaluate.bins=50", "report=none")
+RUN = ("run", "experiment=debug", "data.num_sites=3", "data.scale=0.02", "evaluate.bins=50", "report=none")
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +93,28 @@ def test_what_cannot_be_is_refused_with_its_fix(run, capsys, words, said):
     assert said in told and "fix:" in told
 
 
-def test_runs_without_a_common_model_or_without_averaging_are_refused(run, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for algorithm, words, said in (("local_only", [], "has no common model"), ("pooled", [], "has one site"),
-                                   ("scaffold", ["--method", "gtg"], "the run's algorithm is scaffold")):
-        assert cli.main([*RUN, f"algorithm={algorithm}", "rounds=1", "--json"]) == 0
-        assert cli.main(["contribution", "runs/latest", *words]) == 2
-        assert said in capsys.readouterr().err
+@pytest.mark.parametrize(("algorithm", "words", "said"), [
+    ("local_only", [], "has no common model"),
+    ("pooled", [], "has one site"),
+    ("scaffold", ["--method", "gtg"], "the run's algorithm is scaffold"),
+])
+def test_runs_whose_sites_cannot_be_left_out_are_refused(algorithm, words, said, tmp_path, capsys):
+    tree = config.to_plain(config.compose(*RUN[1:], f"algorithm={algorithm}"))
+    (tmp_path / "config.yaml").write_text(config.plain_yaml(tree))
+    assert cli.main(["contribution", str(tmp_path), *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("fedprox", "algorithm.mu=0.5"), ("fedyogi", "algorithm.weighted=false")])
+def test_training_that_gtg_values_is_that_of_the_runs_own_algorithm(words):
+    made = config.build(config.compose(*RUN[1:], f"algorithm={words[0]}", words[1]))
+    given = _averaging(made)
+    with made.federate() as federation:
+        own, shown = (
+            fr.fit(algorithm, federation, init=made.training.init, rounds=2, seed=made.seed).params_sha256
+            for algorithm in (made.training.algorithm, revealing_fedavg(**given))
+        )
+    assert own == shown
 
 
 def test_line_that_a_kill_cut_off_is_none(tmp_path):
