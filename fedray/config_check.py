@@ -248,11 +248,6 @@ def _pairs(tree: Tree) -> Iterator[str]:
     by_trace = (tree.get("schedule") or {}).get("trace") is not None
     if by_trace and str(runtime.get("kind")).rpartition(".")[2] != "in_process":
         yield "schedule.trace is replayed on the simulated clock. Fix: runtime=in_process"
-    if algorithm.get("option", "II") not in ("I", "II"):
-        yield f"algorithm.option={algorithm['option']} is neither I nor II. Fix: algorithm.option=II"
-    if algorithm.get("control", "batch") not in ("batch", "rows"):
-        control = algorithm["control"]
-        yield f"algorithm.control={control} is neither batch nor rows. Fix: algorithm.control=batch"
     if runtime.get("kind") == "cluster" and algorithm.get("pooled"):
         yield ("algorithm=pooled brings all rows to one place and is refused on a real federation. "
                "Fix: runtime=ray_local, or algorithm=fedavg")
