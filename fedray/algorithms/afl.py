@@ -71,12 +71,7 @@ def on_simplex(weights: Mapping[str, float]) -> dict[str, float]:
 
 
 def raised(weights: Mapping[str, float], losses: Mapping[str, float], rate: float) -> dict[str, float]:
-    """Return the weights after a step along the losses of the sites that told them.
-
-    Raises ValueError where a site told a loss that has no weight.
-    """
-    if 0 < len(losses.keys() - weights.keys()) < len(losses):
-        raise ValueError("afl, drfa: `sites` names some of the sites only: give the id of every site")
+    """Return the weights after a step along the losses of the sites that told them."""
     step = rate * len(weights) / len(losses)
     return on_simplex({site: value + step * losses.get(site, 0.0) for site, value in weights.items()})
 
@@ -119,4 +114,5 @@ def afl(local: Any, sites: Sequence[str], rate: float = 0.1, average: bool = Tru
             metrics=fr.mean(update.metrics, weight=update.num_examples),
         )
 
-    return fr.Algorithm(lambda params: AflState(params, params, dict(start)), round, name="afl")
+    first = lambda params: AflState(params, params, dict(start))  # noqa: E731
+    return fr.Algorithm(first, round, name="afl", sites=tuple(sites))

@@ -99,5 +99,6 @@ def dpsgd(
         )
 
     return fr.Algorithm(
-        GossipState, round, lambda server: server.params, "dpsgd", personal=None if average else own_state
-    )
+        GossipState, round, lambda server: server.params, "dpsgd", personal=None if average else own_state,
+        sites=tuple(sites),
+    )  # fmt: skip

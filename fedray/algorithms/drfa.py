@@ -125,4 +125,4 @@ def drfa(
             metrics=fr.mean(update.metrics, weight=times),
         )
 
-    return fr.Algorithm(lambda params: DrfaState(params, dict(start)), round, name="drfa")
+    return fr.Algorithm(lambda params: DrfaState(params, dict(start)), round, name="drfa", sites=tuple(sites))

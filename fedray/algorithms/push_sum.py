@@ -56,4 +56,5 @@ def push_sum(
         lambda server: {"x": server.params, "w": 1.0},
         "push_sum",
         personal=None if average else debiased,
+        sites=tuple(sites),
     )

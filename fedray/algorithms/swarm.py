@@ -68,4 +68,4 @@ def swarm(
         found = averaging.round(server, site)
         return replace(found, metrics=fr.apply(turn.told, found.metrics, server.round))
 
-    return fr.Algorithm(averaging.init, round, name="swarm", note=NOTE)
+    return fr.Algorithm(averaging.init, round, name="swarm", note=NOTE, sites=tuple(sites))

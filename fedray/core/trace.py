@@ -279,6 +279,7 @@ class Algorithm:
 
     `evaluate(split, per_site, bins)` is the evaluation program of a model that no site has as a whole.
     `needs_all` says that a round is nothing without any one of the sites, whatever the schedule's quorum.
+    `sites` are the ids that it was made for, () where any will do: a run with others is refused.
     """
 
     init: Callable[[Any], Any]
@@ -290,6 +291,7 @@ class Algorithm:
     note: str = ""
     evaluate: "Callable[..., Algorithm] | None" = None
     needs_all: bool = False
+    sites: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:

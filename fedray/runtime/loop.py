@@ -11,12 +11,10 @@ Which round function a round runs, where an algorithm has several, its number de
 """
 
 import logging
-import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +26,7 @@ from fedray.runtime import memory
 from fedray.runtime.buffered import Buffered
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.federation import Federation, device_of
+from fedray.runtime.interrupt import interruptible
 from fedray.runtime.learnt import Learnt
 from fedray.runtime.plan import Plan, compile
 from fedray.runtime.records import EvaluationRecord
@@ -76,7 +75,7 @@ def fit(
     for each in (plan, *programs.values()):
         _check_regions(each, federation)
     run = _Run(federation, plan, tracker, programs, server_evaluate, early_stop, checkpoint, seed)
-    with _interruptible() as interrupt:
+    with interruptible() as interrupt:
         run.begin(algorithm.init(_flat(init)), schedule, resume)
         run.train(rounds, every, interrupt)
         run.end(select)
@@ -145,12 +144,21 @@ def _check(
         raise ConfigError(problems)
 
 
-def _check_whole(plan: Plan, schedule: Synchronous | Buffered, num_sites: int) -> None:
+def _check_sites(plan: Plan, schedule: Synchronous | Buffered, federation: Federation) -> None:
+    """Raise where the schedule leaves out a site that is needed, or the algorithm was made for others."""
+    num_sites = federation.num_sites
     if plan.needs_all and schedule.expected_cohort(num_sites) < num_sites:
         raise ScheduleError(
             f"{plan.name} needs all {num_sites} sites in every round, for each holds a part of every record, "
             f"and the schedule asks {schedule.expected_cohort(num_sites)}: use schedule.cohort=1.0"
         )
+    there = set(getattr(schedule, "among", None) or federation.sites)
+    if plan.sites and set(plan.sites) != there:
+        strange, missing = sorted(set(plan.sites) - there), sorted(there - set(plan.sites))
+        told = [f"{', '.join(found[:3])}{', ...' * (len(found) > 3)} {what}" for found, what in
+                ((strange, "not in the federation"), (missing, "not named")) if found]  # fmt: skip
+        raise ConfigError(f"{plan.name} was made for other sites than there are ({'; '.join(told)}): "
+                          "give it sites=tuple(federation.sites)")  # fmt: skip
 
 
 class _Run:
@@ -181,7 +189,7 @@ class _Run:
         self.saved_at, self.saved_round = self.started, -1
 
     def begin(self, state: Any, schedule: Synchronous | Buffered, resume: bool) -> None:
-        _check_whole(self.plan, schedule, self.federation.num_sites)
+        _check_sites(self.plan, schedule, self.federation)
         if schedule.wait_for:
             self.federation.call("wait_for", schedule.wait_for, schedule.wait_s)
         rows, blank = self.federation.hello(), self.federation.call("blank")
@@ -378,23 +386,3 @@ class _OnParams:
 
 def _whole(state: Any) -> Any:
     return state
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Let the first Ctrl-C end after the round; the second raises KeyboardInterrupt as always."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def stop(number: int, frame: Any) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, stop)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -48,6 +48,7 @@ class Plan:
     every: Mapping[int, "Plan"] = field(default_factory=dict)  # by period: of rounds of another kind
     once: Mapping[int, int] = field(default_factory=dict)  # bytes of a broadcast that a host gets once
     needs_all: bool = False  # every site holds a part of every record: a round without one is none
+    sites: tuple[str, ...] = ()  # that the algorithm was made for, where not any will do
 
     @property
     def name(self) -> str:
@@ -231,7 +232,7 @@ def compile(
     graph = lowering.fuse_sums(graph)
     graph = lowering.show_one_site(graph) if shows_one else graph
     verify(graph)
-    plan = replace(number(graph), needs_all=algorithm.needs_all)
+    plan = replace(number(graph), needs_all=algorithm.needs_all, sites=algorithm.sites)
     if fold != "exact":
         plan = replace(plan, fold=fold, digest=hashlib.sha256(f"{plan.digest} {fold}".encode()).hexdigest())
     if algorithm.every:

@@ -103,11 +103,6 @@ def test_that_the_server_sees_each_loss_is_listed():
     assert [row["name"] for row in rows if row["visible"].startswith("yes")] == ["loss"]
 
 
-def test_a_site_without_a_weight_is_refused():
-    with pytest.raises(ValueError, match="some of the sites only"):
-        trained(fr.algorithms.afl(uneven(), ("a", "b")), rounds=1)
-
-
 @pytest.mark.parametrize("names", [(), ("a", "a")])
 def test_sites_must_be_named_once(names):
     with pytest.raises(ValueError, match="each once"):

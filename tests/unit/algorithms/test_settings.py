@@ -125,3 +125,13 @@ def test_ditto_may_count_all_sites_the_same():
     plain = trained(A.fedavg(local, weighted=False), rounds=1)[0]
     assert vector(uniform.params).tolist() == vector(plain.params).tolist() != vector(found.params).tolist()
     assert set(INIT) == set(uniform.params)
+
+
+@pytest.mark.parametrize("make", [A.afl, A.drfa, A.dpsgd, A.push_sum, A.swarm])
+@pytest.mark.parametrize(("names", "told"), [
+    ([*SIZES, "nobody"], "nobody not in the federation"), (sorted(SIZES)[1:], f"{min(SIZES)} not named")])
+def test_an_algorithm_made_for_other_sites_is_refused_before_any_is_asked(make, names, told):
+    with fr.simulate(tables) as federation:
+        with pytest.raises(ConfigError, match=told):
+            fr.fit(make(local, names), federation, init=INIT, rounds=1)
+        assert not federation.aggregator.root.bytes_up
