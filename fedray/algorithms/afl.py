@@ -114,5 +114,7 @@ def afl(local: Any, sites: Sequence[str], rate: float = 0.1, average: bool = Tru
             metrics=fr.mean(update.metrics, weight=update.num_examples),
         )
 
-    first = lambda params: AflState(params, params, dict(start))  # noqa: E731
-    return fr.Algorithm(first, round, name="afl", sites=tuple(sites))
+    def init(params: Any) -> AflState:
+        return AflState(params, params, dict(start))
+
+    return fr.Algorithm(init, round, name="afl", sites=tuple(sites))
