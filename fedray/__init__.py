@@ -5,9 +5,14 @@ Names are resolved on first use, so that `import fedray` loads neither torch nor
 """
 
 import importlib
+import os
 from typing import Any
 
 __version__ = "0.1.0"
+
+# MKL reads this at its first product. Without it, on some processors, the bits of a product depend on where
+# in memory its operands begin, and so on the layout of the sites; it costs nothing that we could measure.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 _HOMES = {
     "fedray.core.trace": ("map", "apply", "broadcast", "scatter", "sum", "mean", "gather", "count", "mix",

@@ -152,7 +152,7 @@ def _check_sites(plan: Plan, schedule: Synchronous | Buffered, federation: Feder
             f"{plan.name} needs all {num_sites} sites in every round, for each holds a part of every record, "
             f"and the schedule asks {schedule.expected_cohort(num_sites)}: use schedule.cohort=1.0"
         )
-    there = set(getattr(schedule, "among", None) or federation.sites)
+    there = set(federation.sites)
     if plan.sites and set(plan.sites) != there:
         strange, missing = sorted(set(plan.sites) - there), sorted(there - set(plan.sites))
         told = [f"{', '.join(found[:3])}{', ...' * (len(found) > 3)} {what}" for found, what in

@@ -4,6 +4,7 @@
 WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    "MKL_CBWR": "AUTO",  # see fedray/__init__.py; a worker may compute before it imports fedray
     "MALLOC_MMAP_THRESHOLD_": "536870912",
     "MALLOC_TRIM_THRESHOLD_": "1073741824",
     "RAY_USAGE_STATS_ENABLED": "0",

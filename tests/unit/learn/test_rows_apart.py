@@ -45,3 +45,20 @@ def test_a_column_may_have_any_name(inputs, target):
         update = local.rows(Group(["a", "b"]), Same(start(model)), Rows(Ragged(given)), keys)
         found.append((update.delta.buffer, update.metrics))
     assert torch.equal(found[0][0], found[1][0])
+
+
+@pytest.mark.parametrize("outputs", [1, 8])
+def test_the_bits_of_a_product_do_not_depend_on_where_its_operands_begin(outputs):
+    """Groups and packs lay the same rows at other places; without MKL_CBWR some processors round otherwise."""
+    features, num_rows = 23, 37
+    x, weight = (
+        torch.randn(n, features, generator=torch.Generator().manual_seed(n)) for n in (num_rows, outputs)
+    )
+
+    def at(values, start):
+        room = torch.empty(values.numel() + 32)
+        first = -(room.data_ptr() // room.element_size()) % 16 + start
+        return room[first : first + values.numel()].view(values.shape).copy_(values)
+
+    products = [at(x, start) @ at(weight, start + more).t() for start in range(16) for more in (0, 5)]
+    assert all(torch.equal(product, products[0]) for product in products)
