@@ -3,14 +3,19 @@ host.
 """
 
 from fedray.core.rewrite import Pass, on_reduce, rewrite
+from fedray.passes.adaptive import site_dp_adaptive
+from fedray.passes.clipping import clip
 from fedray.passes.compression import ef21, qsgd, randk, scaled_sign, sign, topk
 from fedray.passes.downlink import bidirectional, ef21_broadcast, quantised_broadcast
+from fedray.passes.matrix import site_dp_matrix
 from fedray.passes.policy import require
 from fedray.passes.powersgd import powersgd
+from fedray.passes.privacy import site_dp, site_dp_local
 
 __all__ = [
     "Pass",
     "bidirectional",
+    "clip",
     "ef21",
     "ef21_broadcast",
     "on_reduce",
@@ -22,5 +27,9 @@ __all__ = [
     "rewrite",
     "scaled_sign",
     "sign",
+    "site_dp",
+    "site_dp_adaptive",
+    "site_dp_local",
+    "site_dp_matrix",
     "topk",
 ]

@@ -1,0 +1,164 @@
+"""A clip bound that follows the updates: `site_dp_adaptive`, the quantile of norms estimated under the noise.
+
+Each site also says whether its update was within the bound, as one number; the noisy share of those is
+compared with the quantile that is wanted, and the bound of the next round moves. Both sums are one release:
+together they cost what `noise_multiplier` says.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from fedray import coded, noise
+from fedray.accounting import Mechanism
+from fedray.core import trace as fr
+from fedray.core.rewrite import Pass
+from fedray.core.trace import Site
+from fedray.core.value import Value
+from fedray.noise import Source
+from fedray.passes.clipping import bound_of, row_norms, shortened, stacked
+from fedray.passes.privacy import Clips, amplified, check_clips, noisy
+from fedray.passes.site_level import Cohort, Names, Taken, cohort_of, protected
+from fedray.rows import Column, Group, Tagged, row
+
+
+@dataclass(frozen=True)
+class ClipAndTell:
+    """Clip to the round's bound, and tell whether the value was within it: +1/2, or -1/2."""
+
+    def __call__(self, x: Any, bound: float) -> Any:
+        """Clip the value of one site."""
+        return coded.alone(self.rows, x, bound)
+
+    def rows(self, group: Group, x: Tagged, bound: Tagged) -> Any:
+        """Clip the values of a group; the bound is the server's, one for all."""
+        value, limit = stacked(x, group.k), float(row(bound, 0))
+        norms = row_norms(value, group)
+        within = torch.where(norms <= limit, 0.5, -0.5).to(torch.float64)
+        return {"value": shortened(value, group, norms, limit), "within": Column(within, is_whole=False)}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The bound of this round: what the server remembers, the first one before there is anything."""
+
+    first: float
+
+    def __call__(self, memory: float | None) -> float:
+        """Return the bound."""
+        return self.first if memory is None else memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveNoise:
+    """Add noise to a sum of clipped updates and to that of the marks, and move the bound.
+
+    The noise on updates is in units of the bound that they were clipped to, never of the next one.
+    """
+
+    update_multiplier: float
+    mark_std: float
+    target: float
+    lr: float
+    mechanism: Mechanism
+    cohort: Cohort
+    source: Source | None = None
+    one_shot: ClassVar[bool] = True
+
+    def __call__(self, total: Any, within: float, bound: float) -> dict[str, Any]:
+        """Return the noisy sum and the next bound."""
+        drawn = float(noise.gaussian(1, self.mark_std, self.source, torch.float64))
+        share = (float(within) + drawn) / self.cohort.size + 0.5
+        return {
+            "sum": noisy(total, self.update_multiplier * bound, self.source),
+            "bound": moved(bound, share, self.target, self.lr),
+        }
+
+    def check_run(self, schedule: Any, num_sites: int | None) -> None:
+        """Raise ScheduleError where the run asks others than the noise reckons with."""
+        self.cohort.check(schedule, num_sites)
+
+
+def moved(bound: float, share: float, target: float, lr: float) -> float:
+    """Return the next bound: smaller where more than the target share of updates is within this one."""
+    return bound * math.exp(-lr * (share - target))
+
+
+def update_multiplier(noise_multiplier: float, mark_std: float) -> float:
+    """Return the multiplier of the updates' noise, so that updates and marks together cost `noise_multiplier`.
+
+    Marks are +-1/2, so theirs is 2 x mark_std. Raises ValueError where the marks alone cost as much or more.
+    """
+    if noise_multiplier >= 2 * mark_std:
+        raise ValueError(
+            f"site_dp_adaptive: marks with noise of {mark_std:g} alone cost what a noise_multiplier of "
+            f"{2 * mark_std:g} does, and {noise_multiplier:g} is asked for in all: raise mark_std, or use "
+            "site_dp with a fixed clip. So few sites cannot tell a quantile in private"
+        )
+    return (noise_multiplier**-2 - (2 * mark_std) ** -2) ** -0.5
+
+
+def site_dp_adaptive(
+    clip: Clips,
+    noise_multiplier: float,
+    cohort: float | None = None,
+    population: float | None = None,
+    target: float = 0.5,
+    lr: float = 0.2,
+    mark_std: float | None = None,
+    only: Names | None = ("delta",),
+    exact: Names = ("metrics",),
+    drop: Names = (),
+    weights: str | None = None,
+    sampling: str | None = None,
+    delta: float = 1e-5,
+    max_noise: float = 10.0,
+    source: Source | None = None,
+) -> Pass:
+    """As `site_dp`, with a bound that moves to the `target` quantile of the sites' norms, from `clip` on.
+
+    b_i = 1 where a site is within the bound C; share = (sum b_i + N(0, mark_std^2)) / cohort; C <- C *
+    exp(-lr (share - target)). `mark_std` is cohort / 20 where it is None. The bound is the server's memory
+    `clip.<name>`, moves with the round's state, and is sent to the sites; the marks leave as `<name>.within`.
+    Unit, adjacency, trust, raises: as `site_dp`; ValueError where the marks would cost more than is asked.
+    Source: Andrew, Thakkar, McMahan, Ramaswamy, Differentially private learning with adaptive clipping,
+    NeurIPS 2021, Algorithm 1.
+    """
+    title = f"site_dp_adaptive({noise_multiplier:g})"
+    check_clips(title, clip)
+    asked = cohort_of(title, cohort, population, sampling)
+    taken = Taken(title=title, only=only, exact=exact, drop=drop, weights=weights)
+    spread = asked.size / 20 if mark_std is None else mark_std
+    mechanism = Mechanism(
+        kind="gaussian" if asked.rate == 1 else "sampled_gaussian",
+        noise_multiplier=noise_multiplier,
+        sampling_rate=asked.rate,
+        unit="site",
+        noise_by="server",
+        trusted="server",
+        delta=delta,
+        divisor=asked.size,
+        max_noise=max_noise,
+    )
+    fn = AdaptiveNoise(
+        update_multiplier=update_multiplier(noise_multiplier, spread), mark_std=spread, target=target, lr=lr,
+        mechanism=mechanism, cohort=asked, source=source,
+    )  # fmt: skip
+
+    def noisy_sum(x: Value, name: str, site: Site) -> Value:
+        slot = f"clip.{name}"
+        bound = fr.apply(Bound(bound_of(clip, name)), site.server.slot(slot))
+        sent = fr.map(ClipAndTell(), x, fr.broadcast(bound, name=slot))
+        within = fr.sum(sent["within"], name=f"{name}.within")
+        found = fr.apply(fn, fr.sum(sent["value"], name=name), within, bound)
+        site.server.store(slot, found["bound"])
+        return found["sum"]
+
+    def claim(name: str) -> str:
+        return (f"{name} and {name}.within: clipped to a bound that follows the {target:g} quantile, Gaussian "
+                f"noise of the server as of one release with multiplier {noise_multiplier:g} "
+                f"({amplified(asked)}); unit: site; trusted: server")
+
+    return protected(taken, asked, noisy_sum, claim)
