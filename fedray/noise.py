@@ -1,7 +1,7 @@
 """Noise for differential privacy, from the operating system's entropy. Start at `gaussian` and `skellam`.
 
-Every draw opens its own AES-256 keystream (counter mode) on 32 fresh bytes of `os.urandom`. No generator of
-numpy or torch takes part, and none can be seeded by an experiment: two runs of one seed differ in their noise.
+Every draw opens its own AES-256 keystream (counter mode) on 32 fresh bytes of `os.urandom`. No generator
+of numpy or torch takes part, and none can be seeded by an experiment: two runs of one seed differ in noise.
 A `Source` hands out key bytes; a test gives its own (`keystream(bytes(32))`), nothing else should.
 
 Integers are drawn from that keystream directly, by inversion and by rejection, so that they are cryptographic
@@ -17,10 +17,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
 from torch import Tensor
 
 Source = Callable[[int], bytes]  # num_bytes -> so many bytes, never the same twice
 Shape = int | Sequence[int]
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
 
 KEY_BYTES = 32
 BLOCK = 1 << 15  # numbers at a time: 256 KiB of keystream and its float64 stay in a core's own cache
@@ -56,7 +59,7 @@ def gaussian(
     for start in range(0, size if std else 0, BLOCK):
         block = drawn[start : start + BLOCK]
         pairs = -(-len(block) // 2)
-        radius, angle = torch.from_numpy(_uniform(2 * pairs, source)).split(pairs)
+        radius, angle = torch.from_numpy(_uniform(2 * pairs, source)).view(2, pairs)
         radius.log_().mul_(-2 * std * std).sqrt_()
         angle.mul_(2 * math.pi)
         block[:pairs] = torch.cos(angle).mul_(radius)
@@ -94,7 +97,7 @@ def _size(shape: Shape) -> int:
     return math.prod(_shape(shape))
 
 
-def _uniform(size: int, source: Source) -> np.ndarray:
+def _uniform(size: int, source: Source) -> Floats:
     bits = np.frombuffer(source(8 * size), dtype="<u8") >> np.uint64(11)
     drawn = bits.astype(np.float64)
     drawn += 0.5
@@ -102,14 +105,14 @@ def _uniform(size: int, source: Source) -> np.ndarray:
     return drawn
 
 
-def _by_table(size: int, mean: float, source: Source) -> np.ndarray:
+def _by_table(size: int, mean: float, source: Source) -> Counts:
     """Return Poisson counts of a mean up to `TABLE_MEAN`, by inversion."""
     counts = np.arange(int(mean + 14 * math.sqrt(mean) + 40))  # what lies above has less than 2^-53
     logs = counts * math.log(mean) - mean - np.cumsum(np.log(np.maximum(counts, 1)))
     return np.searchsorted(np.cumsum(np.exp(logs)), _uniform(size, source)).astype(np.int64)
 
 
-def _by_rejection(size: int, mean: float, source: Source) -> np.ndarray:
+def _by_rejection(size: int, mean: float, source: Source) -> Counts:
     """Return Poisson counts less the whole part of their mean, which a difference of two does not need."""
     drawn = np.empty(size, dtype=np.int64)
     missing = np.arange(size)
@@ -120,7 +123,7 @@ def _by_rejection(size: int, mean: float, source: Source) -> np.ndarray:
     return drawn
 
 
-def _propose(size: int, mean: float, source: Source) -> tuple[np.ndarray, np.ndarray]:
+def _propose(size: int, mean: float, source: Source) -> tuple[Counts, NDArray[np.bool_]]:
     """Return proposals of PTRS (count - floor(mean)) and which of them to accept."""
     b = 0.931 + 2.53 * math.sqrt(mean)
     a = -0.059 + 0.02483 * b
@@ -137,7 +140,7 @@ def _propose(size: int, mean: float, source: Source) -> tuple[np.ndarray, np.nda
     return offset.astype(np.int64), is_good
 
 
-def _log_poisson(offset: np.ndarray, mean: float) -> np.ndarray:
+def _log_poisson(offset: Floats, mean: float) -> Floats:
     """Return the log-probability of the count floor(mean) + offset, by Loader's form.
 
     Stirling's error is good to 1e-13 from a count of 16 on, below which a mean above 64 does not come.
@@ -147,10 +150,11 @@ def _log_poisson(offset: np.ndarray, mean: float) -> np.ndarray:
     apart = offset - (mean - whole)  # count - mean, without the rounding of large counts
     inverse = 1 / count
     error = inverse * (1 / 12 - inverse**2 * (1 / 360 - inverse**2 * (1 / 1260 - inverse**2 / 1680)))
-    return -error - _deviance(count, apart, mean) - 0.5 * np.log(2 * math.pi * count)
+    found: Floats = -error - _deviance(count, apart, mean) - 0.5 * np.log(2 * math.pi * count)
+    return found
 
 
-def _deviance(count: np.ndarray, apart: np.ndarray, mean: float) -> np.ndarray:
+def _deviance(count: Floats, apart: Floats, mean: float) -> Floats:
     """Return count * log(count / mean) - apart, by its series where the two nearly cancel."""
     v = apart / (count + mean)
     square, power = v * v, v.copy()
