@@ -3,7 +3,9 @@
 Arrows may be imported; what is not listed as a layer (config, cli, data, report, ...) may import all:
 
     tree, rows, coded, frozen, rng, noise, errors  <-  core  <-  passes      algorithms -> core, learn
-    tree, rows, coded, frozen, rng, noise, errors  <-  learn      runtime -> core      accounting -> (nothing)
+    tree, rows, coded, frozen, rng, noise, errors  <-  learn      runtime -> core      errors  <-  accounting
+
+What spends privacy (passes, learn) carries a record of accounting, and the runtime charges it.
 """
 
 import ast
@@ -30,11 +32,11 @@ LAYERS = {
     "fedray.noise": FOUNDATION,
     "fedray.errors": FOUNDATION,
     "fedray.core": (*FOUNDATION, "fedray.core"),
-    "fedray.passes": (*FOUNDATION, "fedray.core", "fedray.passes"),
-    "fedray.learn": (*FOUNDATION, "fedray.learn"),
+    "fedray.passes": (*FOUNDATION, "fedray.core", "fedray.accounting", "fedray.passes"),
+    "fedray.learn": (*FOUNDATION, "fedray.accounting", "fedray.learn"),
     "fedray.algorithms": (*FOUNDATION, "fedray.core", "fedray.learn", "fedray.algorithms"),
-    "fedray.runtime": (*FOUNDATION, "fedray.core", "fedray.runtime"),
-    "fedray.accounting": (),
+    "fedray.runtime": (*FOUNDATION, "fedray.core", "fedray.accounting", "fedray.runtime"),
+    "fedray.accounting": ("fedray.errors", "fedray.accounting"),
 }
 EXCEPTIONS = {("fedray.runtime.plan", "fedray.passes.lowering")}  # compile() lowers every program
 HOMES = {  # third-party package: where fedray may import it
