@@ -6,6 +6,7 @@
       VerifyError       a graph breaks a rule of flow, naming or placement
       PassError         a pass cannot be applied
         PolicyError     a plan releases more than the policy allows
+        SecurityConflict  two protections, or a protection and an algorithm, cannot both hold
       ScheduleError     a schedule and a plan, or a schedule and a federation, do not fit
       QuorumError       too few sites were counted; the server state is unchanged
       FoldError         values or weights outside what an exact sum can hold
@@ -44,6 +45,12 @@ class PassError(FedrayError):
 
 class PolicyError(PassError):
     """A plan releases more than the policy allows."""
+
+
+class SecurityConflict(PassError):
+    """Two protections, or a protection and what an algorithm needs, cannot both hold. Names both and a
+    fix.
+    """
 
 
 class ScheduleError(FedrayError):
