@@ -6,6 +6,7 @@ from fedray.core.rewrite import Pass, on_reduce, rewrite
 from fedray.passes.adaptive import site_dp_adaptive
 from fedray.passes.clipping import clip
 from fedray.passes.compression import ef21, qsgd, randk, scaled_sign, sign, topk
+from fedray.passes.distributed import site_dp_distributed
 from fedray.passes.downlink import bidirectional, ef21_broadcast, quantised_broadcast
 from fedray.passes.matrix import site_dp_matrix
 from fedray.passes.policy import require
@@ -29,6 +30,7 @@ __all__ = [
     "sign",
     "site_dp",
     "site_dp_adaptive",
+    "site_dp_distributed",
     "site_dp_local",
     "site_dp_matrix",
     "topk",

@@ -14,6 +14,7 @@ import torch
 from fedray import coded, noise
 from fedray.accounting import Mechanism
 from fedray.core import trace as fr
+from fedray.core.graph import Label
 from fedray.core.rewrite import Pass
 from fedray.core.trace import Site
 from fedray.core.value import Value
@@ -27,6 +28,8 @@ from fedray.rows import Column, Group, Tagged, row
 @dataclass(frozen=True)
 class ClipAndTell:
     """Clip to the round's bound, and tell whether the value was within it: +1/2, or -1/2."""
+
+    bound: ClassVar[float] = math.inf  # the server says it in each round
 
     def __call__(self, x: Any, bound: float) -> Any:
         """Clip the value of one site."""
@@ -66,6 +69,7 @@ class AdaptiveNoise:
     cohort: Cohort
     source: Source | None = None
     one_shot: ClassVar[bool] = True
+    grants: ClassVar[Label] = Label.DP
 
     def __call__(self, total: Any, within: float, bound: float) -> dict[str, Any]:
         """Return the noisy sum and the next bound."""

@@ -30,6 +30,11 @@ class ClipByNorm:
 
     max_norm: float
 
+    @property
+    def bound(self) -> float:
+        """The largest norm of its result."""
+        return self.max_norm
+
     def __call__(self, x: Any) -> Any:
         """Clip the value of one site."""
         return coded.alone(self.rows, x)

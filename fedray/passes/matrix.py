@@ -18,7 +18,7 @@ import numpy as np
 from fedray import tree
 from fedray.accounting import Mechanism
 from fedray.core import trace as fr
-from fedray.core.graph import Graph, stages
+from fedray.core.graph import Graph, Label, stages
 from fedray.core.rewrite import Pass
 from fedray.core.trace import Site
 from fedray.core.value import Value
@@ -75,6 +75,7 @@ class MatrixNoise:
     population: float
     source: Source | None = None
     one_shot: ClassVar[bool] = True
+    grants: ClassVar[Label] = Label.DP
 
     def __call__(self, total: Any, memory: Any) -> dict[str, Any]:
         """Return the noisy sum and the memory. Raises PassError in a round that was not paid for."""

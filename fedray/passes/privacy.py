@@ -23,13 +23,14 @@ from torch import Tensor
 from fedray import coded, noise, rows, tree
 from fedray.accounting import Mechanism
 from fedray.core import trace as fr
+from fedray.core.graph import Label
 from fedray.core.rewrite import Pass
 from fedray.core.trace import Site
 from fedray.core.value import Value
 from fedray.noise import Source
 from fedray.passes.clipping import ClipByNorm, bound_of, check_bound, row_norms, shortened, stacked
 from fedray.passes.site_level import Cohort, Names, Taken, cohort_of, protected
-from fedray.rows import Column, Group, Tagged
+from fedray.rows import Group, Tagged
 
 logger = logging.getLogger(__name__)
 Clips = float | Mapping[str, float]
@@ -44,6 +45,7 @@ class GaussianNoise:
     cohort: Cohort
     source: Source | None = None
     one_shot: ClassVar[bool] = True
+    grants: ClassVar[Label] = Label.DP
 
     def __call__(self, total: Any) -> Any:
         """Return the noisy sum."""
@@ -156,6 +158,7 @@ class LocalNoise:
     cohort: Cohort
     source: Source | None = None
     one_shot: ClassVar[bool] = True
+    grants: ClassVar[Label] = Label.DP
 
     def __call__(self, x: Any) -> Any:
         """Return the noisy value of one site."""
