@@ -21,8 +21,8 @@ class Mechanism:
     `noise_multiplier` is the standard deviation of the noise over the L2 sensitivity of one unit: over the
     clip bound for all kinds but two. For `matrix` the sensitivity is that of all `rounds` rounds together,
     `sensitivity` clip bounds (`sqrt(k) * |c|_2` of k participations), and the first charge of a run pays for
-    them all. For `skellam` noise and sensitivities are in units of the integer ring, and `noise_multiplier` is
-    sqrt(variance) / l2.
+    them all. For `skellam` noise and sensitivities are in units of the integer ring, and `noise_multiplier`
+    is sqrt(variance) / l2.
 
     `sampling_rate` is the probability by which Poisson sampling takes a unit into a step; 1.0 claims no
     amplification. Where every site has its own (`private_sgd`: one batch size, sites of other sizes), it is
