@@ -4,6 +4,7 @@ Arrows may be imported; what is not listed as a layer (config, cli, data, report
 
     tree, rows, coded, frozen, rng, errors  <-  core  <-  passes      algorithms -> core, learn
     tree, rows, coded, frozen, rng, errors  <-  learn      runtime -> core      accounting -> (nothing)
+    errors  <-  secrecy  <-  passes: masks and shares are read and tested without a graph, a model or torch
 """
 
 import ast
@@ -29,11 +30,12 @@ LAYERS = {
     "fedray.rng": FOUNDATION,
     "fedray.errors": FOUNDATION,
     "fedray.core": (*FOUNDATION, "fedray.core"),
-    "fedray.passes": (*FOUNDATION, "fedray.core", "fedray.passes"),
+    "fedray.passes": (*FOUNDATION, "fedray.core", "fedray.secrecy", "fedray.passes"),
     "fedray.learn": (*FOUNDATION, "fedray.learn"),
     "fedray.algorithms": (*FOUNDATION, "fedray.core", "fedray.learn", "fedray.algorithms"),
     "fedray.runtime": (*FOUNDATION, "fedray.core", "fedray.runtime"),
     "fedray.accounting": (),
+    "fedray.secrecy": ("fedray.errors", "fedray.secrecy"),
 }
 EXCEPTIONS = {("fedray.runtime.plan", "fedray.passes.lowering")}  # compile() lowers every program
 HOMES = {  # third-party package: where fedray may import it
