@@ -15,6 +15,7 @@
       MemoryForecastError  the run would not fit into memory
       CheckpointError   a checkpoint is missing, broken or of another plan
       HostError         a process that holds sites did not answer
+      SecrecyError      a party of a secure sum refuses; `code` says why
 
 Messages say what happened, where, what was expected and what to do. They never hold a patient value.
 """
@@ -87,6 +88,14 @@ class CheckpointError(FedrayError):
 
 class HostError(FedrayError):
     """A process that holds sites did not answer."""
+
+
+class SecrecyError(FedrayError):
+    """A party of a secure sum refuses or gives up. `code` is a name such as E_COHORT for logs and tests."""
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        super().__init__(f"{code}: {message}")
 
 
 LATE = "late"  # the kind of failure of a site that a deadline has passed over
