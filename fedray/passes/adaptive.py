@@ -13,15 +13,16 @@ import torch
 
 from fedray import coded, noise
 from fedray.accounting import Mechanism
+from fedray.accounting.calibrate import beside_indicator
 from fedray.core import trace as fr
 from fedray.core.graph import Label
 from fedray.core.rewrite import Pass
 from fedray.core.trace import Site
 from fedray.core.value import Value
 from fedray.noise import Source
-from fedray.passes.clipping import bound_of, row_norms, shortened, stacked
-from fedray.passes.privacy import Clips, amplified, check_clips, noisy
-from fedray.passes.site_level import Cohort, Names, Taken, cohort_of, protected
+from fedray.passes.clipping import Names, row_norms, shortened, stacked
+from fedray.passes.privacy import SERVER, noisy
+from fedray.passes.site_level import Clips, Cohort, NoisySum, Terms, protected
 from fedray.rows import Column, Group, Tagged, row
 
 
@@ -90,79 +91,48 @@ def moved(bound: float, share: float, target: float, lr: float) -> float:
     return bound * math.exp(-lr * (share - target))
 
 
-def update_multiplier(noise_multiplier: float, mark_std: float) -> float:
-    """Return the multiplier of the updates' noise, so that updates and marks together cost `noise_multiplier`.
-
-    Marks are +-1/2, so theirs is 2 x mark_std. Raises ValueError where the marks alone cost as much or more.
-    """
-    if noise_multiplier >= 2 * mark_std:
-        raise ValueError(
-            f"site_dp_adaptive: marks with noise of {mark_std:g} alone cost what a noise_multiplier of "
-            f"{2 * mark_std:g} does, and {noise_multiplier:g} is asked for in all: raise mark_std, or use "
-            "site_dp with a fixed clip. So few sites cannot tell a quantile in private"
-        )
-    return (noise_multiplier**-2 - (2 * mark_std) ** -2) ** -0.5
-
-
 def site_dp_adaptive(
-    clip: Clips,
-    noise_multiplier: float,
-    cohort: float | None = None,
-    population: float | None = None,
-    target: float = 0.5,
-    lr: float = 0.2,
-    mark_std: float | None = None,
-    only: Names | None = ("delta",),
-    exact: Names = ("metrics",),
-    drop: Names = (),
-    weights: str | None = None,
-    sampling: str | None = None,
-    delta: float = 1e-5,
-    max_noise: float = 10.0,
-    source: Source | None = None,
-) -> Pass:
+    clip: Clips, noise_multiplier: float | None = None, cohort: float | None = None,
+    population: float | None = None, target: float = 0.5, lr: float = 0.2, mark_std: float | None = None,
+    only: Names | None = ("delta",), exact: Names = ("metrics",), drop: Names = (),
+    weights: str | None = None, sampling: str | None = None, epsilon: float | None = None,
+    delta: float = 1e-5, rounds: int | None = None, max_noise: float = 10.0, source: Source | None = None,
+) -> Pass:  # fmt: skip
     """As `site_dp`, with a bound that moves to the `target` quantile of the sites' norms, from `clip` on.
 
     b_i = 1 where a site is within the bound C; share = (sum b_i + N(0, mark_std^2)) / cohort; C <- C *
     exp(-lr (share - target)). `mark_std` is cohort / 20 where it is None. The bound is the server's memory
-    `clip.<name>`, moves with the round's state, and is sent to the sites; the marks leave as `<name>.within`.
-    Unit, adjacency, trust, raises: as `site_dp`; ValueError where the marks would cost more than is asked.
+    `clip.<name>`, and is sent to the sites; the marks leave as `<name>.within`. Unit, adjacency, trust,
+    raises: as `site_dp`; ConfigError where the marks would cost as much as is asked for in all.
     Source: Andrew, Thakkar, McMahan, Ramaswamy, Differentially private learning with adaptive clipping,
     NeurIPS 2021, Algorithm 1.
     """
-    title = f"site_dp_adaptive({noise_multiplier:g})"
-    check_clips(title, clip)
-    asked = cohort_of(title, cohort, population, sampling)
-    taken = Taken(title=title, only=only, exact=exact, drop=drop, weights=weights)
-    spread = asked.size / 20 if mark_std is None else mark_std
-    mechanism = Mechanism(
-        kind="gaussian" if asked.rate == 1 else "sampled_gaussian",
-        noise_multiplier=noise_multiplier,
-        sampling_rate=asked.rate,
-        unit="site",
-        noise_by="server",
-        trusted="server",
-        delta=delta,
-        divisor=asked.size,
-        max_noise=max_noise,
-    )
+    terms = Terms(
+        who="site_dp_adaptive", clip=clip, cohort=cohort, noise_multiplier=noise_multiplier, epsilon=epsilon,
+        delta=delta, rounds=rounds, max_noise=max_noise, only=only, exact=exact, drop=drop, weights=weights,
+        population=population, sampling=sampling,
+    )  # fmt: skip
+    spread = terms.asked.size / 20 if mark_std is None else mark_std
     fn = AdaptiveNoise(
-        update_multiplier=update_multiplier(noise_multiplier, spread), mark_std=spread, target=target, lr=lr,
-        mechanism=mechanism, cohort=asked, source=source,
+        update_multiplier=beside_indicator(terms.noise, spread), mark_std=spread, target=target, lr=lr,
+        mechanism=terms.mechanism(), cohort=terms.asked, source=source,
     )  # fmt: skip
 
+    def told(name: str) -> str:
+        both = f"{name} and {name}.within: clipped to a bound that follows the {target:g} quantile of norms"
+        return f"{both}; noise of the server, as of one release with {terms.noise:.4g}; {terms.of_sampling}"
+
+    return protected(terms, _noisy_sum(terms, fn), told, SERVER)
+
+
+def _noisy_sum(terms: Terms, fn: AdaptiveNoise) -> NoisySum:
     def noisy_sum(x: Value, name: str, site: Site) -> Value:
         slot = f"clip.{name}"
-        bound = fr.apply(Bound(bound_of(clip, name)), site.server.slot(slot))
+        bound = fr.apply(Bound(terms.bound(name)), site.server.slot(slot))
         sent = fr.map(ClipAndTell(), x, fr.broadcast(bound, name=slot))
         within = fr.sum(sent["within"], name=f"{name}.within")
         found = fr.apply(fn, fr.sum(sent["value"], name=name), within, bound)
         site.server.store(slot, found["bound"])
         return found["sum"]
 
-    def claim(name: str) -> str:
-        return (f"{name} and {name}.within: clipped to a bound that follows the {target:g} quantile, Gaussian "
-                f"noise of the server as of one release with multiplier {noise_multiplier:g} "
-                f"({amplified(asked)}); unit: site; trusted: server")
-
-    return protected(taken, asked, noisy_sum, claim)
+    return noisy_sum

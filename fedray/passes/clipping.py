@@ -7,7 +7,7 @@ scaled so that it is no longer than the bound after it was rounded to its own dt
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,17 +65,8 @@ def check_bound(who: str, max_norm: float) -> None:
         raise ValueError(f"{who}: clip={max_norm} is no number above 0, say 1.0")
 
 
-def bound_of(clips: float | Mapping[str, float], name: str) -> float:
-    """Return the bound of a name: one for all, or one for each. Raises ValueError where it has none."""
-    if not isinstance(clips, Mapping):
-        return clips
-    if name not in clips:
-        raise ValueError(f"clip={dict(clips)} has no bound for {name!r}: add one, or give one number for all")
-    return clips[name]
-
-
 def stacked(x: Tagged, k: int) -> Any:
-    """Return a value with k rows at every leaf that is clipped. Raises TypeError where rows differ in shape."""
+    """Return a value with k rows at every leaf. Raises TypeError where rows differ in shape."""
 
     def one(leaf: Any) -> Any:
         if isinstance(leaf, Ragged):

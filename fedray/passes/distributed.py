@@ -7,6 +7,7 @@ their shares with them: every share is larger, so that an honest fraction is eno
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedray import coded, noise, tree
-from fedray.accounting import Mechanism
+from fedray.accounting import Mechanism, accountant
 from fedray.core import trace as fr
 from fedray.core.graph import Label
 from fedray.core.rewrite import Pass
@@ -22,13 +23,16 @@ from fedray.core.trace import Site
 from fedray.core.value import Value
 from fedray.errors import ScheduleError
 from fedray.noise import Source
-from fedray.passes.clipping import row_norms, shortened, stacked
-from fedray.passes.site_level import Cohort, Names, Taken, cohort_of, protected
+from fedray.passes.clipping import Names, row_norms, shortened, stacked
+from fedray.passes.site_level import Cohort, Terms, protected
 from fedray.rows import Column, Group, Tagged
 
 HALF_RING = 2**31 - 1
 RESERVE = 8.0  # standard deviations of the noise that the ring keeps room for: missed once in 10^15
-LEAST_STD = 50.0  # of a share, in steps of the ring: below it integer noise costs over 1% more than normal noise
+STEP = 1.002  # by which the noise grows until an epsilon is met
+LEAST_STD = (
+    50.0  # of a share, in steps of the ring: below it integer noise costs over 1% more than normal noise
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +104,9 @@ class Share:
         short = shortened(value, group, row_norms(value, group), self.ring.bound)
         origins = [coded.plain(_tensor(leaf)) for _, leaf in tree.leaves(short)]
         if (size := sum(origin.schema.num_elements for origin in origins)) > self.ring.size:
-            raise ValueError(f"an update of {size} numbers, and noise for {self.ring.size}: give the pass its size")
+            raise ValueError(
+                f"an update of {size} numbers, and noise for {self.ring.size}: give the pass its size"
+            )
         words = [
             tree.Flat(self._words(origin.numbers),
                       coded.layout({"ring": (origin.numbers.shape[1],)}, torch.uint32, origin, self.ring))
@@ -147,6 +153,7 @@ class FromRing:
         return tree.replace_leaves(total, [self._read(leaf) for _, leaf in tree.leaves(total)])
 
     def _read(self, leaf: tree.Flat) -> Any:
+        assert isinstance(leaf.schema, coded.Coded)
         steps = leaf.buffer.to(torch.int64)
         signed = torch.where(steps > HALF_RING, steps - 2**32, steps)
         numbers = (signed.double() / self.ring.scale).to(leaf.schema.origin.dtype)
@@ -155,19 +162,12 @@ class FromRing:
 
 
 def site_dp_distributed(
-    clip: float,
-    noise_multiplier: float,
-    size: int | None = None,
-    cohort: float | None = None,
-    honest: float = 2 / 3,
-    only: Names | None = ("delta",),
-    exact: Names = ("metrics",),
-    drop: Names = (),
+    clip: float, noise_multiplier: float | None = None, size: int | None = None, cohort: float | None = None,
+    honest: float = 2 / 3, only: Names | None = ("delta",), exact: Names = ("metrics",), drop: Names = (),
     weights: str | None = None,
-    delta: float = 1e-5,
-    max_noise: float = 10.0,
+    epsilon: float | None = None, delta: float = 1e-5, rounds: int | None = None, max_noise: float = 10.0,
     source: Source | None = None,
-) -> Pass:
+) -> Pass:  # fmt: skip
     """As `site_dp`, with noise that sites add in shares of integers; needs a secure sum.
 
     `size` is the number of numbers in an update, or more: rounding costs sqrt(size) / 2 steps of sensitivity.
@@ -178,50 +178,52 @@ def site_dp_distributed(
     Source: Agarwal, Kairouz, Liu, The Skellam mechanism for differentially private federated learning,
     NeurIPS 2021. Deviation: rounding to the nearest integer with its worst case, no rotation of the vector.
     """
-    title = f"site_dp_distributed({clip:g}, {noise_multiplier:g})"
-    asked = cohort_of(title, cohort, None, None)
-    ring = _ring(title, clip, noise_multiplier, size, asked, honest)
-    taken = Taken(title=title, only=only, exact=exact, drop=drop, weights=weights)
-    mechanism = Mechanism(
-        kind="skellam",
-        noise_multiplier=noise_multiplier,
-        unit="site",
-        noise_by="sites",
-        trusted="nobody",
-        delta=delta,
-        divisor=asked.size,
-        max_noise=max_noise,
-        variance=ring.variance,
-        l2=ring.l2,
-        l1=math.sqrt(ring.size) * ring.l2,
-    )
+    terms = Terms(
+        who="site_dp_distributed", clip=clip, cohort=cohort, noise_multiplier=noise_multiplier,
+        epsilon=epsilon, delta=delta, rounds=rounds, max_noise=max_noise, only=only, exact=exact, drop=drop, weights=weights,
+    )  # fmt: skip
+    ring, mechanism = _calibrated(terms, size, honest)
 
     def noisy_sum(x: Value, name: str, site: Site) -> Value:
-        share = Share(ring=ring, mechanism=mechanism, cohort=asked, source=source)
+        share = Share(ring=ring, mechanism=mechanism, cohort=terms.asked, source=source)
         return fr.apply(FromRing(ring), fr.sum(fr.map(share, x), name=name))
 
-    def claim(name: str) -> str:
-        return (f"{name}: a site adds at most {clip:g} (L2) and a share of Skellam noise; {honest:.3g} of the "
-                f"shares make a release with multiplier {noise_multiplier:g}; unit: site; trusted: nobody, if "
-                "so many sites are honest and deliver")
+    def told(name: str) -> str:
+        return (
+            f"{name}: a site adds at most {clip:g} (L2) and a share of Skellam noise; {honest:.3g} of the "
+            f"shares make a release with multiplier {mechanism.noise_multiplier:.4g}"
+        )
 
-    return protected(taken, asked, noisy_sum, claim)
+    return protected(terms, noisy_sum, told, f"nobody, if {honest:.3g} of a cohort are honest and deliver")
 
 
-def _ring(
-    title: str, clip: float, noise_multiplier: float, size: int | None, cohort: Cohort, honest: float
-) -> Ring:
+def _calibrated(terms: Terms, size: int | None, honest: float) -> tuple[Ring, Mechanism]:
+    """Return the ring and the release. An epsilon is met with the noise of a Gaussian and a little more."""
+    noise_multiplier = terms.noise
+    while True:
+        ring = _ring(terms, noise_multiplier, size, honest)
+        mechanism = terms.mechanism(
+            kind="skellam", noise_multiplier=noise_multiplier, noise_by="sites", trusted="nobody",
+            variance=ring.variance, l2=ring.l2, l1=math.sqrt(ring.size) * ring.l2,
+        )  # fmt: skip
+        if terms.epsilon is None or terms.rounds is None or terms.only is None:
+            return ring, mechanism
+        if accountant.epsilon({mechanism: terms.rounds * len(terms.only)}, terms.delta) <= terms.epsilon:
+            return ring, mechanism
+        noise_multiplier *= STEP
+
+
+def _ring(terms: Terms, noise_multiplier: float, size: int | None, honest: float) -> Ring:
     """Return the ring. Raises ValueError where it is too small for the sites and the noise."""
-    if not 0 < clip < math.inf or not 0 < honest <= 1:
-        raise ValueError(f"{title}: clip={clip}, honest={honest}: give a bound above 0 and a fraction in (0, 1]")
+    if isinstance(terms.clip, Mapping) or not 0 < honest <= 1:
+        raise ValueError(f"{terms.who}: give one clip for all names, and honest={honest} in (0, 1]")
     if size is None or size < 1:
-        raise ValueError(f"{title}: size={size}: give the number of numbers in an update")
-    ring = Ring(bound=clip, size=size, num_sites=math.ceil(cohort.size), noise_multiplier=noise_multiplier,
-                honest=honest)  # fmt: skip
+        raise ValueError(f"{terms.who}: size={size}: give the number of numbers in an update")
+    ring = Ring(bound=terms.clip, size=size, num_sites=math.ceil(terms.asked.size),
+                noise_multiplier=noise_multiplier, honest=honest)  # fmt: skip
     if ring.largest < 1 or math.sqrt(ring.share_variance) < LEAST_STD:
         raise ValueError(
-            f"{title}: a site's share of the noise has a standard deviation of "
-            f"{math.sqrt(max(ring.share_variance, 0.0)):.3g} steps of the ring, under {LEAST_STD:g}: fewer sites, "
-            "more noise or a smaller model"
+            f"{terms.who}: {ring.num_sites} sites with this noise leave each number {max(ring.largest, 0)} "
+            f"steps of the ring, and a share of the noise needs {LEAST_STD:g}: fewer sites or a smaller model"
         )
     return ring

@@ -13,7 +13,6 @@ With few sites the noise is larger than what is learnt: docs/privacy-sites.md ha
 
 import logging
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -28,12 +27,12 @@ from fedray.core.rewrite import Pass
 from fedray.core.trace import Site
 from fedray.core.value import Value
 from fedray.noise import Source
-from fedray.passes.clipping import ClipByNorm, bound_of, check_bound, row_norms, shortened, stacked
-from fedray.passes.site_level import Cohort, Names, Taken, cohort_of, protected
+from fedray.passes.clipping import ClipByNorm, Names, row_norms, shortened, stacked
+from fedray.passes.site_level import Clips, Cohort, Terms, protected
 from fedray.rows import Group, Tagged
 
 logger = logging.getLogger(__name__)
-Clips = float | Mapping[str, float]
+SERVER = "the server, with what each site sends (under a secure sum with the sums)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,76 +75,42 @@ def _noisy(numbers: Tensor, std: float, source: Source | None) -> Tensor:
 
 
 def site_dp(
-    clip: Clips,
-    noise_multiplier: float,
-    cohort: float | None = None,
-    population: float | None = None,
-    only: Names | None = ("delta",),
-    exact: Names = ("metrics",),
-    drop: Names = (),
-    weights: str | None = None,
-    sampling: str | None = None,
-    delta: float = 1e-5,
-    max_noise: float = 10.0,
+    clip: Clips, noise_multiplier: float | None = None, cohort: float | None = None,
+    population: float | None = None, only: Names | None = ("delta",), exact: Names = ("metrics",),
+    drop: Names = (), weights: str | None = None, sampling: str | None = None,
+    epsilon: float | None = None, delta: float = 1e-5, rounds: int | None = None, max_noise: float = 10.0,
     source: Source | None = None,
-) -> Pass:
+) -> Pass:  # fmt: skip
     """Clip each site's contribution, add Gaussian noise to the sum, and divide by the expected cohort.
 
     The noise has standard deviation `noise_multiplier` x `clip` on the sum; every name of `only` is a release
-    of its own, with its own noise and cost. `clip` is one bound, or a mapping {name: bound}. `only=None`
-    takes every sum and mean that is not in `exact` or `drop`. `sampling="poisson"` claims amplification at
-    the rate cohort / population, for who does not learn who was asked; None claims none.
+    of its own, with its own noise and cost. `only=None` takes every sum and mean that is not in `exact` or
+    `drop`. `sampling="poisson"` claims amplification at the rate cohort / population; None claims none.
     Unit: site; adjacency: add/remove; noise by the server, which must be trusted with each site's update.
     Raises: PassError on a weighted mean without weights="uniform", or a name that would leave without noise;
     ScheduleError where the run samples otherwise than is claimed.
     Source: McMahan, Ramage, Talwar, Zhang, Learning differentially private recurrent language models, ICLR
     2018, Algorithm 1 with a fixed denominator.
     """
-    title = f"site_dp({_told(clip)}, {noise_multiplier:g})"
-    check_clips(title, clip)
-    asked = cohort_of(title, cohort, population, sampling)
-    taken = Taken(title=title, only=only, exact=exact, drop=drop, weights=weights)
-    mechanism = Mechanism(
-        kind="gaussian" if asked.rate == 1 else "sampled_gaussian",
-        noise_multiplier=noise_multiplier,
-        sampling_rate=asked.rate,
-        unit="site",
-        noise_by="server",
-        trusted="server",
-        delta=delta,
-        divisor=asked.size,
-        max_noise=max_noise,
-    )
+    terms = Terms(
+        who="site_dp", clip=clip, cohort=cohort, noise_multiplier=noise_multiplier, epsilon=epsilon,
+        delta=delta, rounds=rounds, max_noise=max_noise, only=only, exact=exact, drop=drop, weights=weights,
+        population=population, sampling=sampling,
+    )  # fmt: skip
+    mechanism = terms.mechanism()
 
     def noisy_sum(x: Value, name: str, site: Site) -> Value:
-        bound = bound_of(clip, name)
+        bound = terms.bound(name)
+        std = terms.noise * bound
         total = fr.sum(fr.map(ClipByNorm(bound), x), name=name)
-        std = noise_multiplier * bound
-        return fr.apply(GaussianNoise(std=std, mechanism=mechanism, cohort=asked, source=source), total)
+        return fr.apply(GaussianNoise(std=std, mechanism=mechanism, cohort=terms.asked, source=source), total)
 
-    def claim(name: str) -> str:
-        bound = bound_of(clip, name)
-        return (f"{name}: a site adds at most {bound:g} (L2); the server adds Gaussian noise of standard "
-                f"deviation {noise_multiplier * bound:g} to the sum ({amplified(asked)}); unit: site; trusted: server")
+    def told(name: str) -> str:
+        std = terms.noise * terms.bound(name)
+        at_site = f"{name}: a site adds at most {terms.bound(name):g} (L2)"
+        return f"{at_site}; the server adds Gaussian noise of {std:.4g} to the sum; {terms.of_sampling}"
 
-    return protected(taken, asked, noisy_sum, claim)
-
-
-def amplified(cohort: Cohort) -> str:
-    """Say what is claimed of sampling."""
-    if cohort.rate == 1:
-        return "no amplification by sampling claimed"
-    return f"Poisson sampling at rate {cohort.rate:g}, kept from whom it protects against"
-
-
-def _told(clip: Clips) -> str:
-    return "clips" if isinstance(clip, Mapping) else f"{clip:g}"
-
-
-def check_clips(title: str, clip: Clips) -> None:
-    """Raise ValueError where a bound is no finite number above 0."""
-    for bound in clip.values() if isinstance(clip, Mapping) else [clip]:
-        check_bound(title, bound)
+    return protected(terms, noisy_sum, told, SERVER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,51 +142,36 @@ class LocalNoise:
 
 
 def site_dp_local(
-    clip: Clips,
-    noise_multiplier: float,
-    cohort: float | None = None,
-    only: Names | None = ("delta",),
-    exact: Names = ("metrics",),
-    drop: Names = (),
+    clip: Clips, noise_multiplier: float | None = None, cohort: float | None = None,
+    only: Names | None = ("delta",), exact: Names = ("metrics",), drop: Names = (),
     weights: str | None = None,
-    delta: float = 1e-5,
-    max_noise: float = 10.0,
+    epsilon: float | None = None, delta: float = 1e-5, rounds: int | None = None, max_noise: float = 10.0,
     source: Source | None = None,
-) -> Pass:
+) -> Pass:  # fmt: skip
     """Clip each site's contribution and add Gaussian noise there, so that nobody need be trusted.
 
     Almost never useful: the mean of n sites has sqrt(n) times the noise of `site_dp` at the same epsilon.
-    Unit: site; adjacency: add/remove; noise by the sites; trusted: nobody.
-    Raises: as `site_dp`.
+    Unit: site; adjacency: add/remove; noise by the sites; trusted: nobody. Raises: as `site_dp`.
     """
-    title = f"site_dp_local({_told(clip)}, {noise_multiplier:g})"
-    check_clips(title, clip)
-    asked = cohort_of(title, cohort, None, None)
-    taken = Taken(title=title, only=only, exact=exact, drop=drop, weights=weights)
+    terms = Terms(
+        who="site_dp_local", clip=clip, cohort=cohort, noise_multiplier=noise_multiplier, epsilon=epsilon,
+        delta=delta, rounds=rounds, max_noise=max_noise, only=only, exact=exact, drop=drop, weights=weights,
+    )  # fmt: skip
     logger.warning(
-        "%s: every site adds the whole noise by itself, %.0f times what a trusted server would add in all: "
-        "use site_dp, or site_dp_distributed with a secure sum", title, math.sqrt(asked.size),
+        "site_dp_local: every site adds the whole noise, and the sum has %.3g times what a trusted server "
+        "would add: use site_dp, or site_dp_distributed with a secure sum",
+        math.sqrt(terms.asked.size),
     )
-    mechanism = Mechanism(
-        kind="gaussian",
-        noise_multiplier=noise_multiplier,
-        unit="site",
-        noise_by="sites",
-        trusted="nobody",
-        delta=delta,
-        divisor=math.sqrt(asked.size),
-        max_noise=max_noise,
-    )
+    mechanism = terms.mechanism(noise_by="sites", trusted="nobody", divisor=math.sqrt(terms.asked.size))
 
     def noisy_sum(x: Value, name: str, site: Site) -> Value:
-        bound = bound_of(clip, name)
-        std = noise_multiplier * bound
-        fn = LocalNoise(max_norm=bound, std=std, mechanism=mechanism, cohort=asked, source=source)
+        bound = terms.bound(name)
+        std = terms.noise * bound
+        fn = LocalNoise(max_norm=bound, std=std, mechanism=mechanism, cohort=terms.asked, source=source)
         return fr.sum(fr.map(fn, x), name=name)
 
-    def claim(name: str) -> str:
-        bound = bound_of(clip, name)
-        return (f"{name}: a site's value of at most {bound:g} (L2) leaves it with Gaussian noise of standard "
-                f"deviation {noise_multiplier * bound:g}; unit: site; trusted: nobody")
+    def told(name: str) -> str:
+        at_site = f"{name}: what a site sends is at most {terms.bound(name):g} (L2)"
+        return f"{at_site}, and has Gaussian noise of {terms.noise * terms.bound(name):.4g} when it leaves"
 
-    return protected(taken, asked, noisy_sum, claim)
+    return protected(terms, noisy_sum, told, "nobody")
