@@ -7,7 +7,7 @@ scaled so that it is no longer than the bound after it was rounded to its own dt
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from fedray.core import trace as fr
 from fedray.core.rewrite import Pass, on_reduce
 from fedray.core.trace import Site
 from fedray.core.value import Value
-from fedray.rows import Column, Group, Ragged, Tagged, beside, column
+from fedray.rows import Column, Group, Ragged, Tagged, column
 
 Names = Collection[str]
 
@@ -115,28 +115,29 @@ def _scaled_length(parts: list[Tensor]) -> float:
 
 def shortened(value: Any, group: Group, norms: Tensor, max_norm: float) -> Any:
     """Return rows that are no longer than `max_norm`, given their norms. Numbers come out as floats."""
-    is_long = norms > max_norm
-    factors = torch.where(is_long, max_norm / norms.clamp(min=max_norm), 1.0)
-    alive = None if all(group.is_alive) else torch.tensor(group.is_alive)
+    factors = [0.0 if not is_alive else min(1.0, max_norm / norm) if norm else 1.0
+               for is_alive, norm in zip(group.is_alive, norms.tolist(), strict=True)]  # fmt: skip
 
     def one(leaf: Any) -> Any:
         if isinstance(leaf, tree.Flat):
-            return tree.Flat(_times(leaf.buffer, factors, is_long, alive), leaf.schema)
+            return tree.Flat(_times(leaf.buffer, factors), leaf.schema)
         if isinstance(leaf, Column):
-            return Column(_times(leaf.numbers, factors, is_long, alive), is_whole=False)
+            return Column(_times(leaf.numbers, factors), is_whole=False)
         if not isinstance(leaf, Tensor):
             return leaf
-        return _times(leaf if leaf.is_floating_point() else leaf.double(), factors, is_long, alive)
+        return _times(leaf if leaf.is_floating_point() else leaf.double(), factors)
 
     return tree.replace_leaves(value, [one(leaf) for _, leaf in tree.leaves(value)])
 
 
-def _times(numbers: Tensor, factors: Tensor, is_long: Tensor, alive: Tensor | None) -> Tensor:
-    if alive is None and not bool(is_long.any()):
+def _times(numbers: Tensor, factors: Sequence[float]) -> Tensor:
+    """Return each row times its factor; what a factor of 0 meets may be anything."""
+    if all(factor == 1.0 for factor in factors):
         return numbers
-    # rounding the factor and the product errs by less than eps each, and a sum of squares by no more
-    safe = torch.where(is_long, factors * (1 - 2 * torch.finfo(numbers.dtype).eps), factors)
-    found = numbers * beside(safe, numbers)
-    if alive is None:
-        return found
-    return torch.where(beside(alive, numbers).bool(), found, 0.0)
+    found = numbers.detach().clone()
+    for row, factor in zip(found, factors, strict=True):
+        if factor == 0.0:
+            row.zero_()
+        elif factor != 1.0:  # the product in float64; rounding it lengthens a row by less than eps
+            row.copy_(row.double() * (factor * (1 - torch.finfo(numbers.dtype).eps)))
+    return found

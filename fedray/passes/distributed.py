@@ -180,7 +180,8 @@ def site_dp_distributed(
     """
     terms = Terms(
         who="site_dp_distributed", clip=clip, cohort=cohort, noise_multiplier=noise_multiplier,
-        epsilon=epsilon, delta=delta, rounds=rounds, max_noise=max_noise, only=only, exact=exact, drop=drop, weights=weights,
+        epsilon=epsilon, delta=delta, rounds=rounds, max_noise=max_noise, only=only, exact=exact, drop=drop,
+        weights=weights,
     )  # fmt: skip
     ring, mechanism = _calibrated(terms, size, honest)
 
