@@ -7,6 +7,7 @@ from fedray.passes.compression import ef21, qsgd, randk, scaled_sign, sign, topk
 from fedray.passes.downlink import bidirectional, ef21_broadcast, quantised_broadcast
 from fedray.passes.policy import require
 from fedray.passes.powersgd import powersgd
+from fedray.passes.secure_sum import secure_sum
 
 __all__ = [
     "Pass",
@@ -21,6 +22,7 @@ __all__ = [
     "require",
     "rewrite",
     "scaled_sign",
+    "secure_sum",
     "sign",
     "topk",
 ]
