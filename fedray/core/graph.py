@@ -76,6 +76,16 @@ class Node:
         return f"<{self.op} {self.name or getattr(self.fn, '__name__', '')} @ {self.placement} {self.where}>"
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The server's input "asked": which attempt at which round this is, and whom it asks. Public."""
+
+    run: str
+    round: int
+    attempt: int
+    cohort: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
     """What a pass says of a plan: one line of its trust statement.

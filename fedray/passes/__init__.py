@@ -12,6 +12,7 @@ from fedray.passes.matrix import site_dp_matrix
 from fedray.passes.policy import require
 from fedray.passes.powersgd import powersgd
 from fedray.passes.privacy import site_dp, site_dp_local
+from fedray.passes.secure_sum import secure_sum
 
 __all__ = [
     "Pass",
@@ -27,6 +28,7 @@ __all__ = [
     "require",
     "rewrite",
     "scaled_sign",
+    "secure_sum",
     "sign",
     "site_dp",
     "site_dp_adaptive",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedray import tree
-from fedray.core.graph import IN_REGION, Node, Op, Placement
+from fedray.core.graph import IN_REGION, Asked, Node, Op, Placement
 from fedray.errors import LATE, QuorumError, SiteError, VerifyError
 from fedray.rng import SERVER, Key
 from fedray.runtime import totals
@@ -202,9 +202,11 @@ class Attempt:
             raise
 
     def _input(self, slot: str) -> Any:
-        """Return what the server has under a name: state, a key, or a pass's memory."""
+        """Return what the server has under a name: state, a key, who was asked, or a pass's memory."""
         if slot == "state":
             return self.state
+        if slot == "asked":
+            return Asked(self.setting.run, self.round, self.number, self.cohort)
         if slot.startswith("rng:"):
             return Key(self.seed, self.round, SERVER, slot[4:])
         return self.memory.get(slot)

@@ -295,7 +295,8 @@ class _Run:
         self.result.metrics.append(record)
         if self.tracker is not None:
             self.tracker.round(record)
-        if self.checkpoint is not None and time.monotonic() - self.saved_at >= self.checkpoint.every_s:
+        is_due = self.checkpoint is not None and time.monotonic() - self.saved_at >= self.checkpoint.every_s
+        if is_due or self.plan.of_round(round).is_one_shot:  # that is never run again to get back to a state
             self.save(round)
 
     def save(self, round: int) -> None:
