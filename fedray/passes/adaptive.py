@@ -30,8 +30,6 @@ from fedray.rows import Column, Group, Tagged, row
 class ClipAndTell:
     """Clip to the round's bound, and tell whether the value was within it: +1/2, or -1/2."""
 
-    bound: ClassVar[float] = math.inf  # the server says it in each round
-
     def __call__(self, x: Any, bound: float) -> Any:
         """Clip the value of one site."""
         return coded.alone(self.rows, x, bound)
