@@ -32,7 +32,7 @@ class Counted:
 
 
 def share_of(**more):
-    step = P.site_dp_distributed(**{"clip": 2.0, "noise_multiplier": 0.5, "size": 40, "cohort": 6, **more})
+    step = P.site_dp_distributed(**{"clip": 2.0, "noise_multiplier": 0.5, "num_params": 40, "cohort": 6, **more})
     plan = fr.compile(echo(), [step, IDEAL])
     return next(node.fn for node in plan.nodes if isinstance(node.fn, Share))
 
@@ -73,7 +73,7 @@ def test_what_the_server_reads_is_the_sum_within_half_a_step_a_site():
 @pytest.mark.parametrize("num_sites", [3, 6, 200])
 @pytest.mark.parametrize("multiplier", [0.3, 1.0, 20.0])
 def test_all_sites_at_the_bound_and_all_noise_stay_below_half_the_ring(num_sites, multiplier):
-    ring = share_of(cohort=num_sites, noise_multiplier=multiplier, size=20_000).ring
+    ring = share_of(cohort=num_sites, noise_multiplier=multiplier, num_params=20_000).ring
     most = num_sites * ring.largest + RESERVE * (num_sites * ring.share_variance) ** 0.5
     assert 0.99 * 2**31 < most <= 2**31 - 1
     assert ring.l2 == ring.largest + 20_000**0.5 / 2  # rounding moves each number by half a step at most
@@ -82,7 +82,7 @@ def test_all_sites_at_the_bound_and_all_noise_stay_below_half_the_ring(num_sites
 
 
 def test_the_mechanism_is_charged_by_its_ring_and_costs_next_to_what_a_gaussian_does():
-    mechanism = share_of(size=20_000, cohort=50, noise_multiplier=4.244).mechanism
+    mechanism = share_of(num_params=20_000, cohort=50, noise_multiplier=4.244).mechanism
     assert (mechanism.kind, mechanism.noise_by, mechanism.trusted) == ("skellam", "sites", "nobody")
     bound = accountant.epsilon({mechanism: 50}, 1e-5)
     gaussian = replace(mechanism, kind="gaussian")
@@ -90,7 +90,7 @@ def test_the_mechanism_is_charged_by_its_ring_and_costs_next_to_what_a_gaussian_
 
 
 def test_an_epsilon_is_met():
-    mechanism = share_of(noise_multiplier=None, epsilon=8.0, rounds=50, size=1000).mechanism
+    mechanism = share_of(noise_multiplier=None, epsilon=8.0, rounds=50, num_params=1000).mechanism
     assert 7.9 < accountant.epsilon({mechanism: 50}, 1e-5) <= 8.0
 
 
@@ -103,7 +103,7 @@ def test_words_have_the_same_bits_alone_and_among_others():
 def test_a_run_under_a_secure_sum_is_the_noisy_mean_of_clipped_updates():
     rows = torch.zeros(6, 3000)
     rows[:, :3] = torch.eye(3).repeat(2, 1) * 10.0
-    found, result = released(rows, [P.site_dp_distributed(3.0, 0.5, size=3000, cohort=6), IDEAL], packs=2)
+    found, result = released(rows, [P.site_dp_distributed(3.0, 0.5, num_params=3000, cohort=6), IDEAL], packs=2)
     std = float(found[3:].std()) * 6  # of all six shares, where four of six would do
     assert std == pytest.approx(1.5 * 1.5**0.5, rel=0.1)
     assert found[:3].tolist() == pytest.approx([1.0, 1.0, 1.0], abs=6 * std / 6)
@@ -112,13 +112,13 @@ def test_a_run_under_a_secure_sum_is_the_noisy_mean_of_clipped_updates():
 
 def test_two_runs_of_one_seed_differ_in_noise():
     rows = torch.ones(3, 40)
-    first, second = (released(rows, [P.site_dp_distributed(3.0, 0.5, size=40, cohort=3), IDEAL])[0] for _ in range(2))
+    first, second = (released(rows, [P.site_dp_distributed(3.0, 0.5, num_params=40, cohort=3), IDEAL])[0] for _ in range(2))
     assert not torch.equal(first, second)
 
 
 def test_shares_that_leave_in_plain_are_refused():
     with pytest.raises(SecurityConflict, match="one site's share of the noise.*secure=secure_sum"):
-        fr.compile(ALGORITHMS["fedavg"](), [P.site_dp_distributed(1.0, 0.5, size=500, cohort=6, weights="uniform")])
+        fr.compile(ALGORITHMS["fedavg"](), [P.site_dp_distributed(1.0, 0.5, num_params=500, cohort=6, weights="uniform")])
 
 
 @pytest.mark.parametrize(("schedule", "why"), [
@@ -128,12 +128,12 @@ def test_shares_that_leave_in_plain_are_refused():
 ])  # fmt: skip
 def test_a_run_that_may_count_fewer_shares_is_refused(schedule, why):
     with pytest.raises(ScheduleError, match=why):
-        released(torch.ones(6, 40), [P.site_dp_distributed(1.0, 0.5, size=40, cohort=6), IDEAL], schedule=schedule)
+        released(torch.ones(6, 40), [P.site_dp_distributed(1.0, 0.5, num_params=40, cohort=6), IDEAL], schedule=schedule)
 
 
 @pytest.mark.parametrize(("more", "why"), [
-    ({"size": None}, "number of numbers"), ({"honest": 0.0}, "honest=0.0"), ({"clip": {"delta": 1.0}}, "one clip"),
-    ({"noise_multiplier": 1e-12}, "fewer sites or a smaller model"), ({"size": 10**19}, "smaller model"),
+    ({"num_params": None}, "number of numbers"), ({"honest": 0.0}, "honest=0.0"), ({"clip": {"delta": 1.0}}, "one clip"),
+    ({"noise_multiplier": 1e-12}, "fewer sites or a smaller model"), ({"num_params": 10**19}, "smaller model"),
 ])  # fmt: skip
 def test_settings_without_a_meaning_are_refused(more, why):
     with pytest.raises(ValueError, match=why):
