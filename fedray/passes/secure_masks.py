@@ -7,9 +7,8 @@ that `egress` counts them. The server's half is in `secure_hub.py`.
 
 import hashlib
 import math
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -25,7 +24,7 @@ from fedray.secrecy.encoding import Encoding
 from fedray.secrecy.graph import MAX_FULL, Topology, topology
 from fedray.secrecy.journal import Journal
 from fedray.secrecy.keys import Identities
-from fedray.secrecy.messages import Confirmations, Directory, Forward, Members, Reveals, Signed, Survivors
+from fedray.secrecy.messages import Confirmations, Directory, Forward, Members, Reveals, Survivors
 from fedray.secrecy.site import Site
 from fedray.secrecy.site_round import SiteRound
 from fedray.secrecy.terms import Policy, Terms
@@ -139,7 +138,9 @@ class Party:
         number = self.setup.group_of(self.name)
         terms = self.setup.terms(self.rules, number)
         self.index = terms.cohort.index(self.name)
-        self.identities = Identities(None if self.identity is None else [NO_KEY] * len(terms.cohort), self.identity)
+        self.identities = Identities(
+            None if self.identity is None else [NO_KEY] * len(terms.cohort), self.identity
+        )
         policy = Policy(min_cohort=self.rules.min_cohort, has_dp=self.rules.has_dp)
         self.site = Site(terms, self.index, identities=self.identities, policy=policy, journal=self.journal)
         self.sent["A1"] = to_tensor(self.site.advertise())
@@ -257,7 +258,9 @@ def _read_roster(party: Party, rosters: Sequence[Roster]) -> Directory:
 class DealShares(_Step):
     """A3: check the directory, and seal shares of one's secrets for one's holders."""
 
-    def step(self, party: Party, rosters: Sequence[Roster], reveals: Sequence[torch.Tensor] | None = None) -> None:
+    def step(
+        self, party: Party, rosters: Sequence[Roster], reveals: Sequence[torch.Tensor] | None = None
+    ) -> None:
         """Take the step."""
         assert party.site is not None
         numbers = None
