@@ -7,20 +7,49 @@ from fedray.passes.compression import ef21, qsgd, randk, scaled_sign, sign, topk
 from fedray.passes.downlink import bidirectional, ef21_broadcast, quantised_broadcast
 from fedray.passes.policy import require
 from fedray.passes.powersgd import powersgd
+from fedray.passes.quarantine import quarantine
+from fedray.passes.robust_memory import centred_clipping, fltrust, foolsgold, norm_bound
+from fedray.passes.robust_rules import (
+    bucketing,
+    bulyan,
+    krum,
+    median,
+    multi_krum,
+    nnm,
+    residual_reweighting,
+    rfa,
+    three_sigma,
+    trimmed_mean,
+)
 
 __all__ = [
     "Pass",
     "bidirectional",
+    "bucketing",
+    "bulyan",
+    "centred_clipping",
     "ef21",
     "ef21_broadcast",
+    "fltrust",
+    "foolsgold",
+    "krum",
+    "median",
+    "multi_krum",
+    "nnm",
+    "norm_bound",
     "on_reduce",
     "powersgd",
     "qsgd",
     "quantised_broadcast",
+    "quarantine",
     "randk",
     "require",
+    "residual_reweighting",
     "rewrite",
+    "rfa",
     "scaled_sign",
     "sign",
+    "three_sigma",
     "topk",
+    "trimmed_mean",
 ]
