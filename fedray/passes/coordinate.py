@@ -5,6 +5,7 @@ column after column first, so that each sort runs over numbers that lie together
 ten times slower (experiments/benchmarks/README.md).
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,14 +33,19 @@ def median(block: Tensor) -> Tensor:
 def around_median(block: Tensor, count: int) -> Tensor:
     """Return the mean of the `count` numbers of each column that are nearest to its median.
 
-    In order they are neighbours: the window moves up while what it gains is nearer than what it loses.
+    In order they are neighbours, a window: it moves up as long as what it gains is nearer than what it loses,
+    which halving finds, since what it gains comes ever farther off.
     """
-    ordered = in_order(block).t().contiguous()
-    middle = (ordered[(len(block) - 1) // 2] + ordered[len(block) // 2]) / 2
-    lowest = torch.zeros(block.shape[1], dtype=torch.int64)
-    for lost, gained in zip(ordered[: len(block) - count], ordered[count:], strict=True):
-        lowest += gained - middle < middle - lost
-    total = torch.zeros_like(middle)
-    for place, numbers in enumerate(ordered):  # not by differences: one of the numbers may be enormous
-        total += torch.where((lowest <= place) & (place < lowest + count), numbers, 0.0)
-    return total / count
+    rows, ordered = len(block), in_order(block).numpy()
+    middle = (ordered[:, (rows - 1) // 2] + ordered[:, rows // 2]) / 2
+    column = np.arange(len(ordered))
+    low, high = np.zeros(len(ordered), np.int64), np.full(len(ordered), rows - count)
+    for _ in range((rows - count).bit_length()):
+        half = (low + high) // 2
+        gained, lost = ordered[column, np.minimum(half + count, rows - 1)], ordered[column, half]
+        is_nearer = (gained - middle < middle - lost) & (half < high)
+        low, high = np.where(is_nearer, half + 1, low), np.where(is_nearer, high, half)
+    starts = column * rows + low
+    edges = np.stack([starts, starts + count], 1).ravel()  # of windows, and of what lies between two
+    sums = np.add.reduceat(np.append(ordered.ravel(), ordered.dtype.type(0)), edges)[::2]
+    return torch.from_numpy(sums / ordered.dtype.type(count))

@@ -122,24 +122,25 @@ class Robust:
         if isinstance(sent.node.fn, Decode):
             sent = Value(sent.node.args[0])  # it travels coded, and is decoded where it arrives
         slot = f"robust.{name}"
-        more = {} if self.root is None else {"root": self._own_update(x, name, site.server.stream(slot))}
+        key = site.server.stream(slot)
+        more = {} if self.root is None else {"root": _own_update(self, self.root, x, name, key)}
         if self.rule.keeps:
             more["memory"] = site.server.slot(slot)
-        key = site.server.stream(slot)
         found = fr.apply(Aggregate(self.rule), fr.gather(sent, name=name), key=key, **more)
         if self.rule.keeps:
             site.server.store(slot, found["memory"])
         return found["value"]
 
-    def _own_update(self, x: Value, name: str, key: Value) -> Value:
-        """Let the server train on its own rows, from the parameters that the sites get."""
-        sent = [node for node in toposort([x.node]) if node.op is Op.BROADCAST and node.name == "params"]
-        if len(sent) != 1:
-            raise PassError(
-                f"{self.rule.title}: {name} ({x.node.where}) follows from {len(sent)} broadcasts named "
-                "'params', and the server starts its own update from the one that sites start from"
-            )
-        return fr.apply(self.root, Value(sent[0].args[0]), key)
+
+def _own_update(made: Robust, root: Callable[..., Any], x: Value, name: str, key: Value) -> Value:
+    """Let the server train on its own rows, from the parameters that the sites get."""
+    sent = [node for node in toposort([x.node]) if node.op is Op.BROADCAST and node.name == "params"]
+    if len(sent) != 1:
+        raise PassError(
+            f"{made.rule.title}: {name} ({x.node.where}) follows from {len(sent)} broadcasts named 'params', "
+            "and the server starts its own update from the one that sites start from"
+        )
+    return fr.apply(root, Value(sent[0].args[0]), key)
 
 
 def check_attackers(who: str, attackers: float) -> None:

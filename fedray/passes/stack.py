@@ -23,8 +23,7 @@ from fedray.errors import QuorumError
 
 Array = NDArray[np.float64]
 Vectors = list[Tensor]  # the numbers of a value, one vector for each leaf
-BLOCK = 2**16  # columns of a block of the Gram matrix
-SORTED_BLOCK = 2**13  # columns that are sorted together: 200 rows of them are 6.5 MB
+BLOCK = 2**13  # columns: 200 rows of them are 6.5 MB; 2**16 made the Gram matrix a twelfth slower
 LARGEST_SQUARE = 1e36  # of a norm: sums of a few such squares still fit into float32
 LOST = 100.0  # squared norms over squared distances, from where float32 leaves less than five digits
 
@@ -66,21 +65,21 @@ class Stack:
         """Return weights of rows as weights of sites."""
         return weights if self.mixing is None else weights @ self.mixing
 
-    def blocks(self, width: int = BLOCK) -> Iterator[tuple[int, slice, Tensor]]:
-        """Yield (leaf, columns, numbers of all rows), each in one of two buffers that are used again."""
+    def blocks(self) -> Iterator[tuple[int, slice, Tensor]]:
+        """Yield (leaf, columns, numbers of all rows), in a buffer that is used again for the next one."""
         for leaf in range(len(self.rows[0])):
-            for columns, block in self._of_leaf(leaf, width):
+            for columns, block in self._of_leaf(leaf):
                 if self.mixing is None:
                     yield leaf, columns, block
                 else:
                     yield leaf, columns, torch.from_numpy(self.mixing).to(block) @ block
 
-    def _of_leaf(self, leaf: int, width: int) -> Iterator[tuple[slice, Tensor]]:
+    def _of_leaf(self, leaf: int) -> Iterator[tuple[slice, Tensor]]:
         vectors = [row[leaf] for row in self.rows]
         size = len(vectors[0])
-        buffer = vectors[0].new_empty(len(vectors) * min(width, size))
-        for start in range(0, size, width):
-            columns = slice(start, min(start + width, size))
+        buffer = vectors[0].new_empty(len(vectors) * min(BLOCK, size))
+        for start in range(0, size, BLOCK):
+            columns = slice(start, min(start + BLOCK, size))
             block = buffer[: len(vectors) * (columns.stop - start)].view(len(vectors), -1)
             torch.stack([vector[columns] for vector in vectors], out=block)
             yield columns, block
@@ -115,7 +114,7 @@ class Stack:
     def _products(self, centre: Callable[[Tensor], Tensor] | None) -> Array:
         total = np.zeros((len(self.names), len(self.names)))
         for leaf in range(len(self.rows[0])):
-            for _, block in self._of_leaf(leaf, BLOCK):
+            for _, block in self._of_leaf(leaf):
                 near = block if centre is None else block.sub_(centre(block))
                 total += (near @ near.t()).double().numpy()
         return total
@@ -125,7 +124,7 @@ class Stack:
         total = np.zeros(self.num_rows)
         for leaf, columns, block in self.blocks():
             apart = block if point is None else block - point[leaf][columns]
-            total += np.array([float(row.double().square().sum()) for row in apart])
+            total += (apart * apart).sum(1).double().numpy()
         return np.sqrt(total)
 
     def products_with(self, point: Vectors) -> Array:
@@ -142,12 +141,12 @@ class Stack:
         if not len(kept):
             return [torch.zeros_like(leaf) for leaf in self.rows[0]]
         some, numbers = self.of(kept.tolist()), torch.from_numpy(own[kept])
-        return some.by_column(lambda block: numbers.to(block) @ block, BLOCK)
+        return some.by_column(lambda block: numbers.to(block) @ block)
 
-    def by_column(self, fn: Callable[[Tensor], Tensor], width: int = SORTED_BLOCK) -> Vectors:
+    def by_column(self, fn: Callable[[Tensor], Tensor]) -> Vectors:
         """Return what `fn` makes of each block: (rows, columns) -> (columns,)."""
         found = [torch.empty_like(leaf) for leaf in self.rows[0]]
-        for leaf, columns, block in self.blocks(width):
+        for leaf, columns, block in self.blocks():
             found[leaf][columns] = fn(block)
         return found
 
