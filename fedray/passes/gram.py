@@ -44,7 +44,7 @@ def picked_by_krum(gram: Array, attackers: int, count: int, tolerance: float) ->
     apart, left = squared_distances(gram), list(range(len(gram)))
     found: list[int] = []
     while len(found) < count:
-        neighbours = max(1, min(len(left) - attackers - 2, len(left) - 1))
+        neighbours = min(max(1, len(left) - attackers - 2), len(left) - 1)
         scores = krum_scores(apart[np.ix_(left, left)], neighbours)
         found.append(left.pop(int(np.flatnonzero(smallest(scores, 1, tolerance))[0])))
     return sorted(found)

@@ -114,10 +114,12 @@ def _ratios(far: Array, inside: list[int]) -> Array:
     return np.asarray(far / typical if typical > 0 else np.where(far > 0, FAR, 0.0))
 
 
-def evidence(memory: Mapping[str, Any]) -> dict[str, Any]:
+def evidence(memory: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the figures of a round: how many sites are left out and on probation, and of each site that is,
     or has a strike, why.
     """
+    if memory is None:  # a rehearsal
+        return {"left_out": 0, "on_probation": 0, "sites": {}}
     number, left_out = memory["round"], memory["left_out"]
     watched = [name for name, record in memory["sites"].items() if record["watched"] > number]
     sites = {}
@@ -135,7 +137,7 @@ class WithEvidence:
 
     name: str
 
-    def __call__(self, metrics: Any, memory: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, metrics: Any, memory: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return both."""
         own = metrics if isinstance(metrics, Mapping) else {} if metrics is None else {self.name: metrics}
         return {**own, "quarantine": evidence(memory)}
@@ -171,15 +173,18 @@ def quarantine(
     if wrong:
         raise ValueError("quarantine: " + "; ".join(wrong))
     watched = replace(then, rule=Watched(then.rule, limit, strikes, rounds, probation, most))
-    (name,) = then.only
 
     def run(graph: Graph) -> Graph:
-        made = watched(graph)
-        memory, metrics = made.outputs[SERVER, f"robust.{name}"], made.outputs.get((SERVER, "metrics"))
-        told = metrics or Node(Op.CONST, Placement.ANY, params={"value": None})
-        joined, params = WithEvidence(told.name or "value"), {"lift": "server", "kwargs": ()}
-        node = Node(Op.CALL, SERVER, (told, memory), joined, params, where=memory.where)
-        return replace(made, outputs={**made.outputs, (SERVER, "metrics"): node})
+        return _with_evidence(watched(graph), f"robust.{next(iter(then.only))}")
 
     run.__name__ = watched.rule.title
     return run
+
+
+def _with_evidence(graph: Graph, slot: str) -> Graph:
+    """Return the graph whose metrics hold the evidence of what the slot remembers."""
+    memory, metrics = graph.outputs[SERVER, slot], graph.outputs.get((SERVER, "metrics"))
+    told = metrics or Node(Op.CONST, Placement.ANY, params={"value": None})
+    fn, params = WithEvidence(told.name or "value"), {"lift": "server", "kwargs": ()}
+    node = Node(Op.CALL, SERVER, (told, memory), fn, params, where=memory.where)
+    return replace(graph, outputs={**graph.outputs, (SERVER, "metrics"): node})

@@ -2,7 +2,6 @@
 or an update of its own. Start at robust.py, which says what holds for all of them.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -190,16 +189,18 @@ class RootUpdate:
 
     def __call__(self, params: Any, key: Key) -> Any:
         """Return delta as it is gathered: without what is frozen."""
-        return without_frozen(self.local(params, self.data, key).delta)
+        data = self.data() if callable(self.data) else self.data
+        return without_frozen(self.local(params, data, key).delta)
 
 
-def fltrust(local: Any, data: Mapping[str, Any], only: Names = UPDATES) -> Robust:
+def fltrust(local: Any, data: Any, only: Names = UPDATES) -> Robust:
     """Replace a mean by one in which sites count by their cosine with the server's own update.
 
     `local` is the local training and `data` the root set, rows that the server may hold (public ones, or of
-    its own hospital); they become part of the plan, which hosts are sent. Every update is scaled to the
-    length of the server's. Sites that point away count nothing; where all do, nothing moves. Bears with any
-    number of attackers as far as the root set is like the sites' rows. Source: Cao, Fang, Liu, Gong, FLTrust:
-    Byzantine-robust federated learning via trust bootstrapping, NDSS 2021, Algorithm 2.
+    its own hospital): a `SiteData`, which then is part of the plan that hosts are sent, or a function that
+    opens it, in every round, at the server. Every update is scaled to the length of the server's. Sites that
+    point away count nothing; where all do, nothing moves. Bears with any number of attackers as far as the
+    root set is like the sites' rows. Source: Cao, Fang, Liu, Gong, FLTrust: Byzantine-robust federated
+    learning via trust bootstrapping, NDSS 2021, Algorithm 2.
     """
     return Robust(FlTrust(), tuple(only), root=RootUpdate(local, data))
