@@ -90,3 +90,12 @@ class SiteDpLocal(SiteLevel):
     """The whole noise at each site: nobody is trusted, and little is left of the signal."""
 
     _target_: str = "fedray.passes.site_dp_local"
+
+
+SCHEMAS: dict[str, type] = {
+    "site_dp": SiteDp,
+    "site_dp_adaptive": SiteDpAdaptive,
+    "site_dp_matrix": SiteDpMatrix,
+    "site_dp_distributed": SiteDpDistributed,
+    "site_dp_local": SiteDpLocal,
+}
