@@ -297,11 +297,12 @@ def _privacy(tree: Tree) -> Iterator[str]:
     if (privacy.get("epsilon") is None) == (privacy.get("noise_multiplier") is None):
         yield f"privacy={name} takes an epsilon or a noise_multiplier, one of the two. Fix: privacy.epsilon=8"
     if algorithm.get("weighted") and privacy.get("weights") is None:
-        yield (f"privacy={name} hides a site among others that count as much, and algorithm.weighted=true weighs "
-               "sites by rows. Fix: algorithm.weighted=false, or privacy.weights=uniform")
-    if (tree.get("model") or {}).get("norm") == "batch" and not str(algorithm.get("_target_")).endswith("fedbn"):
-        yield (f"privacy={name}: with model.norm=batch running variances are part of an update, and noise makes "
-               "them negative. Fix: model.norm=layer, or algorithm=fedbn")
+        yield (f"privacy={name} hides a site among others that count as much, and algorithm.weighted=true "
+               "weighs sites by rows. Fix: algorithm.weighted=false, or privacy.weights=uniform")
+    is_fedbn = str(algorithm.get("_target_")).endswith("fedbn")
+    if (tree.get("model") or {}).get("norm") == "batch" and not is_fedbn:
+        yield (f"privacy={name}: with model.norm=batch running variances are part of an update, and noise "
+               "makes them negative. Fix: model.norm=layer, or algorithm=fedbn")
 
 
 FINDERS = (_unset, _strangers, _targets, _numbers, _schedule, _rates, _data, _runs_dir, _extras, _words,

@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-def _names(*names: str) -> Any:
-    return field(default_factory=lambda: list(names))
+def _delta() -> list[str]:
+    return ["delta"]
+
+
+def _metrics() -> list[str]:
+    return ["metrics"]
 
 
 @dataclass
@@ -27,16 +31,16 @@ class SiteLevel:
     """Expected sites of a round, by which sums are divided; null takes the schedule's."""
     rounds: int | None = None
     """Rounds over which an epsilon is spent; null takes the run's."""
-    only: list[str] | None = _names("delta")
+    only: list[str] | None = field(default_factory=_delta)
     """Names that are clipped and noised, as `egress` lists them; null takes every sum and mean."""
-    exact: list[str] = _names("metrics")
+    exact: list[str] = field(default_factory=_metrics)
     """Names that leave as they are, without protection."""
-    drop: list[str] = _names()
+    drop: list[str] = field(default_factory=list)
     """Names that are not sent at all."""
     weights: str | None = None
     """`uniform` drops the weights of a weighted mean; null refuses it."""
     max_noise: float = 10.0
-    """A run is refused whose noise is so many clip bounds long; .inf lets any pass."""
+    """A run is refused whose noise is so many clip bounds long; 1e9 lets any pass."""
 
 
 @dataclass

@@ -295,5 +295,6 @@ def _others(graph: Graph, taken: Taken, chosen: Collection[str]) -> list[str]:
     return [
         *([f"released exactly, without noise: {', '.join(exact)}"] if exact else []),
         *([f"not sent: {', '.join(dropped)}"] if dropped else []),
-        "who was asked and who delivered is seen by the server exactly",
+        "who was asked and who delivered is seen by the server exactly; evaluations are programs of their own, "
+        "whose figures leave as egress says",
     ]

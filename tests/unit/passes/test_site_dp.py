@@ -271,6 +271,41 @@ def test_compression_comes_before_and_what_is_summed_is_within_the_bound(compres
         fr.compile(ALGORITHMS["fedavg"](), [P.site_dp(1e-3, 1e-9, cohort=ALL, **UNIFORM), PASSES[compression]()])
 
 
+@pytest.mark.parametrize("name", SITE_PASSES)
+def test_under_a_secure_sum_the_release_is_the_same_within_its_step(name):
+    more = {"cohort": ALL, "source": Same(), **UNIFORM}
+    plain, _ = fitted([SITE_PASSES[name](**more)])
+    hidden, _ = fitted([SITE_PASSES[name](**more), P.secure_sum(min_cohort=3)])
+    assert fr.tree.norm(fr.tree.sub(plain.params, hidden.params)) < 1e-5
+    assert plain.params_sha256 != hidden.params_sha256
+
+
+def first(data):
+    return {"n": float(len(data.train["y"])), "x": data.train["x"].double().sum(0)}
+
+
+def centred(data, means):
+    return (data.train["x"].double() - means).square().sum(0)
+
+
+def test_statistics_are_released_with_noise_and_their_bounds():
+    from tests.unit.runtime.toy import sites
+
+    program = fr.algorithms.moments(first, lambda total: total["x"] / total["n"], centred, lambda a, b: {"a": a, "b": b})
+    found = {}
+    for clip, multiplier in ((1e6, 1e-12), (5.0, 1.0)):
+        step = P.site_dp(clip, multiplier, cohort=NUM_SITES, only={"moments", "squares"}, source=Same())
+        with fr.simulate(sites(NUM_SITES)) as federation:
+            found[clip] = fr.compute(program, federation, passes=[step])
+    with fr.simulate(sites(NUM_SITES)) as federation:
+        exact = fr.compute(program, federation)
+        claims = P.site_dp(1.0, 1.0, cohort=3, population=6, only=None, sampling="poisson")
+        with pytest.raises(ScheduleError, match="claims amplification"):
+            fr.compute(program, federation, passes=[claims])
+    assert found[1e6]["a"]["n"] == pytest.approx(exact["a"]["n"], abs=1e-3)
+    assert torch.allclose(found[1e6]["b"], exact["b"], atol=1e-3) and found[5.0]["a"]["n"] < 5.0 * NUM_SITES + 30
+
+
 def test_local_noise_is_whole_at_every_site_and_says_so(caplog):
     rows = torch.zeros(16, 2000, dtype=torch.float64)
     found, _ = released(rows, [P.site_dp_local(2.0, 0.5, cohort=16)])
