@@ -27,7 +27,7 @@ from fedray.core.trace import trace
 from fedray.errors import FedrayError
 
 sys.path.insert(0, str(Path(__file__).parent))  # of the script beside this one
-from catalogue import MORE, SMALL, WORDS  # noqa: E402
+from catalogue import MORE, SMALL, WORDS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "pass-matrix.md"
 HEAD = """# Algorithms and protections

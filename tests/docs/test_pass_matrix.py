@@ -1,4 +1,4 @@
-"""The page of algorithms and protections is what its script writes: no option is missing, no reason is old."""
+"""The page of algorithms and protections is what its script writes: none is missing, no reason is old."""
 
 import importlib.util
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-MUST_TRAIN = ("fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold", "fednova", "feddyn", "mime",
-              "fedbn", "fedper", "ditto")  # fmt: skip
+MUST_TRAIN = ("fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold", "fednova", "feddyn",
+              "mime", "fedbn", "fedper", "ditto")  # fmt: skip
 
 
 def test_what_must_train_with_site_dp_and_with_secure_sums_does():
