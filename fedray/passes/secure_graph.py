@@ -40,6 +40,10 @@ from fedray.passes.secure_masks import (
 from fedray.passes.secure_steps import Lane
 
 SERVER, SITES = Placement.SERVER, Placement.SITES
+KEYS = "yes, public by design"
+SEALED = "ciphertext only, as much a peer"
+DIGEST = "hash of what is masked"
+SHARES = "shares of masks only, as much a peer"
 
 
 def call(fn: Any, placement: Placement, args: tuple[Node, ...], where: str) -> Node:
@@ -52,9 +56,9 @@ def get(node: Node, key: str, where: str) -> Node:
     return Node(Op.GET, node.placement, (node,), params=params, name=key, where=where)
 
 
-def gathered(value: Node, name: str, where: str) -> Node:
-    """Return the gather of a protocol's own message."""
-    params = {"kind": "gather", "is_protocol": True}
+def gathered(value: Node, name: str, shows: str, where: str) -> Node:
+    """Return the gather of a protocol's own message; `shows` is what `egress` says of it."""
+    params = {"kind": "gather", "is_protocol": True, "shows": shows}
     return Node(Op.REDUCE, SERVER, (value,), params=params, name=name, where=where)
 
 
@@ -62,7 +66,7 @@ def masked_total(node: Node, words: Node) -> Node:
     """Return the sum of the sites' words under the name of the sums that are in them."""
     names = tuple(lane[0] for lane in node.params["lanes"])
     lanes = ((node.name, 0, None, True, None),)
-    params = {"kind": "sum", "lanes": lanes, "names": names}
+    params = {"kind": "sum", "lanes": lanes, "names": names, "masked": True}
     total = Node(Op.REDUCE, SERVER, (words,), params=params, name=node.name, where=node.where)
     key = {"key": node.name, "attribute": False}
     return Node(Op.GET, SERVER, (total,), params=key, name=node.name, where=node.where)
@@ -77,9 +81,9 @@ class Masking:
     def _at(self, placement: Placement, fn: Any, *args: Node) -> Node:
         return call(fn, placement, args, self.where)
 
-    def _sent(self, step: str, party: Node, name: str, grants: Label = Label.PUBLIC) -> Node:
+    def _sent(self, step: str, party: Node, name: str, shows: str, grants: Label = Label.PUBLIC) -> Node:
         message = self._at(SITES, Sent(step, grants), party)
-        return gathered(message, f"{self.prefix}.{name}", self.where)
+        return gathered(message, f"{self.prefix}.{name}", shows, self.where)
 
     def _told(self, value: Node) -> Node:
         return Node(Op.BROADCAST, SITES, (value,), name=self.prefix, where=self.where)
@@ -89,7 +93,7 @@ class Masking:
         asked = Node(Op.INPUT, SERVER, params={"slot": "asked"}, where=self.where)
         setup = self._at(SERVER, Announce(self.rules), asked, agreed)
         party = self._at(SITES, Advertise(self.rules), self._told(setup), site_id)
-        desks = self._at(SERVER, TakeAdverts(self.rules), setup, self._sent("A1", party, "public_keys"))
+        desks = self._at(SERVER, TakeAdverts(self.rules), setup, self._sent("A1", party, "public_keys", KEYS))
         dealt, forwards = self._dealt(party, desks)
         packages = Node(Op.SCATTER, SITES, (forwards,), name=self.prefix, where=self.where)
         members = self._told(self._at(SERVER, ShowMembers(), desks, forwards))
@@ -97,7 +101,7 @@ class Masking:
         joined = self._at(SITES, Join(self.rules.label), dealt, packages, members, *shown)
         masked = self._at(SITES, Mask(), words, joined)
         signed = self._at(SITES, SentWith(), joined, masked)
-        delivered = gathered(signed, f"{self.prefix}.delivered", self.where)
+        delivered = gathered(signed, f"{self.prefix}.delivered", DIGEST, self.where)
         models = tuple(one.args[0] for one in shown)
         survivors = self._at(SERVER, TakeMasked(self.rules), desks, delivered, *models)
         shares = self._opened(joined, desks, survivors)
@@ -110,24 +114,24 @@ class Masking:
         roster = self._told(self._at(SERVER, ShowRoster(), desks))
         if not self.rules.is_ring:
             dealt = self._at(SITES, DealShares(), party, roster)
-            return dealt, self._at(
-                SERVER, TakeDeals(), desks, self._sent("A3", dealt, "shares", Label.SEALED)
-            )
+            deals = self._sent("A3", dealt, "shares", SEALED, Label.SEALED)
+            return dealt, self._at(SERVER, TakeDeals(), desks, deals)
         party = self._at(SITES, Reveal(), party, roster)
-        numbers = self._at(SERVER, TakeReveals(), desks, self._sent("A2", party, "ring"))
+        numbers = self._at(SERVER, TakeReveals(), desks, self._sent("A2", party, "ring", "a random number"))
         dealt = self._at(SITES, DealShares(), party, roster, self._told(numbers))
-        deals = self._sent("A3", dealt, "shares", Label.SEALED)
+        deals = self._sent("A3", dealt, "shares", SEALED, Label.SEALED)
         return dealt, self._at(SERVER, TakeDeals(), desks, deals, numbers)
 
     def _opened(self, joined: Node, desks: Node, survivors: Node) -> Node:
         """Return the shares that the survivors have shown."""
         told = self._told(survivors)
         if self.rules.server == "curious":
-            return self._sent("A7", self._at(SITES, OpenShares(), joined, told), "reveal")
+            return self._sent("A7", self._at(SITES, OpenShares(), joined, told), "reveal", SHARES)
         confirmed = self._at(SITES, ConfirmSurvivors(), joined, told)
-        confirms = self._sent("A6", confirmed, "survivors")
+        confirms = self._sent("A6", confirmed, "survivors", "signature only")
         signatures = self._told(self._at(SERVER, TakeConfirms(), desks, survivors, confirms))
-        return self._sent("A7", self._at(SITES, OpenShares(), confirmed, told, signatures), "reveal")
+        shown = self._at(SITES, OpenShares(), confirmed, told, signatures)
+        return self._sent("A7", shown, "reveal", SHARES)
 
 
 def broadcasts_of(words: Node) -> tuple[Node, ...]:

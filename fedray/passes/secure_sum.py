@@ -21,14 +21,23 @@ from fedray.errors import PassError
 from fedray.passes.lowering import fuse_sums, lower_at_sites, lower_mean
 from fedray.passes.secure_graph import Masking, call, gathered, get, masked_total
 from fedray.passes.secure_masks import Rules
-from fedray.passes.secure_steps import Agree, Lane, Learn, Named, ReadPlain, Write
+from fedray.passes.secure_steps import IDEAL_GUARD, Agree, Lane, Learn, Named, ReadPlain, Write
 from fedray.secrecy.graph import MAX_FULL
 
 SERVER, SITES = Placement.SERVER, Placement.SITES
 MODES = ("ideal", "real")
 SERVERS = ("active", "curious")
 MIN_COHORT = 5  # of three with one colluder, two are left, and their sum is the other's value
-IDEAL = "simulated, no protection: the sites' words are added without masks (mode=ideal)"
+TRUSTS = {
+    "active": "more than two thirds of the sites do not collude with the server; the server, for which key "
+    "belongs to which site: keys are shown through it at the start of a run (a site agent pins a roster)",
+    "curious": "the server follows the protocol, and more than half of the sites do not collude with it",
+}
+BUT = (
+    "sums: of few sites, with one large site among them, or over many rounds they tell much of each, and a "
+    "server that publishes a trap model reads rows out of them; nobody sees whether a masked update is honest"
+)
+IDEAL = f"{IDEAL_GUARD}: the sites' words are added without masks (mode=ideal)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +133,7 @@ def secured(graph: Graph, settings: Settings) -> Graph:
             refuse_coded(node, "secure_sum")
     lowered = fuse_sums(lower_mean(lower_at_sites(graph)))
     rewriting = _Rewriting(lowered, settings)
-    text = f"the server sees sums of at least {settings.min_cohort} sites, and no site's own value"
-    claim = Claim(by="secure_sum", text=text if settings.is_real else IDEAL, is_hidden=True)
+    claim = _claim(settings)
     found = replace(
         rewriting.result(), claims=(*graph.claims, claim), name=f"{graph.name} + {_title(settings)}"
     )
@@ -133,6 +141,25 @@ def secured(graph: Graph, settings: Settings) -> Graph:
     if not rewriting.opened:
         raise PassError(f"secure_sum found no sum in {graph.name}: leave it out")
     return found
+
+
+def _claim(settings: Settings) -> Claim:
+    """Return what the pass says in the trust statement."""
+    if not settings.is_real:
+        return Claim(
+            by="secure_sum", text=IDEAL, but="everything that secure_sum(mode='real') hides", is_hidden=True
+        )
+    text = (
+        f"the server{' that lies' if settings.server == 'active' else ''} sees sums of at least "
+        f"{settings.min_cohort} sites, and no site's own value"
+    )
+    return Claim(
+        by="secure_sum",
+        text=text,
+        trusts=TRUSTS[settings.server],
+        but=BUT,
+        is_hidden=True,
+    )
 
 
 def _title(settings: Settings) -> str:
@@ -202,7 +229,8 @@ class _Rewriting:
         agree = Agree(fixed, weighted, self.settings.weight_cap)
         agreed = call(agree, SERVER, (asked, memory), where)
         told = Node(Op.BROADCAST, SITES, (agreed,), name="agreed", where=where)
-        words = call(Write(lanes), SITES, (told, *args), where)
+        guard = "" if self.settings.is_real else IDEAL_GUARD
+        words = call(Write(lanes, guard), SITES, (told, *args), where)
         summed = self._masked if self.settings.is_real else self._plain
         found = summed(node, words, lanes, prefix, agreed)
         learnt = call(Learn(), SERVER, (memory, agreed, found), where)
@@ -213,7 +241,7 @@ class _Rewriting:
         """Add the words without masks."""
         total = masked_total(node, words)
         named = call(Named(), SITES, (self.site_id, words), node.where)
-        delivered = gathered(named, f"{prefix}.delivered", node.where)
+        delivered = gathered(named, f"{prefix}.delivered", "site id", node.where)
         return call(ReadPlain(lanes, self.settings.min_cohort), SERVER, (total, delivered), node.where)
 
     def _masked(self, node: Node, words: Node, lanes: tuple[Lane, ...], prefix: str, agreed: Node) -> Node:
