@@ -3,17 +3,20 @@ host.
 """
 
 from fedray.core.rewrite import Pass, on_reduce, rewrite
+from fedray.core.trust import trust_statement
 from fedray.passes.compression import ef21, qsgd, randk, scaled_sign, sign, topk
 from fedray.passes.downlink import bidirectional, ef21_broadcast, quantised_broadcast
 from fedray.passes.policy import require
 from fedray.passes.powersgd import powersgd
-from fedray.passes.secure_sum import secure_sum
+from fedray.passes.secure_sum import group_secure_sum, secure_sum
+from fedray.passes.two_server import two_server
 
 __all__ = [
     "Pass",
     "bidirectional",
     "ef21",
     "ef21_broadcast",
+    "group_secure_sum",
     "on_reduce",
     "powersgd",
     "qsgd",
@@ -25,4 +28,6 @@ __all__ = [
     "secure_sum",
     "sign",
     "topk",
+    "trust_statement",
+    "two_server",
 ]

@@ -6,7 +6,6 @@ that `egress` counts them. The server's half is in `secure_hub.py`.
 """
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
@@ -16,12 +15,10 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedray import coded, rows, tree
-from fedray.core.graph import MADE_UP, Label
-from fedray.passes.secure_words import Agreed
+from fedray.core.graph import Label
+from fedray.passes.secure_setup import Rules, Setup
 from fedray.rows import Group, Ragged, Same, Tagged
 from fedray.secrecy import wire
-from fedray.secrecy.encoding import Encoding
-from fedray.secrecy.graph import MAX_FULL, Topology, topology
 from fedray.secrecy.journal import Journal
 from fedray.secrecy.keys import NONCE_BYTES, Identities
 from fedray.secrecy.messages import (
@@ -43,79 +40,11 @@ from fedray.secrecy.messages import Unmask as Shares
 from fedray.secrecy.shamir import SECRET_BYTES
 from fedray.secrecy.site import Site
 from fedray.secrecy.site_round import SiteRound
-from fedray.secrecy.terms import Policy, Terms
+from fedray.secrecy.terms import Policy
 
 T = TypeVar("T")
 TAG_BYTES = 16  # of AES-GCM
 NO_KEY = bytes(32)  # stands in the roster for a site that showed no key
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """What both sides of the protocol are told by the pass."""
-
-    server: str
-    threshold: float | int | None
-    min_cohort: int
-    num_groups: int
-    is_ring: bool  # the round has the step in which a ring of more than 64 sites is ordered
-    has_dp: bool
-    label: str  # of this sum among those of a round
-
-
-@dataclass(frozen=True)
-class Setup:
-    """The facts of one sum that the server announces: public, and part of the context of every key.
-
-    `groups` are the sites, in ascending order, that mask with one another.
-    """
-
-    run: str
-    round: int
-    groups: tuple[tuple[str, ...], ...]
-    agreed: str
-
-    @property
-    def is_tried(self) -> bool:
-        """Tell whether sites are made up to try the plan: there are too few, and nothing to hide."""
-        return all(site in MADE_UP for group in self.groups for site in group)
-
-    def group_of(self, site: str) -> int:
-        """Return the number of a site's group."""
-        return next(number for number, group in enumerate(self.groups) if site in group)
-
-    def terms(self, rules: Rules, number: int) -> Terms:
-        """Return what all sites of a group agree on, derived alike at every party."""
-        cohort = self.groups[number]
-        return Terms(
-            run_id=f"{self.run}/{rules.label}/{number}",
-            cohort=cohort,
-            encoding=Encoding(num_sites=len(cohort), bound=1.0),  # rows come encoded: see secure_words.py
-            num_words=None,
-            topology=_topology(rules, len(cohort)),
-            server=rules.server,  # type: ignore[arg-type]
-            min_cohort=rules.min_cohort,
-            first_round=self.round,
-            agreed=(("bounds", self.agreed),),
-        )
-
-
-def _topology(rules: Rules, num_sites: int) -> Topology:
-    if isinstance(rules.threshold, float):
-        return Topology(None, math.floor(rules.threshold * num_sites) + 1)
-    if rules.threshold is not None:
-        return Topology(None, int(rules.threshold))
-    found = topology(min(num_sites, MAX_FULL) if not rules.is_ring else num_sites, rules.server)  # type: ignore[arg-type]
-    if found.degree is None:
-        least = num_sites // 2 if rules.server == "curious" else 2 * num_sites // 3
-        return Topology(None, least + 1)
-    return found
-
-
-def digest_of(agreed: Agreed) -> str:
-    """Return the hash of the bounds by which sites encode."""
-    told = (agreed.num_sites, sorted(agreed.bounds.items()), sorted(agreed.weights.items()))
-    return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 def to_tensor(message: Any) -> torch.Tensor:
