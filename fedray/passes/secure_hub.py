@@ -5,7 +5,6 @@ What goes wrong with one site's message leaves that site out; too few sites end 
 """
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,18 +16,11 @@ import torch
 from fedray import coded
 from fedray.core.graph import Asked, Label
 from fedray.errors import QuorumError, SecrecyError
-from fedray.passes.secure_masks import (
-    NO_KEY,
-    Roster,
-    Rules,
-    Setup,
-    digest_of,
-    from_tensor,
-    hash_of,
-    to_tensor,
-)
+from fedray.passes.secure_masks import NO_KEY, Roster, from_tensor, hash_of, to_tensor
+from fedray.passes.secure_setup import Rules, Setup, digest_of
 from fedray.passes.secure_steps import Lane, Opened, check_cohort, opened
 from fedray.passes.secure_words import Agreed, read
+from fedray.rng import Key
 from fedray.secrecy.hub import Hub
 from fedray.secrecy.hub_round import HubRound
 from fedray.secrecy.keys import Identities
@@ -69,20 +61,26 @@ class Announce:
 
     rules: Rules
 
-    def __call__(self, asked: Asked, agreed: Agreed) -> Setup:
-        """Return the facts of this sum."""
+    def __call__(self, asked: Asked, agreed: Agreed, key: Key) -> Setup:
+        """Return the facts of this sum. Raises QuorumError where too few sites are asked."""
         run = f"{asked.run}/{asked.attempt}"
         setup = Setup(run, asked.round, (tuple(sorted(asked.cohort)),), digest_of(agreed))
         if setup.is_tried:
             return setup
         check_cohort(dict.fromkeys(asked.cohort), self.rules.min_cohort * self.rules.num_groups)
         if self.rules.num_groups > 1:
-            drawn = sorted(asked.cohort, key=lambda site: os.urandom(16))  # not by a seed that others know
-            parts = [
-                tuple(sorted(drawn[first :: self.rules.num_groups])) for first in range(self.rules.num_groups)
-            ]
-            setup = Setup(run, asked.round, tuple(parts), setup.agreed)
+            groups = drawn(sorted(asked.cohort), self.rules.num_groups, key)
+            setup = Setup(run, asked.round, groups, setup.agreed)
+        with ending():
+            for number in range(len(setup.groups)):
+                setup.terms(self.rules, number)
         return setup
+
+
+def drawn(sites: Sequence[str], num_groups: int, key: Key) -> tuple[tuple[str, ...], ...]:
+    """Deal sites to groups of like size at random, anew in each round, by the run's own seed."""
+    order = torch.randperm(len(sites), generator=key.generator()).tolist()
+    return tuple(tuple(sorted(sites[i] for i in order[first::num_groups])) for first in range(num_groups))
 
 
 @dataclass
@@ -257,11 +255,11 @@ class Unmask:
         flat = total.parts
         words = flat.buffer.numpy()[0].copy()
         for desk in desks.desks:
-            words = _unmasked(desk, words, shares)
+            words = unmasked(desk, words, shares)
         return opened(read(words, flat.schema, len(delivered)), self.lanes)
 
 
-def _unmasked(desk: Desk, words: np.ndarray, shares: Messages) -> np.ndarray:
+def unmasked(desk: Desk, words: np.ndarray, shares: Messages) -> np.ndarray:
     round_ = desk.round
     assert round_ is not None
     for _, site, message in desk.mine(shares):

@@ -1,4 +1,4 @@
-"""Keys that two sites derive alike, packages that open for their holder only, names that nobody else signs."""
+"""Keys that two sites derive alike, packages that only their holder opens, names that nobody else signs."""
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
