@@ -77,7 +77,7 @@ class Mechanism:
 
     @property
     def known(self) -> tuple[float, float, int]:
-        """Noise multiplier, sampling rate, steps of a round. Raises ValueError where each site has its own."""
+        """Noise multiplier, sampling rate, steps a round. Raises ValueError where each site has its own."""
         noise, rate, steps = self.noise_multiplier, self.sampling_rate, self.steps
         if noise is None or rate is None or steps is None:
             raise ValueError("the mechanism is another at every site: ask at_site(num_units) of one")
