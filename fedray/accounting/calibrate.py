@@ -14,17 +14,17 @@ MOST_STEPS = 60  # of a search that takes four
 MOST_NOISE = 1e6  # a multiplier above it is no answer
 
 
-def noise_multiplier_for(
-    epsilon: float, delta: float, *, sampling_rate: float = 1.0, steps: int = 1
+def noise_multiplier(
+    epsilon: float, delta: float, rounds: int = 1, *, sampling_rate: float = 1.0, steps: int = 1
 ) -> float:
-    """Return the noise that so many Gaussian releases need, each on a Poisson sample of the units.
+    """Return the noise that Gaussian releases need: `steps` a round, each on a Poisson sample of the units.
 
-    Of the matrix mechanism all rounds are one release. Raises ConfigError where dp-accounting is needed and
-    not installed, or no noise is enough.
+    Of the matrix mechanism all rounds are one release: `rounds=1`. Raises ConfigError where dp-accounting is
+    needed and not installed, or no noise is enough.
     """
     if sampling_rate == 1.0:
         _check(epsilon, delta)
-        return math.sqrt(steps) / gaussian.gaussian_mu(epsilon, delta)
+        return math.sqrt(rounds * steps) / gaussian.gaussian_mu(epsilon, delta)
     made = Mechanism(
         kind="sampled_gaussian",
         noise_multiplier=1.0,
@@ -33,7 +33,7 @@ def noise_multiplier_for(
         trusted="",
         sampling_rate=sampling_rate,
     )
-    return solve(made, epsilon, delta, steps).known[0]
+    return solve(made, epsilon, delta, rounds * steps).known[0]
 
 
 @lru_cache(maxsize=4096)  # sites of one size ask for the same, round after round

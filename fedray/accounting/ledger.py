@@ -92,6 +92,11 @@ class PrivacyLedger:
         return self._delta or self._told_delta or DELTA
 
     @property
+    def is_kept(self) -> bool:
+        """Tell whether it lies in a file."""
+        return self._chain.path is not None
+
+    @property
     def head(self) -> tuple[int, str]:
         """How many entries there are, and the last link of their chain."""
         return len(self._chain.links), self._chain.head

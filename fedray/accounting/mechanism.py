@@ -94,11 +94,9 @@ class Mechanism:
             steps = max(1, round(self.epochs / rate))
         noise = self.noise_multiplier
         if noise is None:
-            from fedray.accounting.calibrate import noise_multiplier_for  # its libraries load slowly
+            from fedray.accounting.calibrate import noise_multiplier  # its libraries load slowly
 
             assert self.epsilon is not None
-            noise = noise_multiplier_for(
-                self.epsilon, self.delta, sampling_rate=rate, steps=self.rounds * steps
-            )
+            noise = noise_multiplier(self.epsilon, self.delta, self.rounds, sampling_rate=rate, steps=steps)
         divisor = rate * num_units if self.divisor is None else self.divisor
         return replace(self, sampling_rate=rate, steps=steps, noise_multiplier=noise, divisor=divisor)
