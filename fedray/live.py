@@ -191,6 +191,8 @@ def _note(record: Any, many: bool = False) -> Iterator[str]:
         yield "below quorum: round skipped"
     if getattr(record, "staleness_mean", None) is not None:
         yield f"age {record.staleness_mean:.1f}, at most {record.staleness_max}"
+    if getattr(record, "epsilon", None) is not None:
+        yield f"ε {record.epsilon:.3g}"
     if record.attempt:
         yield f"attempt {record.attempt + 1}"
     if record.failures:

@@ -64,6 +64,7 @@ def summary(run: "RunDirectory", result: Any, extras: Mapping[str, Any]) -> dict
         "plan": {"name": result.plan.name, "digest": result.plan.digest},
         "params_sha256": result.params_sha256,
         "row_invariant": result.row_invariant,
+        "privacy": getattr(result, "privacy", None),
         "suppressed": suppress,
         "failures": failures(done),
         "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -66,21 +66,17 @@ def fit(
 
     `init` is the first parameters. `evaluate` maps "valid" and "test" to evaluation programs: the valid rows
     every `every` rounds, the test rows once, with the last parameters (`select`: or the best validated).
-    Ctrl-C ends after the round, with checkpoint and result; twice stops at once. A `ledger`
-    (fedray.accounting.PrivacyLedger) is charged before each round that draws noise, and stops the run where
-    its budget ends; without one the run counts for itself.
-    `fold="fast"` adds up models in float32: a quarter of the bytes and memory of a partial sum, for models of
-    hundreds of megabytes; bits then depend on the layout and on who answers first. Numbers stay exact.
-    Raises before any site is touched where algorithm, passes, schedule or federation do not fit.
+    Ctrl-C ends after the round, with checkpoint and result; twice stops at once. `ledger`, a PrivacyLedger,
+    is charged before each round that draws noise; where its budget ends, the run ends. None counts this run.
+    `fold="fast"` adds up models in float32: a quarter of the bytes and memory of a partial sum, for large
+    models; bits then depend on who answers first. Raises before any site is touched where parts do not fit.
     """
     _check(rounds, every, select, early_stop, evaluate)
     schedule.check_sites(federation.num_sites)
     plan = compile(algorithm, passes, schedule, fold)
     programs = {split: compile(program, policies(passes)) for split, program in (evaluate or {}).items()}
-    for each in (plan, *programs.values()):
-        _check_regions(each, federation)
-    spending = Spending(ledger, checkpoint, plan, programs)
-    run = _Run(federation, plan, tracker, programs, server_evaluate, early_stop, checkpoint, spending, seed)
+    _check_regions((plan, *programs.values()), federation)
+    run = _Run(federation, plan, tracker, programs, server_evaluate, early_stop, checkpoint, ledger, seed)
     with interruptible() as interrupt:
         run.begin(algorithm.init(_flat(init)), schedule, resume, rounds)
         run.train(rounds, every, interrupt)
@@ -102,7 +98,7 @@ def compute(
     Raises QuorumError where fewer than `quorum` of the sites deliver.
     """
     plan = compile(program, passes)
-    _check_regions(plan, federation)
+    _check_regions((plan,), federation)
     federation.hello()
     outputs = federation.call("compute", plan, program.init(state), seed, 0, quorum)
     return outputs["metrics"] if outputs.get("metrics") is not None else outputs["state"]
@@ -119,11 +115,11 @@ def _flat(init: Any) -> Any:
     return tree.flatten(init) if len({leaf.dtype for leaf in init.values()}) == 1 else init
 
 
-def _check_regions(plan: Plan, federation: Federation) -> None:
+def _check_regions(plans: Sequence[Plan], federation: Federation) -> None:
     """Raise ConfigError where a plan goes by regions and a site has none."""
-    if any(kind.is_by_region for kind in plan.kinds):
-        lost = [site for site in federation.sites if site not in federation.regions]
-        if lost:
+    lost = [site for site in federation.sites if site not in federation.regions]
+    for plan in plans:
+        if lost and any(kind.is_by_region for kind in plan.kinds):
             raise ConfigError(
                 f"{plan.name} goes by regions, and {len(lost)} sites declare none ({', '.join(lost[:3])}): "
                 "give simulate(regions={region: [site, ...]}), or a data set with regions"
@@ -181,11 +177,11 @@ class _Run:
         server_evaluate: Any,
         early_stop: EarlyStop | None,
         checkpoint: Checkpoints | None,
-        spending: Spending,
+        ledger: Any,
         seed: int,
     ) -> None:
         self.federation, self.plan, self.tracker, self.seed = federation, plan, tracker, seed
-        self.programs, self.spending = dict(programs), spending
+        self.programs, self.spending = dict(programs), Spending(ledger, checkpoint, plan, programs)
         self.server_evaluate, self.early_stop, self.checkpoint = server_evaluate, early_stop, checkpoint
         self.result = Result(state=None, plan=plan, seed=seed)
         self.next_round = 0
