@@ -34,7 +34,8 @@ def write(run: "RunDirectory", result: Any, extras: Mapping[str, Any]) -> dict[s
     told = summary(run, result, extras)
     write_model(run, result.params, told, extras)
     run.write_json("result.json", told)
-    run.set_status(STATES.get(result.stopped, "done"), "early stop" if result.stopped == "early" else "")
+    reason = {"early": "early stop", "budget": "the privacy budget ended"}.get(result.stopped, "")
+    run.set_status(STATES.get(result.stopped, "done"), reason)
     return told
 
 

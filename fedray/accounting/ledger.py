@@ -159,6 +159,11 @@ class PrivacyLedger:
         spent = self._spent if run is None else self._spent_by.get(run, {})
         return {key: largest([steps], delta or self.delta) for key, steps in sorted(spent.items())}
 
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """The runs that have charged."""
+        return tuple(self._spent_by)
+
     def close(self) -> None:
         """Close the file; what was spent can still be asked."""
         self._chain.close()

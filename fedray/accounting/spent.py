@@ -78,9 +78,12 @@ def _epsilon(steps: frozenset[tuple[Mechanism, int]], delta: float, coarse: bool
 
 
 def fits(steps: Steps, epsilon: float, delta: float) -> bool:
-    """Tell whether releases have no more than `epsilon` at `delta`; slow only where they come near it."""
-    key = frozenset(steps.items())
-    return _look(key, delta) <= epsilon or _epsilon(key, delta, False) <= epsilon
+    """Tell whether releases have no more than `epsilon` at `delta`; slow only where they come near it.
+
+    Noise that was solved for spends all of an epsilon, up to rounding, which is forgiven.
+    """
+    key, limit = frozenset(steps.items()), epsilon * (1 + 1e-9)
+    return _look(key, delta) <= limit or _epsilon(key, delta, False) <= limit
 
 
 def added(steps: Steps, more: Steps, times: int = 1) -> dict[Mechanism, int]:

@@ -50,6 +50,7 @@ class Spending:
         self.ledger = ledger
         self.run = uuid.uuid4().hex
         self.accounts: dict[str, tuple[Account, ...]] = {}  # by a plan's digest
+        self.exact: dict[str, list[str]] = {}  # by a plan's name: what leaves without noise
         self._opened: dict[str, int] = {}
 
     def begin(
@@ -60,13 +61,12 @@ class Spending:
         Raises ConfigError on noise that drowns the signal, BudgetError where the rounds do not fit,
         LedgerError where a resumed run's charges are missing.
         """
+        check_ledger(self.ledger, self.plan)
         if not self.is_spending:
-            self._check_needed()
             return None
         self.schedule, self.seed, self.rounds = schedule, seed, rounds
         self.names, self.sizes = tuple(sorted(federation.sites)), federation.hello()
         self._check_schedule()
-        self._check_needed()
         if self.ledger is None:
             own = None if self.folder is None else self.folder / "ledger.jsonl"
             self.ledger = PrivacyLedger(own)
@@ -78,21 +78,6 @@ class Spending:
             self._resume(self.ledger)
         self._open(self.ledger)
         return self.ledger
-
-    def _check_needed(self) -> None:
-        """Raise ConfigError where a ledger is given to a run without noise, or without the data's name."""
-        if self.ledger is None:
-            return
-        if not self.is_private:
-            raise ConfigError(
-                f"{self.plan.name} draws no noise, and a ledger counts what noise protects. Fix: choose a "
-                "privacy pass or a private local training, or leave the ledger out"
-            )
-        if self.ledger.is_kept and not self.ledger.dataset:
-            raise ConfigError(
-                "a ledger counts by version of the data and this one was not told which. "
-                "Fix: PrivacyLedger(..., dataset='NAME VERSION')"
-            )
 
     def _check_schedule(self) -> None:
         for kind in self.plan.kinds:
@@ -141,8 +126,8 @@ class Spending:
     def _open(self, ledger: PrivacyLedger) -> None:
         for kind in (*self.plan.kinds, *self.programs.values()):
             accounts, releases = self.accounts[kind.digest], self.releases[kind.digest]
-            exact = exact_names(kind, releases)
-            facts = {"plan": kind.digest[:16], "name": kind.name, "exact": exact}
+            self.exact[kind.name] = exact_names(kind, releases)
+            facts = {"plan": kind.digest[:16], "name": kind.name, "exact": self.exact[kind.name]}
             if not accounts:
                 ledger.note(self.run, **facts)
             elif kind.digest not in self._opened:
@@ -235,6 +220,7 @@ class Spending:
             "adjacency": "add-remove",
             "ledger": {"run": self.run, "entries": entries, "head": head},
             "noise": self.facts(),
+            "exact": self.exact,
         }
         if self.is_own:
             self.ledger.close()
@@ -275,3 +261,19 @@ def _num_params(params: Any) -> int:
     leaves = [leaf for _, leaf in tree.leaves(params)]
     tensors = [each for leaf in leaves for each in (leaf.values() if isinstance(leaf, tree.Flat) else [leaf])]
     return sum(int(each.numel()) for each in tensors if hasattr(each, "numel"))
+
+
+def check_ledger(ledger: PrivacyLedger | None, plan: Plan) -> None:
+    """Raise ConfigError where a ledger is given to a plan without noise, or without the data's name."""
+    if ledger is None:
+        return
+    if not any(releases_of(kind) for kind in plan.kinds):
+        raise ConfigError(
+            f"{plan.name} draws no noise, and a ledger counts what noise protects. Fix: choose a privacy "
+            "pass or a private local training, or leave the ledger out"
+        )
+    if ledger.is_kept and not ledger.dataset:
+        raise ConfigError(
+            "a ledger counts by version of the data and this one was not told which. "
+            "Fix: PrivacyLedger(..., dataset='NAME VERSION')"
+        )
