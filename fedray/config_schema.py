@@ -17,6 +17,8 @@ from fedray import config_schema_labels as labels
 from fedray import config_schema_learn as learn
 from fedray import config_schema_passes as passes
 from fedray import config_schema_personal as personal
+from fedray import config_schema_privacy as privacy
+from fedray import config_schema_robust as robust
 from fedray import config_schema_vertical as vertical
 from fedray.config_schema_data import MISSING
 from fedray.config_schema_ledger import Ledger
@@ -379,7 +381,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
                     "ef21": passes.Ef21, "ef21_broadcast": passes.Ef21Broadcast,
                     "quantised_broadcast": passes.QuantisedBroadcast,
                     "bidirectional": passes.Bidirectional},
-    "privacy": {"none": Nothing}, "robustness": {"none": Nothing},
+    "privacy": {"none": Nothing, **privacy.SCHEMAS}, "robustness": {"none": Nothing, **robust.SCHEMAS},
     "secure": {"none": Nothing}, "policy": {"open": Nothing, "hospital": Hospital},
     "topology": {"flat": Nothing, "regions": Regions},
     "schedule": {"synchronous": Synchronous, "buffered": Buffered, "cyclic": Synchronous, "oort": Oort,

@@ -189,7 +189,7 @@ def _check_needs(graph: Graph, node: Node, known: Mapping[Node, Mark], hidden: C
     if node.placement is not SITES or not (needs is Label.MASKED or is_share):
         return
     for user in _downstream(graph, node, is_ending=True):
-        if user.op is Op.REDUCE and crossing(user, known).label not in CARRIERS:
+        if user.op is Op.REDUCE and crossing(user, known).label not in (Label.PUBLIC, *CARRIERS):
             raise SecurityConflict(
                 f"{graph.name}: {title(node)} ({node.where}) adds one site's share of the noise, which "
                 f"protects nobody alone, and {user.name} leaves in plain. Fix: secure=secure_sum, or a "

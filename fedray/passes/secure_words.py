@@ -1,6 +1,7 @@
 """Words: how the sums of one stage become one row of the ring of integers mod 2^32, and how a total is read.
 
-A leaf of floats of at most 32 bits is fixed point below a public bound, one word a number, with its own lanes
+What is in the ring already (uint32: shares of noise on integers) is a word a number and goes as it is. A
+leaf of floats of at most 32 bits is fixed point below a public bound, one word a number, with its own lanes
 for weight, count and numbers cut at the bound (`fedray.secrecy.encoding`). Numbers, counts, weights and
 float64 take four words each: digits of a wide fixed point from 2^50 down to 2^(50 - 4b), b = 31 - log2(sites)
 bits a digit, so that counts are exact and sums of squares keep what a float64 holds. Nothing wraps while at
@@ -60,7 +61,7 @@ class Agreed:
 @dataclass(frozen=True, slots=True)
 class Section:
     """One leaf of one named sum in a row. `schema` is the leaf's as numbers without padding; `dtype` is None
-    for a plain number, `encoding` for what takes digits.
+    for a plain number, `encoding` for what takes digits and for what is in the ring already.
     """
 
     name: str
@@ -76,8 +77,15 @@ class Section:
         return self.schema.num_elements
 
     @property
+    def is_ring(self) -> bool:
+        """Tell whether the leaf's numbers are words already."""
+        return self.dtype == torch.uint32
+
+    @property
     def stop(self) -> int:
         """The word after the last."""
+        if self.is_ring:
+            return self.start + self.size
         return self.start + (self.size + NUM_LANES if self.encoding else self.size * DIGITS)
 
 
@@ -135,7 +143,9 @@ def written(
         weight = weights[section.name][alive] if section.name in weights else np.ones(len(alive))
         _check_weight(section.name, weight)
         numbers = _numbers(leaf, group.k)[alive]
-        if section.encoding is not None:
+        if section.is_ring:
+            block = numbers
+        elif section.encoding is not None:
             block = encode(numbers, weight, section.encoding)
         else:
             block = digits_of(numbers.astype(np.float64) * weight[:, None], schema.digit_bits, section.name)
@@ -262,9 +272,9 @@ def read(total: np.ndarray, schema: Words, num_counted: int) -> Read:
     for section in schema.sections:
         words = total[section.start : section.stop]
         if section.encoding is None:
-            leaves.append(numbers_of(words, schema.digit_bits))
+            leaves.append(words if section.is_ring else numbers_of(words, schema.digit_bits))
             continue
-        found = decode(words, section.encoding, num_counted)
+        found = decode(words, section.encoding, num_counted, warns=False)  # a cap that is learnt starts wide
         leaves.append(found.values * section.encoding.max_weight)
         weights[section.name] = found.weight * section.encoding.max_weight
         cut[section.name] = cut.get(section.name, 0) + found.num_cut
