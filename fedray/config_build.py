@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 import fedray as fr
+from fedray.accounting import PrivacyLedger
 from fedray.config_check import cohort_problem
 from fedray.config_schema import SCHEMAS
 from fedray.config_targets import call, realise
@@ -95,6 +96,11 @@ class Experiment:
     def standardises(self) -> bool:
         """Whether columns are brought to one scale over all sites before training."""
         return bool(self.tree["data"].get("standardise", False))
+
+    def ledger(self) -> Any:
+        """Open the privacy ledger that the run charges; None where each run counts for itself."""
+        settings = self.tree.get("ledger") or {}  # a run of an older version has none
+        return PrivacyLedger(**settings) if settings.get("path") is not None else None
 
     def federate(self, here: bool = False) -> Any:
         """Open the federation: start processes, or join the cluster. The caller closes it.

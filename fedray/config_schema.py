@@ -21,6 +21,7 @@ from fedray import config_schema_privacy as privacy
 from fedray import config_schema_robust as robust
 from fedray import config_schema_vertical as vertical
 from fedray.config_schema_data import MISSING
+from fedray.config_schema_ledger import Ledger
 
 
 @dataclass
@@ -51,6 +52,8 @@ class Config:
     """Packages, beside fedray, whose code a `_target_` may name (the same as `--allow`)."""
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     """When the state of server and sites is written."""
+    ledger: Ledger = field(default_factory=Ledger)
+    """Where privacy that runs spend is counted over all studies, and the budget."""
     data: Any = MISSING
     """Which sites there are and what they hold."""
     model: Any = MISSING

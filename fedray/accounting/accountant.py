@@ -65,11 +65,9 @@ def steps_of(events: Events) -> dict[Mechanism, int]:
     counted = events if isinstance(events, Mapping) else Counter(events)
     steps: Counter[Mechanism] = Counter()
     for mechanism, rounds in counted.items():
-        if mechanism.is_per_site:
-            raise ValueError("the mechanism is another at every site: account at_site(num_units) of one")
-        assert mechanism.steps is not None
+        _, _, of_round = mechanism.known
         if rounds:
-            steps[_bare(mechanism)] += rounds * mechanism.steps
+            steps[_bare(mechanism)] += rounds * of_round
     return dict(steps)
 
 
@@ -104,7 +102,7 @@ def _has_skellam(steps: Mapping[Mechanism, int]) -> bool:
 
 
 def _mu_squared(steps: Mapping[Mechanism, int]) -> float:
-    return math.fsum(count / each.noise_multiplier**2 for each, count in steps.items())
+    return math.fsum(count / each.known[0] ** 2 for each, count in steps.items())
 
 
 def _interval(epsilon: float, coarse: bool) -> float:
@@ -115,7 +113,7 @@ def _losses(steps: Mapping[Mechanism, int], interval: float) -> Any:
     """Return the privacy loss distribution of all steps together."""
     whole = {each: count for each, count in steps.items() if each.sampling_rate == 1.0}
     parts = [
-        _one(each.noise_multiplier, each.sampling_rate or 1.0, interval).self_compose(count)
+        _one(*each.known[:2], interval).self_compose(count)
         for each, count in steps.items()
         if each not in whole
     ]

@@ -40,14 +40,13 @@ def library() -> Any:
 @lru_cache(maxsize=4096)
 def divergences(mechanism: Mechanism) -> NDArray[np.float64]:
     """Return the divergence of one step at each of ORDERS, in nats."""
-    rate = mechanism.sampling_rate
-    assert rate is not None
+    noise, rate, _ = mechanism.known
     if mechanism.kind == "skellam":
         found = _of_skellam(mechanism, rate)
     elif rate == 1.0:
-        found = ORDERS / (2 * mechanism.noise_multiplier**2)
+        found = ORDERS / (2 * noise**2)
     else:
-        found = _of_sampled_gaussian(mechanism.noise_multiplier, rate)
+        found = _of_sampled_gaussian(noise, rate)
     found.setflags(write=False)
     return found
 

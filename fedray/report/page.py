@@ -16,7 +16,7 @@ from typing import Any
 from fedray import track
 from fedray.errors import ConfigError
 from fedray.live import clock, share, size, with_interval
-from fedray.report import statistics
+from fedray.report import spent, statistics
 
 NEEDS = ("matplotlib", "jinja2")
 MAX_ROWS = 400  # of the table of hospitals; sites.jsonl holds all
@@ -102,7 +102,7 @@ def _context(folder: Path) -> dict[str, Any]:
         "hospitals": _hospitals(split),
         "egress": plan.get("egress", []),
         "measured": plan.get("evaluations", []),
-        "privacy": list(_privacy(plan, result, _config(folder))),
+        "privacy": list(_privacy(plan, result, _config(folder), rounds)),
         "commands": _commands(folder, env),
         "failed": sum(len(row.get("failures") or ()) for row in rounds),
         "failures": _worst(result),
@@ -274,7 +274,10 @@ def _worst(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _privacy(
-    plan: Mapping[str, Any], result: Mapping[str, Any], config: Mapping[str, Any]
+    plan: Mapping[str, Any],
+    result: Mapping[str, Any],
+    config: Mapping[str, Any],
+    rounds: Sequence[Mapping[str, Any]],
 ) -> Iterator[dict[str, str]]:
     """Yield what protects patients in this run, and plainly what does not."""
     seen = _visible([plan])
@@ -287,7 +290,9 @@ def _privacy(
         yield {"sign": "no", "text": f"{SENTENCES['listed']} {', '.join(listed)}."}
     if not _is_on(config.get("secure")):
         yield {"sign": "no", "text": SENTENCES["open"]}
-    if not _is_on(config.get("privacy")):
+    if result.get("privacy"):
+        yield from spent.sentences(result["privacy"], rounds)
+    else:
         yield {"sign": "no", "text": SENTENCES["no_noise"]}
     if result.get("where", "simulation") == "simulation":
         yield {"sign": "no", "text": SENTENCES["simulation"]}

@@ -105,6 +105,20 @@ def test_page_claims_no_privacy_that_was_not_there(text):
     assert "No differential privacy" in text and "No secure summation" in text and "A simulation" in text
 
 
+@needs_extra
+def test_page_tells_the_epsilon_by_round_and_what_left_without_noise(tmp_path):
+    records = [sample_run.round_record(i, epsilon=(i + 1) / 4) for i in range(12)]
+    privacy = {"epsilon": 3.0, "epsilon_over_all_studies": 5.0, "delta": 1e-5, "units": ["patient"],
+               "noise": [{"noise_by": "sites", "trusted": "nobody"}],
+               "exact": {"fedavg": ["metrics"]}}  # fmt: skip
+    run = finished(tmp_path, sample_run.result(metrics=records, privacy=privacy))
+    text = page.write(run.path).read_text()
+    assert "epsilon 3 at delta 1e-05, unit: patient" in text and "5 with all studies" in text
+    assert "Epsilon was 0.75 after round 3, 1.5 after round 6, 2.25 after round 9, 3 after round 12" in text
+    assert "Released without noise, outside of this epsilon: metrics." in text
+    assert "No differential privacy" not in text
+
+
 def test_page_shows_no_folder_of_this_machine(text, run):
     assert "/srv/ada" not in text and "…/eicu" in text
     assert str(run.path.parent) not in text
