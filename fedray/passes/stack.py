@@ -48,9 +48,9 @@ class Stack:
 
     def mixed(self, mixing: Array) -> "Stack":
         """Return the stack whose rows are `mixing @ rows`."""
-        found = Stack(self.names, self.rows, mixing if self.mixing is None else mixing @ self.mixing)
+        found = Stack(self.names, self.rows, mixing if self.mixing is None else product(mixing, self.mixing))
         if self._gram is not None:
-            found._gram = mixing @ self._gram @ mixing.T
+            found._gram = product(product(mixing, self._gram), mixing.T)
         return found
 
     def of(self, sites: Sequence[int]) -> "Stack":
@@ -63,7 +63,7 @@ class Stack:
 
     def of_sites(self, weights: Array) -> Array:
         """Return weights of rows as weights of sites."""
-        return weights if self.mixing is None else weights @ self.mixing
+        return weights if self.mixing is None else product(weights, self.mixing)
 
     def blocks(self) -> Iterator[tuple[int, slice, Tensor]]:
         """Yield (leaf, columns, numbers of all rows), in a buffer that is used again for the next one."""
@@ -99,7 +99,8 @@ class Stack:
                 middle = int(np.argmin(typical))
                 half = np.argsort(apart[middle], kind="stable")[: len(self.names) // 2 + 1]
                 centred = self._centred(sorted(half.tolist()))
-            self._gram = centred if self.mixing is None else self.mixing @ centred @ self.mixing.T
+            mixing = self.mixing
+            self._gram = centred if mixing is None else product(product(mixing, centred), mixing.T)
         return self._gram
 
     def _centred(self, chosen: Sequence[int]) -> Array:
@@ -149,6 +150,11 @@ class Stack:
         for leaf, columns, block in self.blocks():
             found[leaf][columns] = fn(block)
         return found
+
+
+def product(a: Array, b: Array) -> Array:
+    """Return a @ b on the threads of torch, which the server keeps at one: those of numpy are its own."""
+    return np.asarray((torch.from_numpy(a) @ torch.from_numpy(b)).numpy())
 
 
 def squared_distances(gram: Array) -> Array:
