@@ -149,7 +149,7 @@ def bulyan(attackers: float = 0.1, only: Names = UPDATES) -> Robust:
 
 @dataclass(frozen=True)
 class Rfa:
-    """See `rfa`, `three_sigma` and `residual_reweighting`, which weigh rows by how far out they lie."""
+    """See `rfa`, and `three_sigma` with a number of `sigmas`."""
 
     iterations: int
     smoothing: float = 1e-6
