@@ -161,8 +161,8 @@ def opener(rows: SiteData) -> Callable[[], SiteData]:
     return lambda: rows
 
 
-def train(study: Study, rule: Robust, attack: str = "none", attackers: Sequence[str] = (),
-          seed: int = 0) -> dict[str, float]:  # fmt: skip
+def train(study: Study, rule: Any, attack: str = "none", attackers: Sequence[str] = (),
+          seed: int = 0, tracker: Any = None) -> dict[str, float]:  # fmt: skip
     """Train, and return what `measured` finds of the last parameters."""
     sites, passes = dict(study.sites), [rule]
     on_updates: str | None = attack if attack in updates.ATTACKS else None
@@ -174,7 +174,7 @@ def train(study: Study, rule: Robust, attack: str = "none", attackers: Sequence[
     algorithm = fr.algorithms.fedavg(study.local, study.optimizer, weighted=False)
     with fr.simulate({site: opener(rows) for site, rows in sites.items()}) as federation:
         result = fr.fit(algorithm, federation, init=study.model.init(seed), rounds=study.rounds,
-                        passes=passes, seed=seed)  # fmt: skip
+                        passes=passes, seed=seed, tracker=tracker)  # fmt: skip
     return measured(study, result.params)
 
 

@@ -174,7 +174,7 @@ def stacked(values: Mapping[str, Any]) -> tuple[Stack, Any, tuple[str, ...]]:
     arrived = {name: coded.arrived(values[name]) for name in sorted(values)}
     kinds = {name: _kind(value) for name, value in arrived.items()}
     usual = Counter(kinds.values()).most_common(1)[0][0]
-    rows = {name: _vectors(arrived[name]) for name, kind in kinds.items() if kind == usual}
+    rows = {name: vectors_of(arrived[name]) for name, kind in kinds.items() if kind == usual}
     sound = {name: row for name, row in rows.items() if _is_sound(row)}
     broken = tuple(name for name in arrived if name not in sound)
     if not sound:
@@ -192,11 +192,7 @@ def _kind(value: Any) -> Any:
 
 
 def vectors_of(value: Any) -> Vectors:
-    """Return the numbers of a value as a row has them."""
-    return _vectors(value)
-
-
-def _vectors(value: Any) -> Vectors:
+    """Return the numbers of a value as a row has them: floats of 4 bytes or 8."""
     found = []
     for _, leaf in tree.leaves(value):
         if isinstance(leaf, tree.Flat | Tensor):
