@@ -153,7 +153,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "robustness.max_norm": (lambda v: v > 0, "above 0, or null", "null"),
     "robustness.radius": (lambda v: v > 0, "above 0, or null", "null"),
     "robustness.sigmas": (lambda v: v > 0, "above 0", 3.0),
-    "robustness.limit": (lambda v: v > 1, "above 1", 3.0),
+    "robustness.limit": (lambda v: v > 1, "above 1", 5.0),
     "robustness.strikes": (lambda v: v >= 1, "at least 1", 3),
     "robustness.rounds": (lambda v: v >= 1, "at least 1", 10),
     "robustness.most": (lambda v: 0 < v < 0.5, "above 0 and below 0.5", 0.3),

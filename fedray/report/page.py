@@ -19,6 +19,7 @@ from fedray.live import clock, share, size, with_interval
 from fedray.report import spent, statistics
 
 NEEDS = ("matplotlib", "jinja2")
+EVIDENCE = "quarantine.sites."  # before a site's figures in a round's metrics
 MAX_ROWS = 400  # of the table of hospitals; sites.jsonl holds all
 HINT = "for a page with figures: pip install 'fedray[report]', then fedray report {run}"
 
@@ -106,6 +107,7 @@ def _context(folder: Path) -> dict[str, Any]:
         "commands": _commands(folder, env),
         "failed": sum(len(row.get("failures") or ()) for row in rounds),
         "failures": _worst(result),
+        "left_out": _left_out(rounds),
     }
 
 
@@ -271,6 +273,18 @@ def _hospitals(split: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _worst(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return sorted(result.get("failures") or [], key=lambda item: (-item["count"], item["site"]))[:12]
+
+
+def _left_out(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the sites that a quarantine has left out, most often first, each with its last evidence."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rounds:
+        for name, value in (row["metrics"] or {}).items():
+            if name.startswith(EVIDENCE) and value is not None:
+                site, _, fact = name.removeprefix(EVIDENCE).rpartition(".")
+                found.setdefault(site, {"site": site})[fact] = value
+    guilty = [record for record in found.values() if record.get("times")]
+    return sorted(guilty, key=lambda record: (-record["times"], record["site"]))[:MAX_ROWS]
 
 
 def _privacy(

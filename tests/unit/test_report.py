@@ -141,6 +141,19 @@ def test_page_of_a_thousand_hospitals_stays_small(tmp_path):
 
 
 @needs_extra
+def test_page_lists_the_sites_in_quarantine_with_the_evidence(tmp_path):
+    found = sample_run.result()
+    facts = {"times": 1.0, "ratio": 7.25, "broken": 0.0, "left_out_until": 9.0}
+    evidence = {f"quarantine.sites.h017.{fact}": value for fact, value in facts.items()}
+    evidence |= {"quarantine.sites.h003.times": 0.0, "quarantine.sites.h003.ratio": 3.5}
+    records = [replace(found.metrics[0], metrics={"loss": 0.7, **evidence}), *found.metrics[1:]]
+    found.metrics[:] = records
+    text = page.write(finished(tmp_path, found).path).read_text()
+    listed = text[text.index("in quarantine") :].split("</details>")[0]
+    assert "h017" in listed and "7.25" in listed and "h003" not in listed
+
+
+@needs_extra
 def test_page_of_an_interrupted_run_without_a_result_can_be_written(tmp_path):
     run = RunDirectory.create(tmp_path, "icu", sample_run.CONFIG, [], 0)
     tracker = jsonl(run.path)
