@@ -17,8 +17,11 @@ from fedray import config_schema_labels as labels
 from fedray import config_schema_learn as learn
 from fedray import config_schema_passes as passes
 from fedray import config_schema_personal as personal
+from fedray import config_schema_privacy as privacy
+from fedray import config_schema_robust as robust
 from fedray import config_schema_vertical as vertical
 from fedray.config_schema_data import MISSING
+from fedray.config_schema_ledger import Ledger
 
 
 @dataclass
@@ -49,6 +52,8 @@ class Config:
     """Packages, beside fedray, whose code a `_target_` may name (the same as `--allow`)."""
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     """When the state of server and sites is written."""
+    ledger: Ledger = field(default_factory=Ledger)
+    """Where privacy that runs spend is counted over all studies, and the budget."""
     data: Any = MISSING
     """Which sites there are and what they hold."""
     model: Any = MISSING
@@ -376,7 +381,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
                     "ef21": passes.Ef21, "ef21_broadcast": passes.Ef21Broadcast,
                     "quantised_broadcast": passes.QuantisedBroadcast,
                     "bidirectional": passes.Bidirectional},
-    "privacy": {"none": Nothing}, "robustness": {"none": Nothing},
+    "privacy": {"none": Nothing, **privacy.SCHEMAS}, "robustness": {"none": Nothing, **robust.SCHEMAS},
     "secure": {"none": Nothing}, "policy": {"open": Nothing, "hospital": Hospital},
     "topology": {"flat": Nothing, "regions": Regions},
     "schedule": {"synchronous": Synchronous, "buffered": Buffered, "cyclic": Synchronous, "oort": Oort,
