@@ -136,7 +136,8 @@ def build_experiment(tree: Mapping[str, Any], keep: Keep | None = None) -> Exper
         raise ConfigError(wrong)
     training = _training(tree, data)
     schedule = _schedule(tree, training)
-    known = {"num_sites": len(data), "cohort": schedule.expected_cohort(len(data))}
+    known = {"num_sites": len(data), "cohort": schedule.expected_cohort(len(data)),
+             "weight_cap": float(max(data.sizes.values())) if data.sizes else None}
     chosen = [group for group in PASS_GROUPS if "_target_" in tree[group]]
     passes = tuple(call(group, tree[group], allow, **known) for group in chosen)
     return Experiment(tree=tree, data=data, training=training, schedule=schedule, passes=passes,

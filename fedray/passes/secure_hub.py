@@ -5,6 +5,7 @@ What goes wrong with one site's message leaves that site out; too few sites end 
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ class Announce:
 
     def __call__(self, asked: Asked, agreed: Agreed, key: Key) -> Setup:
         """Return the facts of this sum. Raises QuorumError where too few sites are asked."""
-        run = f"{asked.run}/{asked.attempt}"
+        run = f"{asked.run}/{asked.attempt}/{os.urandom(8).hex()}"  # programs beside a run have no name
         setup = Setup(run, asked.round, (tuple(sorted(asked.cohort)),), digest_of(agreed))
         if setup.is_tried:
             return setup

@@ -10,7 +10,7 @@ import torch
 import fedray as fr
 from fedray import tree
 from fedray.core.graph import Op
-from fedray.errors import QuorumError, ScheduleError, SecurityConflict
+from fedray.errors import QuorumError
 from fedray.passes import secure_sum
 from tests.unit.passes.secure_cases import fitted, numbers, oracle
 from tests.unit.runtime.toy import sites
@@ -36,11 +36,6 @@ def test_masked_sums_equal_the_integer_oracle_bit_for_bit(server):
 
 
 def test_weights_enter_as_whole_numbers_and_wide_sums_are_exact():
-    shown = {}
-
-    def look(state):
-        return state
-
     result = fitted([secure_sum("real")], algorithm=keeping())
     rows = {site: 3.0 + int(site[1:]) for site in names(5)}
     assert torch.equal(result.state["weighted"], oracle(names(5), 5, START_BOUND, rows, START_CAP))
@@ -54,10 +49,10 @@ def keeping():
 
     def round(server, site):
         found = inner.round(server, site)
-        return fr.Outputs(server={**found.server, **{
+        return fr.Outputs(server={**found.server,
             "weighted": found.metrics["weighted"], "total": found.metrics["sum"],
-            "ones": found.metrics["ones"], "count": found.metrics["count"],
-        }})
+            "ones": found.metrics["ones"], "count": found.metrics["count"]
+        })
 
     start = torch.zeros(7)
     first = {"params": start, "mean": start, "weighted": start, "total": 0.0, "ones": 0, "count": 0}
@@ -83,7 +78,9 @@ def test_every_pattern_of_one_and_two_lost_sites_ends_in_the_exact_sum_or_no_rou
             assert result.metrics[0].counted == len(counted)
 
 
-@pytest.mark.parametrize("lost", [{5: ["h01"], 9: ["h06"]}, {1: ["h00"], 5: ["h03"]}, {3: ["h07"], 7: ["h02"]}])
+@pytest.mark.parametrize("lost", [
+    {5: ["h01"], 9: ["h06"]}, {1: ["h00"], 5: ["h03"]}, {3: ["h07"], 7: ["h02"]},
+])
 def test_sites_lost_at_different_stages_leave_the_sum_of_those_that_delivered(lost):
     gone = {site for stage, some in lost.items() if stage <= 5 for site in some}
     counted = [site for site in names(8) if site not in gone]
