@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
 from fedray.errors import SecrecyError
@@ -13,7 +14,6 @@ from fedray.secrecy.keystream import OneTimeKey, add_rows, mask_inplace
 from fedray.secrecy.messages import (
     MASK,
     SELF,
-    Confirm,
     Confirmations,
     Masked,
     Members,
@@ -22,6 +22,7 @@ from fedray.secrecy.messages import (
     Unmask,
 )
 from fedray.secrecy.recovery import Recovery
+from fedray.secrecy.shamir import SECRET_BYTES
 from fedray.secrecy.terms import Terms
 from fedray.secrecy.view import View
 
@@ -45,13 +46,14 @@ class HubRound:
         context: bytes,
         recovery: Recovery,
     ) -> None:
-        self._terms, self._identities, self._view, self._members = terms, identities, view, members
+        self._terms, self._identities, self._view, self._members = terms, identities, view, set(members.sites)
         self._place, self._context, self._recovery = place, context, recovery
         self._masked: dict[int, Signed] = {}
         self._digests: dict[int, bytes] = {}
         self._survivors: Survivors | None = None
         self._confirms: dict[int, Signed] = {}
-        self._answers: dict[int, Unmask] = {}
+        self._answered: set[int] = set()
+        self._shares: dict[int, dict[int, bytes]] = {dealer: {} for dealer in members.sites}  # by holder
         self.named = recovery.named
 
     # A4
@@ -67,7 +69,7 @@ class HubRound:
             if self._masked[site] != signed:
                 raise SecrecyError("E_REPLAY", f"site {site} sends masked words twice, differently")
             return False
-        if self._survivors is not None or site not in self._members.sites:
+        if self._survivors is not None or site not in self._members:
             raise SecrecyError("E_LATE", f"masked words of site {site} come after the survivors are named")
         digest = self._identities.open(Masked, self._context, signed).digest
         if words is not None:
@@ -85,20 +87,19 @@ class HubRound:
         """End A4. Raises SecrecyError E_COHORT or E_THRESHOLD, and the round ends without a result."""
         if self._survivors is None:
             alive = tuple(sorted(self._masked))
-            dropped = tuple(site for site in self._members.sites if site not in self._masked)
+            dropped = tuple(site for site in sorted(self._members - self._masked.keys()))
             self._terms.check(alive)
             self._check_living(alive)
             self._survivors = Survivors(alive, dropped, dict(self._digests))
         return self._survivors
 
     def _check_living(self, living: Collection[int]) -> None:
-        for dealer in self._members.sites:
+        for dealer in self._members:
             self._terms.check_holders(self._view.holders[dealer], living)
 
     def accept_confirm(self, signed: Signed) -> None:
-        """Take in a site's signature of the survivors."""
-        self._identities.open(Confirm, self._context, self._of_survivor(signed))
-        self._confirms.setdefault(signed.sender, signed)
+        """Take in a site's signature of the survivors, for other sites to look at."""
+        self._confirms.setdefault(self._of_survivor(signed).sender, signed)
 
     def confirmations(self, site: int) -> Confirmations:
         """Return the signatures that a site asks for: those of the holders of its shares."""
@@ -108,9 +109,16 @@ class HubRound:
     # A7
 
     def accept_unmask(self, signed: Signed) -> None:
-        """Take in the shares that a site has opened."""
-        answer = self._identities.open(Unmask, self._context, self._of_survivor(signed))
-        self._answers.setdefault(signed.sender, answer)
+        """Take in the shares of a site. Raises SecrecyError E_LENGTH if they are not one a dealer."""
+        site = self._of_survivor(signed).sender
+        shares = self._identities.open(Unmask, self._context, signed).shares
+        dealers = sorted(self._members & set(self._view.holders[site]))
+        if len(shares) != SECRET_BYTES * len(dealers):
+            raise SecrecyError("E_LENGTH", f"site {site} opens not one share of each dealer")
+        if site not in self._answered:
+            self._answered.add(site)
+            for at, dealer in enumerate(dealers):
+                self._shares[dealer][site] = shares[SECRET_BYTES * at : SECRET_BYTES * (at + 1)]
 
     def _of_survivor(self, signed: Signed) -> Signed:
         if self._survivors is None or signed.sender not in self._survivors.sites:
@@ -124,7 +132,7 @@ class HubRound:
         result then, and the round is run again under a new number with fresh keys and fresh noise.
         """
         survivors = self.survivors()
-        self._check_living(self._answers)
+        self._check_living(self._answered)
         own = [self._self_mask(site) for site in survivors.sites]
         add, subtract = self._pair_masks(survivors)
         if rows:
@@ -133,18 +141,12 @@ class HubRound:
         return total
 
     def _self_mask(self, site: int) -> OneTimeKey:
-        commitment = self._view.adverts[site].self_commitments[self._place]
-        shares = {
-            holder: answer.self_shares[site]
-            for holder, answer in self._answers.items()
-            if site in answer.self_shares
-        }
-        secret = self._recovery.rebuild(
-            site,
-            SELF,
-            shares,
-            lambda secret: commitment == keys.commitment("b", self._terms.context, shamir.to_bytes(secret)),
-        )
+        commitment, context = self._view.adverts[site].self_commitments[self._place], self._terms.context
+
+        def is_right(secret: int) -> bool:
+            return keys.commitment("b", context, shamir.to_bytes(secret)) == commitment
+
+        secret = self._recovery.rebuild(site, SELF, self._shares[site], is_right)
         return OneTimeKey(keys.self_seed(shamir.to_bytes(secret), self._context, site))
 
     def _pair_masks(self, survivors: Survivors) -> tuple[list[OneTimeKey], list[OneTimeKey]]:
@@ -159,17 +161,11 @@ class HubRound:
                 (subtract if site < gone else add).append(OneTimeKey(seed))
         return add, subtract
 
-    def _masking_key(self, site: int) -> bytes:
-        public = self._view.adverts[site].mask_keys[self._place]
-        shares = {
-            holder: answer.mask_shares[site]
-            for holder, answer in self._answers.items()
-            if site in answer.mask_shares
-        }
-        secret = self._recovery.rebuild(
-            site, MASK, shares, lambda secret: public == keys.public_key(self._private(secret))
-        )
-        return self._private(secret)
+    def _masking_key(self, site: int) -> X25519PrivateKey:
+        public, context = self._view.adverts[site].mask_keys[self._place], self._terms.context
 
-    def _private(self, secret: int) -> bytes:
-        return keys.mask_private_key(shamir.to_bytes(secret), self._terms.context)
+        def is_right(secret: int) -> bool:
+            return keys.public_key(keys.mask_private_key(shamir.to_bytes(secret), context)) == public
+
+        secret = self._recovery.rebuild(site, MASK, self._shares[site], is_right)
+        return keys.mask_private_key(shamir.to_bytes(secret), context)
