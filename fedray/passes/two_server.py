@@ -70,7 +70,7 @@ class ShowKey:
 
     def __call__(self, second: Second) -> SecondKey:
         """Return the public key."""
-        public = torch.frombuffer(bytearray(keys.public_key(second.private)), dtype=torch.uint8)
+        public = torch.frombuffer(bytearray(keys.public_key(keys.private_key(second.private))), dtype=torch.uint8)
         return SecondKey(public, second.context, second.cohort)
 
 
