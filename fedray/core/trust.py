@@ -5,7 +5,8 @@ Each claim is that of a pass (`Graph.claims`), or is read off the plan: the name
 site, and the noise that functions add (`fn.mechanism`). Nothing here is a promise of its own.
 """
 
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fedray.core.flow import crossing, marks
@@ -35,18 +36,26 @@ def trust_statement(plan: Any) -> str:
         f"Trust statement: {plan.name}   plan {plan.digest[:8]}",
         "",
         "Claimed, each by the pass that is named",
-        *(f"  - {line}" for line in dict.fromkeys(claims)),
+        *_listed(claims),
         "",
         "Trusted",
-        *(f"  - {line}" for line in (*trusts, *ALWAYS)),
+        *_listed((*trusts, *ALWAYS)),
         "",
         "Not protected",
-        *(f"  - {line}" for line in (*exceptions, *NEVER)),
+        *_listed((*exceptions, *NEVER)),
         "",
         "One trust domain, where the sites are nodes of one Ray cluster",
-        f"  {ONE_DOMAIN}",
+        *_listed([ONE_DOMAIN]),
     ]
     return "\n".join(lines)
+
+
+def _listed(sentences: Iterable[str]) -> list[str]:
+    """Return sentences as a list, each once, no line longer than a page is wide."""
+    return [
+        textwrap.fill(each, 100, initial_indent="  - ", subsequent_indent="    ")
+        for each in dict.fromkeys(sentences)
+    ]
 
 
 def _claims(plan: Any) -> Iterator[str]:

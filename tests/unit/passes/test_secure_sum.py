@@ -168,7 +168,8 @@ def seen_by_the_server(mode):
 def watched(run, seen):
     def asked(call, downlink):
         answer = run(call, downlink)
-        seen.update({answer.delivered[0]: part.arrays[0] for parts in answer.sums.values() for part in parts})
+        for parts in answer.sums.values():
+            seen[answer.delivered[0]] = parts[0].arrays[0]
         return answer
 
     return asked
