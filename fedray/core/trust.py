@@ -86,9 +86,11 @@ def _claims(plan: Any) -> Iterator[str]:
 
 def _noise(mechanism: Any) -> str:
     by = "the server adds" if mechanism.noise_by == "server" else "the sites add"
+    size = mechanism.noise_multiplier
+    told = "" if size is None else f", multiplier {size:g}"
     return (
-        f"{by} {mechanism.kind} noise, multiplier {mechanism.noise_multiplier:g}, to the clipped sum: unit "
-        f"{mechanism.unit}, adjacency {mechanism.adjacency}; epsilon is the ledger's"
+        f"{by} {mechanism.kind} noise{told}: unit {mechanism.unit}, adjacency {mechanism.adjacency}; epsilon "
+        "is what the ledger says"
     )
 
 
