@@ -191,9 +191,15 @@ class Hub:
 
     # rounds
 
-    def round(self, round: int, model_hash: bytes) -> HubRound:
-        """Begin a round of the batch for a model's hash."""
-        members = self.members()
+    def dealers(self) -> Members:
+        """Return who has dealt shares: the members, where sites answer no complaints (A3c) but are lost."""
+        members = tuple(sorted(self._packages))
+        self.terms.check(members)
+        return Members(members)
+
+    def round(self, round: int, model_hash: bytes, members: Members | None = None) -> HubRound:
+        """Begin a round of the batch for a model's hash, among the members of the setup."""
+        members = members or self.members()
         place = self.terms.place_of(round)
         view = self.view()
         context = round_context(view.digest, members.sites, round, model_hash)

@@ -73,7 +73,8 @@ class HubRound:
             raise SecrecyError("E_LATE", f"masked words of site {site} come after the survivors are named")
         digest = self._identities.open(Masked, self._context, signed).digest
         if words is not None:
-            if words.shape != (self._terms.num_words,) or words.dtype != self._terms.encoding.dtype:
+            expected = self._terms.num_words or len(words)
+            if words.shape != (expected,) or words.dtype != self._terms.encoding.dtype:
                 raise SecrecyError("E_LENGTH", f"site {site} sends a vector of another length")
             if sha256(words.data) != digest:
                 raise SecrecyError("E_AGG_MISMATCH", f"the words of site {site} are not those it has signed")

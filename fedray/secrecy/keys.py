@@ -146,6 +146,10 @@ class Identities:
         self._own = own
         self._roster = None if roster is None else [Ed25519PublicKey.from_public_bytes(key) for key in roster]
 
+    def pin(self, roster: Sequence[bytes]) -> None:
+        """Check signatures against these public keys from now on, where they were not known at the start."""
+        self._roster = [Ed25519PublicKey.from_public_bytes(key) for key in roster]
+
     @property
     def is_signing(self) -> bool:
         """Whether messages are signed."""

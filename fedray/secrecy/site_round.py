@@ -97,7 +97,7 @@ class SiteRound:
         Raises: SecrecyError E_LENGTH; E_REPLAY if a process before this one has masked in this round.
         """
         terms = self._seat.terms
-        if words.shape != (terms.num_words,) or words.dtype != terms.encoding.dtype:
+        if words.shape != (terms.num_words or len(words),) or words.dtype != terms.encoding.dtype:
             raise SecrecyError(
                 "E_LENGTH", f"{terms.num_words} words of {terms.encoding.bits} bits are masked"
             )

@@ -17,14 +17,14 @@ class Terms:
     """The public facts of a batch of rounds. Whoever holds other terms derives other keys.
 
     `cohort` are site ids in ascending order; a site's number is its place in it. `num_words` is the length of
-    the vectors that are summed, lanes included. `agreed` holds further facts by name, as hex or text: hashes
-    of roster, plan, manifest and code.
+    the vectors that are summed, lanes included, None where it is not known when the terms are made. `agreed`
+    holds further facts by name, as hex or text: hashes of roster, plan, manifest and code.
     """
 
     run_id: str
     cohort: tuple[str, ...]
     encoding: Encoding
-    num_words: int
+    num_words: int | None
     topology: Topology
     server: Server = "active"
     min_cohort: int = 5
