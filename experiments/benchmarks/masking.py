@@ -8,7 +8,7 @@ CPU seconds of one thread. Excluded: encoding's input, the network, and the star
   raw keystream rate of the same process, interleaved (`ratio`, at least .55); per neighbour against Flower's
   masks in its own environment, run just before (`flwr_ratio`, at least 10 at 1 M and 8 at 25 M).
 - `shamir`: 200 secrets of t = 134 shares, the weights included (at most 50 ms).
-- `round`: a whole secure round of 200 sites and 1 M words against an active server, all sites real, one by one
+- `round`: a whole secure round of 200 sites and 1 M words against an active server, all real, one by one
   in this process: CPU of a site over all steps (at most 100 ms), and of the server with nobody lost (at most
   .2 s), and with 10 % lost before masking and 5 % before unmasking (at most 1.5 s). `hash` is what the server
   would pay besides to hold each vector against its signed SHA-256; `hub_s` is without it.
