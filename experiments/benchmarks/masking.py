@@ -8,10 +8,10 @@ CPU seconds of one thread. Excluded: encoding's input, the network, and the star
   raw keystream rate of the same process, interleaved (`ratio`, at least .55); per neighbour against Flower's
   masks in its own environment, run just before (`flwr_ratio`, at least 10 at 1 M and 8 at 25 M).
 - `shamir`: 200 secrets of t = 134 shares, the weights included (at most 50 ms).
-- `round`: a whole secure round of 200 sites and 1 M words against an active server, all sites real, in turn in
-  this process: CPU of a site over all steps (at most 100 ms), and of the server with nobody lost (at most .2 s)
-  and with 10 % lost before masking, 5 % before unmasking (at most 1.5 s). `hash` is what it costs the
-  server besides to hold each vector against its signed SHA-256; `hub_s` is without it.
+- `round`: a whole secure round of 200 sites and 1 M words against an active server, all real, one by one
+  in this process: CPU of a site over all steps (at most 100 ms), and of the server with nobody lost (at most
+  .2 s), and with 10 % lost before masking and 5 % before unmasking (at most 1.5 s). `hash` is what the server
+  would pay besides to hold each vector against its signed SHA-256; `hub_s` is without it.
 
 The last line is JSON; results/masking.json holds it.
 """
@@ -191,7 +191,7 @@ def parties(graph: Topology) -> tuple[Hub, dict[int, Site]]:
 def masked(
     clock: Clock, hub_round: HubRound, rounds: dict[int, SiteRound], encoding: Encoding
 ) -> tuple[Any, Any]:
-    """Let the sites encode and mask, and the server take in and add; return the masked and the plain total."""
+    """Let the sites encode and mask, the server take in and add; return the masked and the plain total."""
     x = np.random.default_rng(0).normal(0, 0.1, (1, WORDS - NUM_LANES)).astype(np.float32)
     total, plain, block = np.zeros(WORDS, np.uint32), np.zeros(WORDS, np.uint32), []
     for n, site_round in rounds.items():

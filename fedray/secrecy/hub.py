@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from fedray.errors import SecrecyError
 from fedray.secrecy import keys, wire
-from fedray.secrecy.hub_round import HubRound
+from fedray.secrecy.hub_round import HubRound, Inbox
 from fedray.secrecy.keys import Identities
 from fedray.secrecy.messages import Advert, Deal, Directory, Forward, Members, Opened, Reveal, Reveals, Signed
 from fedray.secrecy.recovery import Recovery
@@ -26,35 +26,6 @@ from fedray.secrecy.view import (
 )
 
 T = TypeVar("T")
-
-
-class Inbox:
-    """The messages of one step, one a site: the first counts, the same again changes nothing."""
-
-    def __init__(self, step: str) -> None:
-        self._step = step
-        self._signed: dict[int, Signed] = {}
-        self._is_closed = False
-
-    def accept(self, signed: Signed) -> bool:
-        """Take a message in and return whether it is new.
-
-        Raises: SecrecyError E_REPLAY on another message of the same site, E_LATE once the step is over.
-        """
-        known = self._signed.get(signed.sender)
-        if known is not None:
-            if known != signed:
-                raise SecrecyError("E_REPLAY", f"site {signed.sender} sends {self._step} twice, differently")
-            return False
-        if self._is_closed:
-            raise SecrecyError("E_LATE", f"{self._step} of site {signed.sender} comes after the step is over")
-        self._signed[signed.sender] = signed
-        return True
-
-    def close(self) -> dict[int, Signed]:
-        """End the step and return what came, by site."""
-        self._is_closed = True
-        return dict(sorted(self._signed.items()))
 
 
 class Hub:
@@ -191,9 +162,15 @@ class Hub:
 
     # rounds
 
-    def round(self, round: int, model_hash: bytes) -> HubRound:
-        """Begin a round of the batch for a model's hash."""
-        members = self.members()
+    def dealers(self) -> Members:
+        """Return who has dealt shares: the members, where sites answer no complaints (A3c) but are lost."""
+        members = tuple(sorted(self._packages))
+        self.terms.check(members)
+        return Members(members)
+
+    def round(self, round: int, model_hash: bytes, members: Members | None = None) -> HubRound:
+        """Begin a round of the batch for a model's hash, among the members of the setup."""
+        members = members or self.members()
         place = self.terms.place_of(round)
         view = self.view()
         context = round_context(view.digest, members.sites, round, model_hash)

@@ -1,8 +1,8 @@
 """A site's side of a secure sum: keys, shares, masks, and when it refuses to open anything.
 
 A `Site` serves the setup of a batch of rounds (A1 to A3), `Site.round` begins the rounds themselves
-(`site_round`). Calls come in the order of the steps; each returns what is sent. An error means that the site
-takes no further part in what was asked; after E_BOTH_SHARES it leaves the run.
+(`site_round`). Calls come in the order of the steps, else E_STEP; each returns what is sent. An error means
+that the site takes no further part in what was asked; after E_BOTH_SHARES it leaves the run.
 """
 
 import os
@@ -184,6 +184,7 @@ class Site:
 
     def accept(self, forward: Forward) -> Signed:
         """Open the packages for this site and complain of those that do not open or are not as promised."""
+        self._check_after("A3")
         return self._once(
             "A3c",
             wire.to_bytes(forward),
@@ -218,6 +219,7 @@ class Site:
         `trainer` names the code that trains, for the rule on differencing.
         Raises: SecrecyError E_COHORT, E_THRESHOLD, E_DIFFERENCING; E_REPLAY for another model.
         """
+        self._check_after("A3c")
         place = self.terms.place_of(round)
         context = round_context(self.view.digest, members.sites, round, model_hash)
         if round in self._rounds:
@@ -258,6 +260,10 @@ class Site:
         self.terms.check(sites)
         self.terms.check_holders(self.view.holders[self.index], sites)
         self._seat.check_differencing(members.sites, model_hash.hex(), trainer)
+
+    def _check_after(self, step: str) -> None:
+        if self._answers.given(step) is None:
+            raise SecrecyError("E_STEP", f"this comes after step {step}, which this site has not taken")
 
     def _once(self, step: str, question: bytes, make: Callable[[], Signed], code: str = "E_REPLAY") -> Signed:
         self._seat.check_in()

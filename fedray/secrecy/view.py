@@ -14,7 +14,7 @@ from fedray.secrecy.terms import Terms
 HASH_BYTES = 32
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class View:
     """What the setup came to: who is in it with which keys, and who holds whose shares."""
 

@@ -14,6 +14,7 @@ from fedray.secrecy.messages import (
     Deal,
     Directory,
     Forward,
+    Members,
     Opened,
     Reveal,
     Signed,
@@ -297,3 +298,11 @@ def test_deal_of_another_number_of_packages_is_refused():
     for wrong in (packages[SIZE:], packages + packages[:SIZE], packages[:-1]):
         bad = resigned(parties, signed, parties.sites[0].view.digest, Deal(wrong))
         assert code_of(parties.hub.accept_deal, bad) == "E_SHARE"
+
+
+def test_steps_out_of_order_are_refused():
+    parties = Parties(terms_of(5))
+    site = parties.sites[0]
+    assert code_of(site.deal, Directory({})) == "E_SIG"
+    assert code_of(site.accept, Forward({})) == "E_STEP"
+    assert code_of(site.round, Members((0, 1, 2)), 0, b"") == "E_STEP"
