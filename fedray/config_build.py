@@ -145,6 +145,7 @@ def build_experiment(tree: Mapping[str, Any], keep: Keep | None = None) -> Exper
     known = {
         "num_sites": len(data), "cohort": schedule.expected_cohort(len(data)), "population": len(data),
         "rounds": tree["rounds"], "sampling": _sampling(schedule), "num_params": num_params(training.init),
+        "weight_cap": float(max(data.sizes.values())) if data.sizes else None,
     }
     chosen = [group for group in PASS_GROUPS if "_target_" in tree[group]]
     passes = tuple(call(group, tree[group], allow, **known) for group in chosen)

@@ -266,10 +266,12 @@ class _Count:
 
 def _train(ready: Ready, federation: Any, run: RunDirectory, *, show: Show | None, resume: bool,
            also_tell: Any) -> Outcome:
+    from fedray.core.rewrite import policies
     from fedray.runtime.checkpoint import Checkpoints
     experiment = ready.experiment
     training, tree = experiment.training, experiment.tree
-    also = [fr.compile(program) for program in (*ready.programs, *training.evaluate.values())]
+    rules = policies(experiment.passes)
+    also = [fr.compile(program, rules) for program in (*ready.programs, *training.evaluate.values())]
     view = show(_title(experiment), experiment.rounds, directory=str(run.path)) if show else None
     tracker = track.combine(run.plan_tracker(also), _tracker(experiment, run), view, also_tell)
     every, keep = tree["checkpoint"]["every_s"], tree["checkpoint"]["keep"]

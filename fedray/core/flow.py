@@ -186,9 +186,7 @@ def _check_needs(graph: Graph, node: Node, known: Mapping[Node, Mark], hidden: C
     is_short = given.label is not Label.VISIBLE and not any(_is_by_group(arg) for arg in node.args)
     if needs is Label.VISIBLE and node.placement is SERVER and is_short:
         raise SecurityConflict(_needs_plaintext(graph, node, hidden))
-    mechanism = getattr(node.fn, "mechanism", None)
-    is_share = getattr(mechanism, "noise_by", "") == "sites" and known[node].label is not Label.DP
-    if node.placement is not SITES or not (needs is Label.MASKED or is_share):
+    if node.placement is not SITES or needs is not Label.MASKED:
         return
     for user in _downstream(graph, node, is_ending=True):
         if user.op is Op.REDUCE and crossing(user, known).label not in (Label.PUBLIC, *CARRIERS):

@@ -5,7 +5,8 @@ Each claim is that of a pass (`Graph.claims`), or is read off the plan: the name
 site, and the noise that functions add (`fn.mechanism`). Nothing here is a promise of its own.
 """
 
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fedray.core.flow import crossing, marks
@@ -35,18 +36,26 @@ def trust_statement(plan: Any) -> str:
         f"Trust statement: {plan.name}   plan {plan.digest[:8]}",
         "",
         "Claimed, each by the pass that is named",
-        *(f"  - {line}" for line in dict.fromkeys(claims)),
+        *_listed(claims),
         "",
         "Trusted",
-        *(f"  - {line}" for line in (*trusts, *ALWAYS)),
+        *_listed((*trusts, *ALWAYS)),
         "",
         "Not protected",
-        *(f"  - {line}" for line in (*exceptions, *NEVER)),
+        *_listed((*exceptions, *NEVER)),
         "",
         "One trust domain, where the sites are nodes of one Ray cluster",
-        f"  {ONE_DOMAIN}",
+        *_listed([ONE_DOMAIN]),
     ]
     return "\n".join(lines)
+
+
+def _listed(sentences: Iterable[str]) -> list[str]:
+    """Return sentences as a list, each once, no line longer than a page is wide."""
+    return [
+        textwrap.fill(each, 100, initial_indent="  - ", subsequent_indent="    ")
+        for each in dict.fromkeys(sentences)
+    ]
 
 
 def _claims(plan: Any) -> Iterator[str]:
@@ -77,9 +86,11 @@ def _claims(plan: Any) -> Iterator[str]:
 
 def _noise(mechanism: Any) -> str:
     by = "the server adds" if mechanism.noise_by == "server" else "the sites add"
+    size = mechanism.noise_multiplier
+    told = "" if size is None else f", multiplier {size:g}"
     return (
-        f"{by} {mechanism.kind} noise, multiplier {mechanism.noise_multiplier:g}, to the clipped sum: unit "
-        f"{mechanism.unit}, adjacency {mechanism.adjacency}; epsilon is the ledger's"
+        f"{by} {mechanism.kind} noise{told}: unit {mechanism.unit}, adjacency {mechanism.adjacency}; epsilon "
+        "is what the ledger says"
     )
 
 

@@ -7,6 +7,7 @@ and a rule tolerates bad groups in place of bad sites.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, ClassVar
 
 import numpy as np
@@ -111,7 +112,9 @@ def combined(reads: Sequence[Read]) -> Read:
     first = reads[0]
     sums = {}
     for name, one in first.sums.items():
-        leaves = [np.sum([each.sums[name].leaves[i] for each in reads], 0) for i in range(len(one.leaves))]
+        leaves = [
+            reduce(np.add, [each.sums[name].leaves[i] for each in reads]) for i in range(len(one.leaves))
+        ]
         weights = [each.sums[name].own_weight for each in reads]
         weight = None if weights[0] is None else float(sum(w for w in weights if w is not None))
         sums[name] = OpenedSum(one.values, one.sections, leaves, weight)

@@ -20,7 +20,7 @@ from fedray.passes.secure_setup import Rules, Setup
 from fedray.rows import Group, Ragged, Same, Tagged
 from fedray.secrecy import wire
 from fedray.secrecy.journal import Journal
-from fedray.secrecy.keys import NONCE_BYTES, Identities
+from fedray.secrecy.keys import Identities
 from fedray.secrecy.messages import (
     Advert,
     Confirm,
@@ -30,7 +30,6 @@ from fedray.secrecy.messages import (
     Forward,
     Masked,
     Members,
-    Package,
     Reveals,
     Signed,
     Survivors,
@@ -41,9 +40,9 @@ from fedray.secrecy.shamir import SECRET_BYTES
 from fedray.secrecy.site import Site
 from fedray.secrecy.site_round import SiteRound
 from fedray.secrecy.terms import Policy
+from fedray.secrecy.view import package_size
 
 T = TypeVar("T")
-TAG_BYTES = 16  # of AES-GCM
 NO_KEY = bytes(32)  # stands in the roster for a site that showed no key
 
 
@@ -154,14 +153,14 @@ class Sent:
 
 def made_up(step: str, rules: Rules) -> torch.Tensor:
     """Return zeros as long as a site's message of a step, with one peer where there is an entry for each."""
-    key, hashes, share = bytes(32), (bytes(32), bytes(32)), bytes(SECRET_BYTES)
+    key = bytes(32)
     messages: dict[str, Any] = {
         "A1": Advert(key, (key,), (key,), key),
         "A2": Number(key),
-        "A3": Deal({0: Package(bytes(NONCE_BYTES + 2 * SECRET_BYTES + TAG_BYTES), hashes)}),
+        "A3": Deal(bytes(package_size(1))),
         "A4": Masked(key),
         "A6": Confirm(key),
-        "A7": Shares({0: share}, {}),
+        "A7": Shares(bytes(SECRET_BYTES)),
     }
     is_signing = rules.server == "active"
     signed = to_tensor(Signed(0, wire.to_bytes(messages[step]), bytes(64) if is_signing else b""))

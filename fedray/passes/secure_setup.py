@@ -22,7 +22,7 @@ class Rules:
     num_groups: int
     is_ring: bool  # the round has the step in which a ring of more than 64 sites is ordered
     has_dp: bool
-    label: str  # of this sum among those of a round
+    label: str  # of this sum among those of a round, and of the round among programs
 
 
 @dataclass(frozen=True)

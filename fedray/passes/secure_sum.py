@@ -14,6 +14,7 @@ Start reading at `secure_sum`, then `hidden` (secure_rewriting.py).
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fedray.core.digest import digest
 from fedray.core.graph import Claim, Graph, Node, Op, Placement
 from fedray.core.rewrite import Pass
 from fedray.passes.secure_graph import Fused, Masking, announced, call, gathered, group_totals, masked_total
@@ -126,7 +127,7 @@ def secure_sum(
 
 
 def group_secure_sum(
-    groups: int,
+    groups: int = 5,
     mode: str = "ideal",
     threshold: float | int | None = None,
     server: str = "active",
@@ -142,7 +143,7 @@ def group_secure_sum(
     Raises PassError where no rule compares sites.
     """
     if groups < 2:
-        raise ValueError(f"group_secure_sum: groups={groups}: a rule needs several, say 5")
+        raise ValueError(f"group_secure_sum: groups={groups}: a rule compares several, say 5")
     settings = Settings(mode=mode, threshold=threshold, server=server, groups=groups, min_cohort=min_cohort,
                         clip=clip, weight_cap=weight_cap)  # fmt: skip
 
@@ -159,6 +160,7 @@ def group_secure_sum(
 def secured(graph: Graph, grouped: tuple[str, ...], settings: Settings) -> Graph:
     """Return the graph with its sums hidden."""
     has_dp = any(getattr(node.fn, "mechanism", None) is not None for node in graph.nodes)
+    program = digest(graph)[:16]
 
     def hide(sum_: Fused) -> Node:
         rules = Rules(
@@ -168,7 +170,7 @@ def secured(graph: Graph, grouped: tuple[str, ...], settings: Settings) -> Graph
             num_groups=settings.groups or 1,
             is_ring=settings.threshold is None and (settings.cohort or 0) > MAX_FULL,
             has_dp=has_dp,
-            label=sum_.prefix,
+            label=f"{program}.{sum_.prefix}",
         )
         return Masking(rules, sum_).result() if settings.is_real else plain(rules, sum_)
 

@@ -70,8 +70,9 @@ class ShowKey:
 
     def __call__(self, second: Second) -> SecondKey:
         """Return the public key."""
-        public = torch.frombuffer(bytearray(keys.public_key(second.private)), dtype=torch.uint8)
-        return SecondKey(public, second.context, second.cohort)
+        public = keys.public_key(keys.private_key(second.private))
+        told = torch.frombuffer(bytearray(public), dtype=torch.uint8)
+        return SecondKey(told, second.context, second.cohort)
 
 
 @dataclass(frozen=True)

@@ -34,13 +34,13 @@ def seal_seed(
     seed: bytes, public: bytes, context: bytes, site: int, entropy: Callable[[int], bytes] = os.urandom
 ) -> bytes:
     """Return a seed that only the owner of an X25519 key reads, in this context, from this site."""
-    private = entropy(KEY_BYTES)
+    private = keys.private_key(entropy(KEY_BYTES))
     return keys.public_key(private) + Sealer(private, public, context).seal(seed, site, 0)
 
 
 def open_seed(sealed: bytes, private: bytes, context: bytes, site: int) -> bytes:
     """Return the seed of a site. Raises SecrecyError E_SHARE on what it did not seal for this key."""
-    return Sealer(private, sealed[:KEY_BYTES], context).open(sealed[KEY_BYTES:], site, 0)
+    return Sealer(keys.private_key(private), sealed[:KEY_BYTES], context).open(sealed[KEY_BYTES:], site, 0)
 
 
 class Aggregator:

@@ -50,11 +50,14 @@ def test_abuse_13_site_named_alive_and_dropped_is_refused_and_the_site_leaves():
     assert code_of(parties.sites[0].round, Members((0, 1, 2, 3, 4)), 1, b"") in {"E_LEFT", "E_FUTURE"}
 
 
-def test_abuse_13_no_answer_holds_both_shares_of_a_site():
-    _parties, _, rounds, _, _, survivors = at_survivors(lost={"A4": (3,)})
+def test_abuse_13_answer_has_room_for_one_share_of_each_dealer():
+    _, _, rounds, _, _, survivors = at_survivors(lost={"A4": (3,)})
     confirms = Confirmations({n: rounds[n].confirm(survivors) for n in (0, 1, 2, 4)})
-    answer = wire.from_bytes(Unmask, rounds[0].unmask(survivors, confirms).body)
-    assert set(answer.self_shares) == {0, 1, 2, 4} and set(answer.mask_shares) == {3}
+    held = rounds[0]._keys.shares
+    shares = wire.from_bytes(Unmask, rounds[0].unmask(survivors, confirms).body).shares
+    mask_share, self_share = slice(0, 32), slice(32, 64)
+    kinds = [self_share, self_share, self_share, mask_share, self_share]
+    assert shares == b"".join(held[dealer][kind] for dealer, kind in enumerate(kinds))
 
 
 def test_abuse_14_second_set_is_refused():

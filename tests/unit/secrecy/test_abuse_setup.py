@@ -14,18 +14,20 @@ from fedray.secrecy.messages import (
     Deal,
     Directory,
     Forward,
-    Package,
+    Members,
+    Opened,
     Reveal,
     Signed,
     Unmask,
 )
+from fedray.secrecy.view import package_size, sealed_size
 from tests.unit.secrecy.parties import Parties, at_survivors, code_of, oracle, resigned, terms_of, vectors_of
 
 # 16
 
 
 def sum_of_encoded(terms, models):
-    """Run a round in which the server shows each site its own model, and return the total (curious server)."""
+    """Run a round in which the server shows each site its own model, and return the total (it is curious)."""
     parties = Parties(terms)
     members = parties.setup()
     hub_round = parties.hub.round(0, models[0])
@@ -75,13 +77,13 @@ def test_abuse_16_site_with_other_terms_is_refused(change):
 
 
 def test_abuse_16_packages_of_another_view_do_not_open():
-    """A curious server's sites sign nothing: here the AEAD finds that two were shown different directories."""
+    """A curious server's sites sign nothing: here the AEAD finds that two saw different directories."""
     parties = Parties(terms_of(5, server="curious"))
     directory = parties.advertise()
     fewer = Directory({n: directory.adverts[n] for n in range(4)})
     deal = wire.from_bytes(Deal, parties.sites[0].deal(fewer).body)
     parties.sites[1].deal(directory)
-    forward = Forward({0: deal.packages[1]})
+    forward = Forward({0: deal.packages[: package_size(1)]})  # the first is for site 1
     assert parties.sites[1]._bad_dealers(forward) == [0]
 
 
@@ -92,7 +94,7 @@ def test_abuse_17_replaced_key_is_refused():
     parties = Parties(terms_of(5))
     directory = parties.advertise()
     advert = wire.from_bytes(Advert, directory.adverts[3].body)
-    forged = dataclasses.replace(advert, seal_key=keys.public_key(b"\x05" * 32))
+    forged = dataclasses.replace(advert, seal_key=FIVE)
     mine = Signed(3, wire.to_bytes(forged), directory.adverts[3].signature)
     assert code_of(parties.sites[0].deal, Directory({**directory.adverts, 3: mine})) == "E_SIG"
 
@@ -108,6 +110,7 @@ def test_abuse_17_own_entry_that_is_changed_or_missing_is_refused():
     )
 
 
+FIVE = keys.public_key(keys.private_key(b"\x05" * 32))
 LOW_ORDER = bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800")
 
 
@@ -143,7 +146,7 @@ def test_abuse_18_key_of_another_site_or_twice_is_refused():
     for changes in (
         {"seal_key": theirs.mask_keys[0]},
         {"mask_keys": theirs.mask_keys},
-        {"seal_key": keys.public_key(b"\x05" * 32), "mask_keys": (keys.public_key(b"\x05" * 32),)},
+        {"seal_key": FIVE, "mask_keys": (FIVE,)},
     ):
         assert code_of(parties.hub.accept_advert, advert_with(parties, 3, **changes)) == "E_KEY"
 
@@ -173,15 +176,18 @@ def test_number_of_the_ring_that_was_not_committed_to_is_refused():
 # 19
 
 
-def changed_deal(parties, dealer, holder, change):
-    """Deal all shares, but one package of a dealer changed by it before it signs."""
+SIZE, SEALED = package_size(1), sealed_size(1)
+
+
+def changed_deal(parties, change):
+    """Deal all shares, but the package of site 3 for site 1 changed before it signs; return the members."""
     directory = parties.advertise()
     for n, site in parties.sites.items():
         signed = site.deal(directory)
-        if n == dealer:
-            packages = dict(wire.from_bytes(Deal, signed.body).packages)
-            packages[holder] = change(site, packages[holder])
-            signed = resigned(parties, signed, site.view.digest, Deal(packages))
+        if n == 3:  # its packages are for 0, 1, 2, 4, ...
+            packages = wire.from_bytes(Deal, signed.body).packages
+            changed = packages[:SIZE] + change(site, packages[SIZE : 2 * SIZE]) + packages[2 * SIZE :]
+            signed = resigned(parties, signed, site.view.digest, Deal(changed))
         parties.hub.accept_deal(signed)
     for n, site in parties.sites.items():
         parties.hub.accept_opened(site.accept(parties.hub.forward(n)))
@@ -190,7 +196,7 @@ def changed_deal(parties, dealer, holder, change):
 
 def test_abuse_19_package_that_does_not_open_names_its_dealer_who_is_dropped():
     parties = Parties(terms_of(5))
-    members = changed_deal(parties, 3, 1, lambda site, package: Package(bytes(92), package.hashes))
+    members = changed_deal(parties, lambda site, package: bytes(SEALED) + package[SEALED:])
     assert members.sites == (0, 1, 2, 4) and set(parties.hub.named) == {3}
     vectors = vectors_of(parties.terms)
     total, sites = parties.sum(vectors, members)
@@ -199,8 +205,26 @@ def test_abuse_19_package_that_does_not_open_names_its_dealer_who_is_dropped():
 
 def test_abuse_19_package_unlike_its_hashes_names_its_dealer():
     parties = Parties(terms_of(5))
-    changed_deal(parties, 3, 1, lambda site, package: Package(package.sealed, (bytes(32),) * 2))
+    changed_deal(parties, lambda site, package: package[:-1] + bytes([package[-1] ^ 1]))
     assert set(parties.hub.named) == {3}
+
+
+def test_abuse_19_complaint_that_is_not_signed_drops_nobody():
+    parties = Parties(terms_of(5))
+    parties.deal(parties.advertise())
+    forged = Signed(1, wire.to_bytes(Opened((3,))), b"")
+    assert code_of(parties.hub.accept_opened, forged) == "E_SIG"
+
+
+def test_complaint_of_a_site_that_dealt_nothing_is_refused():
+    parties = Parties(terms_of(5), {"A3": (4,)})
+    parties.deal(parties.advertise())
+    parties.hub.forward(1)
+    site = parties.sites[1]
+    strange = resigned(parties, Signed(1, b"", b""), site.view.digest, Opened((1,)))
+    assert code_of(parties.hub.accept_opened, strange) == "E_SCHEMA"
+    late = Signed(4, wire.to_bytes(Opened(())), b"")
+    assert code_of(parties.hub.accept_opened, late) == "E_LATE"
 
 
 def test_abuse_19_site_that_complains_of_everyone_is_left_out_itself():
@@ -209,22 +233,22 @@ def test_abuse_19_site_that_complains_of_everyone_is_left_out_itself():
     for n, site in parties.sites.items():
         forward = parties.hub.forward(n)
         if n == 6:
-            forward = Forward({dealer: Package(b"", ()) for dealer in forward.packages})
+            forward = Forward(dict.fromkeys(forward.packages, b""))
         parties.hub.accept_opened(site.accept(forward))
     assert parties.hub.members().sites == (0, 1, 2, 3, 4, 5, 7) and set(parties.hub.named) == {6}
 
 
 def off_by_one(site, package):
     """Return a package whose shares open and fit their hashes, and lie on no polynomial."""
-    plain = site._sealers[1].open(package.sealed, site.index, 1)
+    plain = site._sealers[1].open(package[:SEALED], site.index, 1)
     wrong = bytes([plain[0] ^ 1]) + plain[1:32] + bytes([plain[32] ^ 1]) + plain[33:]
-    return Package(site._sealers[1].seal(wrong, site.index, 1), site._hashes(site.index, 1, wrong))
+    return site._sealers[1].seal(wrong, site.index, 1) + site._hashes(site.index, 1, wrong)
 
 
 @pytest.mark.parametrize("lost", [{}, {3: "A4"}])
 def test_abuse_19_bad_share_of_a_dealer_names_it_and_the_round_completes_with_another_set(lost):
     parties = Parties(terms_of(8, min_cohort=5))
-    members = changed_deal(parties, 3, 1, off_by_one)
+    members = changed_deal(parties, off_by_one)
     parties.lost = lost
     hub_round, rounds = parties.begin(members)
     vectors = vectors_of(parties.terms)
@@ -235,19 +259,25 @@ def test_abuse_19_bad_share_of_a_dealer_names_it_and_the_round_completes_with_an
     assert set(hub_round.named) == {3}
 
 
-@pytest.mark.parametrize("share", [bytes(32), b"\xff" * 32, b""])
+@pytest.mark.parametrize("share", [bytes(32), b"\xff" * 32])
 def test_abuse_19_bad_share_of_a_holder_names_it_and_the_round_completes_with_another_set(share):
     parties, hub_round, rounds, vectors, total, survivors = at_survivors(terms_of(8, min_cohort=5))
     confirms = Confirmations({n: rounds[n].confirm(survivors) for n in range(8)})
     for n in range(8):
         signed = rounds[n].unmask(survivors, confirms)
         if n == 2:
-            answer = wire.from_bytes(Unmask, signed.body)
-            lie = Unmask({**answer.self_shares, 5: share}, answer.mask_shares)
+            shares = wire.from_bytes(Unmask, signed.body).shares
+            lie = Unmask(shares[:160] + share + shares[192:])  # that of dealer 5
             signed = resigned(parties, signed, rounds[n].context, lie)
         hub_round.accept_unmask(signed)
     assert hub_round.result(total).tolist() == oracle(vectors, survivors.sites, parties.terms)
     assert set(hub_round.named) == {2}
+
+
+def test_answer_of_another_length_is_refused():
+    parties, hub_round, rounds, _, _, _ = at_survivors()
+    bad = resigned(parties, Signed(2, b"", b""), rounds[2].context, Unmask(bytes(6 * 32)))
+    assert code_of(hub_round.accept_unmask, bad) == "E_LENGTH"
 
 
 def test_abuse_19_dealer_whose_secret_does_not_follow_ends_the_round_without_a_sum():
@@ -259,12 +289,20 @@ def test_abuse_19_dealer_whose_secret_does_not_follow_ends_the_round_without_a_s
     assert set(hub_round.named) == {3}
 
 
-def test_deal_to_other_sites_than_the_holders_is_refused():
+def test_deal_of_another_number_of_packages_is_refused():
     parties = Parties(terms_of(5))
     directory = parties.advertise()
     parties.hub.view()
     signed = parties.sites[0].deal(directory)
     packages = wire.from_bytes(Deal, signed.body).packages
-    for wrong in ({1: packages[1]}, {**packages, 0: packages[1]}, {n: Package(b"", ()) for n in packages}):
+    for wrong in (packages[SIZE:], packages + packages[:SIZE], packages[:-1]):
         bad = resigned(parties, signed, parties.sites[0].view.digest, Deal(wrong))
         assert code_of(parties.hub.accept_deal, bad) == "E_SHARE"
+
+
+def test_steps_out_of_order_are_refused():
+    parties = Parties(terms_of(5))
+    site = parties.sites[0]
+    assert code_of(site.deal, Directory({})) == "E_SIG"
+    assert code_of(site.accept, Forward({})) == "E_STEP"
+    assert code_of(site.round, Members((0, 1, 2)), 0, b"") == "E_STEP"

@@ -95,7 +95,7 @@ def test_second_share_of_a_site_is_refused():
 
 def test_sealed_seed_opens_for_its_aggregator_site_and_context_only():
     private, context = os.urandom(32), keys.sha256(b"round 3")
-    sealed = two_server.seal_seed(b"s" * 32, keys.public_key(private), context, 4)
+    sealed = two_server.seal_seed(b"s" * 32, keys.public_key(keys.private_key(private)), context, 4)
     assert two_server.open_seed(sealed, private, context, 4) == b"s" * 32
     for wrong in ((os.urandom(32), context, 4), (private, keys.sha256(b""), 4), (private, context, 5)):
         with pytest.raises(SecrecyError, match="E_SHARE"):
