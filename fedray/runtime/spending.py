@@ -178,6 +178,12 @@ class Spending:
                 logger.warning("round %d: %s; the attempt is paid for, another is charged", round, error)
         raise AssertionError("a round is tried at least once")
 
+    def pay(self, federation: Any, schedule: Synchronous, seed: int) -> None:
+        """Charge a program of one round to the ledger given. Raises BudgetError where it is too much."""
+        if self.ledger is not None:
+            self.begin(federation, schedule, {}, range(1), seed)
+            self.ledger.charge(self._opened[self.plan.digest], 0)
+
     def evaluation(self, split: str, round: int) -> bool:
         """Charge an evaluation that draws noise; tell whether the budget bears it."""
         plan = self.programs.get(split)
