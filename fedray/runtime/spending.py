@@ -50,7 +50,7 @@ class Spending:
         self.ledger = ledger
         self.run = uuid.uuid4().hex
         self.accounts: dict[str, tuple[Account, ...]] = {}  # by a plan's digest
-        self.exact: dict[str, list[str]] = {}  # by a plan's name: what leaves without noise
+        self.exact: dict[str, list[str] | None] = {}  # by a plan's name: what leaves without noise
         self._opened: dict[str, int] = {}
 
     def begin(
