@@ -142,5 +142,5 @@ def refuse_hopeless(mechanism: Mechanism, num_params: int) -> None:
     raise ConfigError(
         f"the noise is {found.norm:.3g} clip bounds long and what is to be learnt at most 1: "
         f"noise multiplier {mechanism.known[0]:.4g} over {mechanism.divisor:g} on {num_params} "
-        f"parameters. Fix: {fixes}; or privacy.max_noise={2 * found.norm:.2g} to train all the same"
+        f"parameters. Fix: {fixes}; or max_noise={2 * found.norm:.2g} to train all the same"
     )

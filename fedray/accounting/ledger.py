@@ -42,15 +42,16 @@ class Opened:
 
     def cost(self, round: int, asked: Collection[str] | None = None) -> Costs:
         """Return what a round costs each data set that is asked in it; None asks all."""
-        return self._cost(asked, is_first=not self.charged, is_again=self.charged[round] > 0)
+        return self._cost(asked, number=len(self.charged), is_again=self.charged[round] > 0)
 
     def cost_of_others(self, asked: Collection[str] | None = None) -> Costs:
         """Return what a round costs that is neither the first nor tried again."""
-        return self._cost(asked, is_first=False, is_again=False)
+        return self._cost(asked, number=None, is_again=False)
 
-    def _cost(self, asked: Collection[str] | None, is_first: bool, is_again: bool) -> Costs:
+    def _cost(self, asked: Collection[str] | None, number: int | None, is_again: bool) -> Costs:
         costs: Costs = {}
         for account in self.accounts:
+            is_first = number is not None and not is_again and number % account.mechanism.rounds == 0
             steps = account.cost(is_first, is_again)
             for dataset in account.datasets:
                 if asked is None or dataset in asked:

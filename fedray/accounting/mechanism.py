@@ -65,6 +65,8 @@ class Mechanism:
             raise ValueError("sampling_rate=None needs a batch_size, from which each site's rate follows")
         if self.sampling_rate is not None and not 0 < self.sampling_rate <= 1:
             raise ValueError(f"sampling_rate={self.sampling_rate}: give a number in (0, 1]")
+        if self.rounds < 1:
+            raise ValueError(f"rounds={self.rounds}: give 1 or more")
         if self.steps is None and self.epochs is None:
             raise ValueError("steps=None needs epochs, from which each site's steps follow")
         if self.kind == "skellam" and not (self.variance > 0 and self.l2 > 0 and self.l1 > 0):

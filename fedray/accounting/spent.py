@@ -35,7 +35,7 @@ class Account:
         return cls(Mechanism(**given), tuple(told["datasets"]))
 
     def cost(self, is_first: bool, is_again: bool) -> dict[Mechanism, int]:
-        """Return what one round costs: of a run's first charge, or of a round that is tried again.
+        """Return what one round costs: the first of those that a matrix pays for, or one tried again.
 
         A matrix is paid for by the first charge. A round that is tried again releases one row of it again:
         a unit takes part in it once at most within its bands, so that it is 1 clip bound of sensitivity more.

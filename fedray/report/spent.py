@@ -21,7 +21,9 @@ def sentences(told: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> I
     figure = f"{headline(told).capitalize()}, to add or remove one of them{whole}."
     who = f"Noise {' and '.join(makers)}; trusted with what it is added to: {', '.join(trusted)}."
     yield {"sign": "yes", "text": f"{figure} {who} {_by_round(rounds)}"}
-    exact = sorted({name for names in told["exact"].values() for name in names})
+    if None in told["exact"].values():
+        yield {"sign": "no", "text": "What the masked sum holds without noise beside it is in egress.txt."}
+    exact = sorted({name for names in told["exact"].values() for name in names or ()})
     if exact:
         yield {"sign": "no", "text": f"Released without noise, outside of this epsilon: {', '.join(exact)}."}
 

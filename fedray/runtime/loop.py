@@ -93,15 +93,18 @@ def compute(
     passes: Sequence[Pass] = (),
     seed: int = 0,
     quorum: float = 1.0,
+    ledger: Any = None,
 ) -> Any:
     """Run one round of a program on all sites and return its metrics, or its server output where it has none.
 
-    Raises QuorumError where fewer than `quorum` of the sites deliver.
+    `ledger`, a PrivacyLedger, is charged first where the program draws noise. Raises QuorumError where fewer
+    than `quorum` of the sites deliver.
     """
     plan = compile(program, passes)
     ALL_SITES.check(plan, federation.num_sites)
     _check_regions((plan,), federation)
     federation.hello()
+    Spending(ledger, None, plan, {}).pay(federation, ALL_SITES, seed)
     outputs = federation.call("compute", plan, program.init(state), seed, 0, quorum)
     return outputs["metrics"] if outputs.get("metrics") is not None else outputs["state"]
 
@@ -317,7 +320,7 @@ class _Run:
         if self.server_evaluate is not None:
             metrics = self.federation.call("call_with_state", _OnParams(self.server_evaluate))
             self._log(EvaluationRecord(round=round, split="server", metrics=dict(metrics)))
-        if "valid" not in self.programs:
+        if "valid" not in self.programs or not self.spending.evaluation("valid", round):
             return
         record = self._evaluate("valid", round)
         if self.early_stop is None:
@@ -339,7 +342,6 @@ class _Run:
 
     def _evaluate(self, split: str, round: int, state: Any = None) -> EvaluationRecord:
         started = time.monotonic()
-        self.spending.evaluation(split, round)
         state = params_of(state) if state is not None else self.federation.call("call_with_state", params_of)
         outputs = self.federation.call("compute", self.programs[split], state, self.seed, round, 0.5)
         failures = outputs["failures"]
@@ -369,7 +371,7 @@ class _Run:
             self.save(last)
         chosen = self.best_state if select == "best_valid" and self.best_state is not None else None
         self.result.state = chosen if chosen is not None else self.federation.call("call_with_state", _whole)
-        if "test" in self.programs:
+        if "test" in self.programs and self.spending.evaluation("test", max(last, 0)):
             self._evaluate("test", max(last, 0), self.result.state)
         self.result.seconds, self.result.privacy = time.monotonic() - self.started, self.spending.end()
         if self.tracker is not None:

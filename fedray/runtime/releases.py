@@ -8,7 +8,7 @@ from typing import Any
 from fedray import tree
 from fedray.accounting import Mechanism
 from fedray.core import trace as fr
-from fedray.core.graph import Node, Op, Placement
+from fedray.core.graph import Label, Node, Op, Placement
 from fedray.core.trace import Algorithm, Outputs
 from fedray.errors import ConfigError
 from fedray.runtime.plan import Plan
@@ -74,8 +74,14 @@ def _parts(thing: Any) -> Iterator[Any]:
                 continue
 
 
-def exact_names(plan: Plan, releases: Sequence[Release]) -> list[str]:
-    """Return the names that leave without noise: neither under it at the server, nor made of it at a site."""
+def exact_names(plan: Plan, releases: Sequence[Release]) -> list[str] | None:
+    """Return the names that leave without noise: neither under it at the server, nor made of it at a site.
+
+    None where sums are masked: one vector then holds several names, and the graph does not say which of them
+    have noise.
+    """
+    if releases and any(getattr(node.fn, "grants", None) is Label.MASKED for node in plan.nodes):
+        return None
     drawn = {release.node for release in releases}
     under = set().union(*(_before(node) for node in drawn if node.placement is Placement.SERVER))
     exact = set()

@@ -50,7 +50,7 @@ class Spending:
         self.ledger = ledger
         self.run = uuid.uuid4().hex
         self.accounts: dict[str, tuple[Account, ...]] = {}  # by a plan's digest
-        self.exact: dict[str, list[str]] = {}  # by a plan's name: what leaves without noise
+        self.exact: dict[str, list[str] | None] = {}  # by a plan's name: what leaves without noise
         self._opened: dict[str, int] = {}
 
     def begin(
@@ -177,6 +177,12 @@ class Spending:
                     raise
                 logger.warning("round %d: %s; the attempt is paid for, another is charged", round, error)
         raise AssertionError("a round is tried at least once")
+
+    def pay(self, federation: Any, schedule: Synchronous, seed: int) -> None:
+        """Charge a program of one round to the ledger given. Raises BudgetError where it is too much."""
+        if self.ledger is not None:
+            self.begin(federation, schedule, {}, range(1), seed)
+            self.ledger.charge(self._opened[self.plan.digest], 0)
 
     def evaluation(self, split: str, round: int) -> bool:
         """Charge an evaluation that draws noise; tell whether the budget bears it."""

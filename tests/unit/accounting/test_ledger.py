@@ -104,6 +104,14 @@ def test_matrix_is_paid_for_once_and_a_round_tried_again_costs_its_row() -> None
     assert ledger.epsilon() == accountant.epsilon({MATRIX: 1, again: 1}, 1e-5)
 
 
+def test_matrix_that_goes_on_beyond_its_rounds_is_paid_for_again() -> None:
+    ledger = PrivacyLedger()
+    number = opened(ledger, mechanism=MATRIX)
+    for round in range(21):
+        ledger.charge(number, round)
+    assert ledger.epsilon() == accountant.epsilon({MATRIX: 2}, 1e-5)
+
+
 def test_names_in_the_ledger_tell_neither_site_nor_data(tmp_path: Path) -> None:
     text = charged(tmp_path, dataset="icu of mercy hospital").read_text()
     assert "h1" not in text and "mercy" not in text and str(tmp_path) not in text

@@ -76,6 +76,20 @@ def noised(mechanism=SITE, local=None):
     return fr.Algorithm(lambda params: params, round, name="noised")
 
 
+def pooled(program):
+    """The program as an evaluation, whose metrics are pooled."""
+
+    def round(server, site):
+        found = program.round(server, site)
+        return fr.Outputs(metrics=fr.apply(as_pooled, found.server, found.metrics))
+
+    return replace(program, round=round)
+
+
+def as_pooled(_, metrics):
+    return {"pooled": dict(metrics)}
+
+
 def trained(algorithm, rounds=4, sites=4, **settings):
     with fr.simulate(toy.sites(sites)) as federation:
         return fr.fit(algorithm, federation, init=toy.INIT, rounds=rounds, **settings)
@@ -231,6 +245,30 @@ def test_names_that_leave_without_noise_are_told_apart():
     assert names(noised()) == ["metrics"]
     assert names(noised(mechanism=None, local=SiteNoise())) == []
     assert names(noised(mechanism=None)) == ["delta", "metrics"]
+
+
+def test_single_program_with_noise_pays_once_and_is_refused_when_nothing_is_left(tmp_path):
+    ledger = kept(tmp_path, epsilon=spent(SITE, 1))
+    with fr.simulate(toy.sites(3)) as federation:
+        assert fr.compute(noised(), federation, state=fr.tree.flatten(toy.INIT), ledger=ledger) is not None
+        with pytest.raises(BudgetError):
+            fr.compute(noised(), federation, state=fr.tree.flatten(toy.INIT), ledger=ledger)
+    assert ledger.epsilon() == spent(SITE, 1)
+
+
+def test_evaluation_that_draws_noise_is_charged_beside_the_rounds(tmp_path):
+    ledger = kept(tmp_path)
+    evaluation = replace(noised(replace(SITE, noise_multiplier=7.0)), name="evaluation")
+    trained(noised(), evaluate={"valid": pooled(evaluation)}, every=2, ledger=ledger)
+    expected = {SITE: 4, replace(SITE, noise_multiplier=7.0): 2}
+    assert ledger.epsilon() == accountant.epsilon(expected, 1e-5)
+
+
+def test_evaluation_that_would_overspend_is_not_made(tmp_path):
+    ledger = kept(tmp_path, epsilon=spent(SITE, 4))
+    evaluation = pooled(replace(noised(replace(SITE, noise_multiplier=1.0)), name="evaluation"))
+    result = trained(noised(), evaluate={"valid": evaluation, "test": evaluation}, every=2, ledger=ledger)
+    assert result.evaluations == [] and result.rounds == 4 and ledger.epsilon() == spent(SITE, 4)
 
 
 def run_on(folder, rounds, resume, **settings):
