@@ -23,10 +23,11 @@ from fedray import tree
 from fedray.core.graph import Label
 from fedray.core.rewrite import Pass, policies
 from fedray.core.trace import Algorithm
-from fedray.errors import CheckpointError, ConfigError, QuorumError, ScheduleError, SiteError
+from fedray.errors import CheckpointError, QuorumError, SiteError
 from fedray.runtime import memory
 from fedray.runtime.buffered import Buffered
 from fedray.runtime.checkpoint import Checkpoints
+from fedray.runtime.checks import check_regions, check_settings, check_sites
 from fedray.runtime.federation import Federation, device_of
 from fedray.runtime.interrupt import interruptible
 from fedray.runtime.learnt import Learnt
@@ -72,11 +73,11 @@ def fit(
     `fold="fast"` adds up models in float32: a quarter of the bytes and memory of a partial sum, for large
     models; bits then depend on who answers first. Raises before any site is touched where parts do not fit.
     """
-    _check(rounds, every, select, early_stop, evaluate)
+    check_settings(rounds, every, select, early_stop, evaluate)
     schedule.check_sites(federation.num_sites)
     plan = compile(algorithm, passes, schedule, fold)
     programs = {split: compile(program, policies(passes)) for split, program in (evaluate or {}).items()}
-    _check_regions((plan, *programs.values()), federation)
+    check_regions((plan, *programs.values()), federation)
     run = _Run(federation, plan, tracker, programs, server_evaluate, early_stop, checkpoint, ledger, seed)
     with interruptible() as interrupt:
         run.begin(algorithm.init(_flat(init)), schedule, resume, rounds)
@@ -102,7 +103,7 @@ def compute(
     """
     plan = compile(program, passes)
     ALL_SITES.check(plan, federation.num_sites)
-    _check_regions((plan,), federation)
+    check_regions((plan,), federation)
     federation.hello()
     Spending(ledger, None, plan, {}).pay(federation, ALL_SITES, seed)
     outputs = federation.call("compute", plan, program.init(state), seed, 0, quorum)
@@ -118,56 +119,6 @@ def _flat(init: Any) -> Any:
     ):
         return init
     return tree.flatten(init) if len({leaf.dtype for leaf in init.values()}) == 1 else init
-
-
-def _check_regions(plans: Sequence[Plan], federation: Federation) -> None:
-    """Raise ConfigError where a plan goes by regions and a site has none."""
-    lost = [site for site in federation.sites if site not in federation.regions]
-    for plan in plans:
-        if lost and any(kind.is_by_region for kind in plan.kinds):
-            raise ConfigError(
-                f"{plan.name} goes by regions, and {len(lost)} sites declare none ({', '.join(lost[:3])}): "
-                "give simulate(regions={region: [site, ...]}), or a data set with regions"
-            )
-
-
-def _check(
-    rounds: int,
-    every: int,
-    select: str,
-    early_stop: EarlyStop | None,
-    evaluate: Mapping[str, Algorithm] | None,
-) -> None:
-    problems = []
-    if rounds < 1:
-        problems.append(f"rounds={rounds}: train for at least 1 round")
-    if every < 1:
-        problems.append(f"every={every}: evaluate every 1 or more rounds")
-    if select not in ("last", "best_valid"):
-        problems.append(f"select={select!r}: choose 'last' or 'best_valid'")
-    if (early_stop is not None or select == "best_valid") and "valid" not in (evaluate or {}):
-        problems.append("early_stop and select='best_valid' need evaluate={'valid': ...}")
-    if problems:
-        raise ConfigError(problems)
-
-
-def _check_sites(plan: Plan, schedule: Synchronous | Buffered, federation: Federation) -> None:
-    """Raise where the schedule leaves out a site that is needed, or the algorithm was made for others."""
-    num_sites = federation.num_sites
-    for kind in plan.kinds:
-        schedule.check(kind, num_sites)
-    if plan.needs_all and schedule.expected_cohort(num_sites) < num_sites:
-        raise ScheduleError(
-            f"{plan.name} needs all {num_sites} sites in every round, for each holds a part of every record, "
-            f"and the schedule asks {schedule.expected_cohort(num_sites)}: use schedule.cohort=1.0"
-        )
-    there = set(federation.sites)
-    if plan.sites and set(plan.sites) != there:
-        strange, missing = sorted(set(plan.sites) - there), sorted(there - set(plan.sites))
-        told = [f"{', '.join(found[:3])}{', ...' * (len(found) > 3)} {what}" for found, what in
-                ((strange, "not in the federation"), (missing, "not named")) if found]  # fmt: skip
-        raise ConfigError(f"{plan.name} was made for other sites than there are ({'; '.join(told)}): "
-                          "give it sites=tuple(federation.sites)")  # fmt: skip
 
 
 class _Run:
@@ -199,7 +150,7 @@ class _Run:
         self.saved_at, self.saved_round = self.started, -1
 
     def begin(self, state: Any, schedule: Synchronous | Buffered, resume: bool, rounds: int) -> None:
-        _check_sites(self.plan, schedule, self.federation)
+        check_sites(self.plan, schedule, self.federation)
         if schedule.wait_for:
             self.federation.call("wait_for", schedule.wait_for, schedule.wait_s)
         rows, blank = self.federation.hello(), self.federation.call("blank")
