@@ -59,6 +59,8 @@ class View:
     def start(self, plan: Any, facts: Mapping[str, Any]) -> None:
         """Show the head line."""
         self.facts, self.first, self.started = facts, int(facts.get("first_round", 0)), time.monotonic()
+        for line in facts.get("privacy") or ():
+            self._say(f"privacy: {line}")
         if is_plain(self.console):
             self._say(self._head())
         else:

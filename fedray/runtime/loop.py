@@ -173,7 +173,8 @@ class _Run:
         if self.tracker is not None:
             facts = {"sites": self.federation.num_sites, "where": self.federation.where, "seed": self.seed,
                      "fold": self.plan.fold, "row_invariant": row_invariant, "first_round": self.next_round,
-                     "evaluations": list(self.programs.values())}  # fmt: skip
+                     "evaluations": list(self.programs.values()),
+                     "privacy": self.spending.lines}  # fmt: skip
             self.tracker.start(self.plan, facts)
 
     def train(self, rounds: int, every: int, interrupt: threading.Event) -> None:

@@ -17,8 +17,9 @@ from typing import Any
 
 from fedray import tree
 from fedray.accounting import PrivacyLedger
-from fedray.accounting.calibrate import refuse_hopeless
-from fedray.accounting.spent import Account
+from fedray.accounting.calibrate import noise_of, refuse_hopeless
+from fedray.accounting.ledger import Opened
+from fedray.accounting.spent import Account, added, largest
 from fedray.errors import BudgetError, ConfigError, LedgerError, QuorumError, ScheduleError
 from fedray.runtime.buffered import Buffered
 from fedray.runtime.checkpoint import Checkpoints
@@ -51,6 +52,7 @@ class Spending:
         self.run = uuid.uuid4().hex
         self.accounts: dict[str, tuple[Account, ...]] = {}  # by a plan's digest
         self.exact: dict[str, list[str] | None] = {}  # by a plan's name: what leaves without noise
+        self.lines: list[str] = []  # what is said of the noise before the first round
         self._opened: dict[str, int] = {}
 
     def begin(
@@ -77,6 +79,9 @@ class Spending:
         if rounds.start:
             self._resume(self.ledger)
         self._open(self.ledger)
+        self._forecast(self.ledger.delta)
+        for line in self.lines:
+            logger.info("privacy: %s", line)
         return self.ledger
 
     def _check_schedule(self) -> None:
@@ -109,6 +114,24 @@ class Spending:
                 if mechanism.is_per_site or (mechanism.unit != "site" and mechanism.divisor is None):
                     mechanism = mechanism.at_site(max(self.sizes.values()))
                 refuse_hopeless(mechanism, num_params)
+                if (noise := noise_of(mechanism, num_params)) is not None:
+                    size = f"{noise.per_coordinate:.3g} on each number, {noise.norm:.3g} clip bounds long"
+                    told = f"noise multiplier {mechanism.known[0]:.4g}: {size}"
+                    self.lines.append(f"{told} beside at most 1 to be learnt")
+
+    def _forecast(self, delta: float) -> None:
+        """Say what the whole run will have spent on a site that is asked in every round."""
+        planned, rounds = Opened(self.run, self.accounts[self.plan.digest]), self.rounds.stop
+        later = planned.cost_of_others()
+        spent = [added(now, later[key], rounds - 1) for key, now in planned.cost(0).items()]
+        told = f"epsilon {largest(spent, delta, coarse=True):.3g} at delta {delta:g} after {rounds} rounds"
+        mechanisms = [account.mechanism for account in planned.accounts]
+        for unit, noise_by, trusted in sorted(
+            {(each.unit, each.noise_by, each.trusted) for each in mechanisms}
+        ):
+            self.lines.append(
+                f"{told}, to add or remove one {unit}; noise by the {noise_by}, trusted: {trusted}"
+            )
 
     def _units(self, release: Release, federation: Any) -> dict[str, int]:
         """Return how many units each site has: its rows, or what the training counts in its data."""

@@ -218,6 +218,14 @@ def test_patients_are_counted_by_the_training_and_not_by_rows():
         trained(noised(mechanism=None, local=SiteNoise(mechanism=mechanism)), rounds=1)
 
 
+def test_noise_and_epsilon_of_the_whole_run_are_told_before_it(caplog):
+    with caplog.at_level(logging.INFO, "fedray.runtime.spending"):
+        trained(noised(replace(SITE, divisor=4)), rounds=5)
+    assert "noise multiplier 10: 2.5 on each number, 6.12 clip bounds long" in caplog.text
+    assert f"epsilon {spent(SITE, 5):.3g} at delta 1e-05 after 5 rounds" in caplog.text
+    assert "add or remove one site; noise by the server, trusted: server" in caplog.text
+
+
 def test_hopeless_noise_is_refused_before_a_round():
     with pytest.raises(ConfigError, match="max_noise"):
         trained(noised(replace(SITE, noise_multiplier=100.0, divisor=4)))
