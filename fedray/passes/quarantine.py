@@ -43,6 +43,7 @@ class Watched:
     probation: int
     most: float
     keeps: ClassVar[bool] = True
+    remembers_sites: ClassVar[bool] = True
 
     @property
     def title(self) -> str:

@@ -84,6 +84,11 @@ class Aggregate:
     rule: Rule
     needs: ClassVar[Label] = Label.VISIBLE
 
+    @property
+    def remembers_sites(self) -> bool:
+        """Whether the rule must know again who sent a row in earlier rounds: groups drawn anew do not do."""
+        return bool(getattr(self.rule, "remembers_sites", False))
+
     def __call__(
         self, values: Mapping[str, Any], key: Key | None = None, memory: Any = None, root: Any = None
     ) -> dict[str, Any]:

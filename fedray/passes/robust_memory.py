@@ -7,16 +7,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from fedray import coded, rows, tree
 from fedray.frozen import without_frozen
 from fedray.passes import gram
+from fedray.passes.clipping import ClipByNorm
 from fedray.passes.compression import Names
 from fedray.passes.robust import UPDATES, Asked, Outcome, Robust, need
 from fedray.passes.stack import Array, Stack, Vectors
 from fedray.rng import Key
-from fedray.rows import Group, Tagged
 
 TINY = float(np.finfo(np.float64).tiny)
 
@@ -24,39 +22,6 @@ TINY = float(np.finfo(np.float64).tiny)
 def _factors(norms: Array, bound: float) -> Array:
     """Return what norms are multiplied by so that none is above the bound."""
     return np.minimum(1.0, bound / np.maximum(norms, TINY))
-
-
-@dataclass(frozen=True)
-class Shorten:
-    """Scale a value down to a norm, at the site. All its tensors of floats have one norm."""
-
-    max_norm: float
-
-    def __call__(self, x: Any) -> Any:
-        """Scale the value of one site."""
-        return coded.alone(self.rows, x)
-
-    def rows(self, group: Group, x: Tagged) -> Any:
-        """Scale the values of a group, each row by itself."""
-        value = rows.expand(x, group.k)
-        squares = [0.0] * group.k
-
-        def add(leaf: Any, number: int) -> Any:
-            for index, row in enumerate(_matrix(leaf)):
-                squares[index] += float(row.detach().double().square().sum())
-            return leaf
-
-        def shortened(leaf: Any, number: int) -> Any:
-            scaled = _matrix(leaf) * rows.beside(factors, _matrix(leaf))
-            return tree.Flat(scaled, leaf.schema) if isinstance(leaf, tree.Flat) else scaled
-
-        coded.on_leaves(add, value)
-        factors = torch.from_numpy(_factors(np.sqrt(squares), self.max_norm))
-        return coded.on_leaves(shortened, value)
-
-
-def _matrix(leaf: Any) -> Tensor:
-    return leaf.buffer if isinstance(leaf, tree.Flat) else leaf
 
 
 @dataclass(frozen=True)
@@ -89,7 +54,7 @@ def norm_bound(max_norm: float | None = None, only: Names = UPDATES) -> Robust:
     """
     if max_norm is not None and not 0 < max_norm < float("inf"):
         raise ValueError(f"norm_bound: max_norm={max_norm} is not above 0; leave it out for the median")
-    return Robust(Bounded(max_norm), tuple(only), None if max_norm is None else Shorten(max_norm))
+    return Robust(Bounded(max_norm), tuple(only), None if max_norm is None else ClipByNorm(max_norm))
 
 
 @dataclass(frozen=True)
@@ -135,6 +100,7 @@ class FoolsGold:
     """See `foolsgold`. Memory: {site: sum of its rows}."""
 
     keeps: ClassVar[bool] = True
+    remembers_sites: ClassVar[bool] = True
     title: ClassVar[str] = "foolsgold"
 
     def __call__(self, asked: Asked) -> Outcome:

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fedray import tree
-from fedray.core.graph import Graph, Label, Node, Op
+from fedray.core.graph import MADE_UP, Graph, Label, Node, Op
 from fedray.core.rewrite import rewrite
-from fedray.errors import PassError
+from fedray.errors import PassError, SecurityConflict
 from fedray.passes.secure_hub import Desks, Messages, unmasked
 from fedray.passes.secure_setup import Setup
 from fedray.passes.secure_steps import Lane, Opened, check_cohort, opened
@@ -25,8 +25,14 @@ from fedray.passes.secure_words import OpenedSum, Read, read
 def means_for_rules(graph: Graph) -> tuple[Graph, tuple[str, ...]]:
     """Return the graph in which what a rule gathers is summed, and the names of these sums.
 
-    Raises PassError where nothing asks for each site's value.
+    Raises PassError where nothing asks for each site's value, SecurityConflict where it must know them again.
     """
+    for node in graph.nodes:
+        if node.fn is not None and getattr(node.fn, "remembers_sites", False):
+            raise SecurityConflict(
+                f"{graph.name}: the rule at {node.where} remembers sites from round to round, and "
+                "group_secure_sum draws groups anew. Fix: another rule, such as median, or drop one"
+            )
     needy = {
         arg
         for node in graph.nodes
@@ -100,8 +106,9 @@ class OpenGroups:
                 words = unmasked(desks.desks[number], words, shares or {})
             reads.append(read(words, total.schema, len(group)))  # type: ignore[arg-type]
         found = opened(combined(reads), self.lanes)
+        names = MADE_UP if setup.is_tried else [f"group{n}" for n in range(len(reads))]
         means = {
-            name: {f"group{n}": one.sums[name].divided_by(one.num_sites) for n, one in enumerate(reads)}
+            name: {names[n]: one.sums[name].divided_by(one.num_sites) for n, one in enumerate(reads)}
             for name in self.grouped
         }
         return replace(found, sums={**found.sums, **means})

@@ -20,7 +20,6 @@ from functools import partial
 from typing import Any
 
 from fedray import tree
-from fedray.core.graph import Label
 from fedray.core.rewrite import Pass, policies
 from fedray.core.trace import Algorithm
 from fedray.errors import CheckpointError, QuorumError, SiteError
@@ -197,7 +196,6 @@ class _Run:
         if isinstance(schedule, Buffered):
             cohort = schedule.concurrency
         row_bytes = tree.nbytes(dict(blank)) // len(next(iter(blank.values()))) if blank is not None else 0
-        needy = [node for node in self.plan.nodes if getattr(node.fn, "needs", None) is Label.VISIBLE]
         memory.check(
             memory.forecast(
                 num_packs=sum(spec.num_packs for spec in specs),
@@ -208,7 +206,7 @@ class _Run:
                 state_slots=len(self.plan.slots),
                 num_sites=num_sites,
                 data_bytes=row_bytes * sum(rows.values()),
-                num_gathered=len(needy),
+                num_gathered=self.plan.num_gathered,
                 is_fast=self.plan.fold == "fast",
             )
         )

@@ -2,16 +2,13 @@
 
 import numpy as np
 import pytest
-import torch
 
 import fedray as fr
 from fedray.core.explain import egress_rows
 from fedray.core.trace import trace
-from fedray.errors import PassError, QuorumError
+from fedray.errors import PassError, QuorumError, SecurityConflict
 from fedray.passes.robust import Robust
-from fedray.passes.robust_memory import Shorten
 from fedray.runtime.checkpoint import Checkpoints
-from fedray.testing import check_rows
 from tests.unit.algorithms.test_egress import promised
 from tests.unit.passes import robust_papers as papers
 from tests.unit.passes.cases import fedavg_by_hand, trained, vector
@@ -153,14 +150,33 @@ def test_a_run_is_resumed_with_what_a_rule_remembers(name, tmp_path):
     assert resumed.params_sha256 == run(5).params_sha256
 
 
-def test_the_bound_that_a_site_keeps_has_the_same_bits_among_others():
-    draws = torch.Generator().manual_seed(0)
-    updates = [(fr.tree.flatten({"w": torch.randn(40, 3, generator=draws), "b": torch.randn(3)}),)
-               for _ in range(30)]
-    check_rows(Shorten(2.0), updates, tolerance=1e-7)
-    assert abs(fr.tree.norm(Shorten(2.0)(updates[0][0])) - 2.0) < 1e-6
-    short = fr.tree.scale(updates[0][0], 1e-3)
-    assert torch.equal(Shorten(2.0)(short).buffer, short.buffer)
+def test_a_fixed_bound_is_kept_where_the_update_is_and_checked_at_the_server():
+    shown = fr.explain(fr.compile(ALGORITHMS["fedavg"](), [P.norm_bound(0.05)]))
+    assert shown.index("map ClipByNorm") < shown.index("gather 'delta'") < shown.index("apply Aggregate")
+
+
+@pytest.mark.parametrize("name", ["median", "trimmed_mean", "krum", "nnm"])
+def test_a_rule_compares_the_means_of_groups_where_sums_are_secure(name):
+    groups = P.group_secure_sum(5, mode="ideal", min_cohort=3)
+    with fr.simulate(sites(15)) as federation:
+        result = fr.fit(
+            ALGORITHMS["fedavg"](), federation, init=MODEL.init(0), rounds=2, passes=[ROBUST[name](), groups]
+        )
+    assert [record.counted for record in result.metrics] == [15, 15] and result.row_invariant is True
+    assert not any(row["visible"] == "yes" and row["name"] == "delta" for row in egress_rows(result.plan))
+
+
+@pytest.mark.parametrize("name", ["foolsgold", "quarantine"])
+def test_a_rule_that_knows_sites_again_is_refused_over_groups_that_are_drawn_anew(name):
+    groups = P.group_secure_sum(5, mode="ideal", min_cohort=3)
+    with pytest.raises(SecurityConflict, match=r"remembers sites .* Fix: "):
+        fr.compile(ALGORITHMS["fedavg"](), [ROBUST[name](), groups])
+
+
+@pytest.mark.parametrize("name", ["krum", "quarantine"])
+def test_a_rule_is_refused_beside_one_sum_that_hides_its_rows(name):
+    with pytest.raises(SecurityConflict, match="needs per-site updates at the server"):
+        fr.compile(ALGORITHMS["fedavg"](), [ROBUST[name](), P.secure_sum(mode="ideal")])
 
 
 def test_fltrust_needs_to_see_which_parameters_the_sites_start_from():
