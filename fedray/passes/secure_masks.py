@@ -177,11 +177,15 @@ class _Step:
     def step(self, party: Party, *told: Any) -> None:
         raise NotImplementedError
 
-    def __call__(self, party: Party, *told: Any) -> Party:
-        """Take the step of one site."""
+    def taken(self, party: Party, *told: Any) -> Party:
+        """Take the step, unless sites are made up."""
         if not party.setup.is_tried:
             self.step(party, *told)
         return party
+
+    def __call__(self, party: Party, *told: Any) -> Party:
+        """Take the step of one site."""
+        return self.taken(party, *told)
 
     def rows(self, group: Group, party: Tagged, *told: Tagged) -> Any:
         """Take the step of each site of a group."""
@@ -243,13 +247,27 @@ class Join(_Step):
 
     label: str
 
-    def step(self, party: Party, forward: torch.Tensor, members: Sequence[torch.Tensor], *shown: Any) -> None:
-        """Take the step. Raises ValueError where a package does not open: the site is out of this sum."""
+    def step(
+        self, party: Party, forward: torch.Tensor, members: Sequence[torch.Tensor], model: bytes
+    ) -> None:
+        """Take the step. Raises SecrecyError where a package does not open: the site is out of this sum."""
         assert party.site is not None
-        accepted = party.site.accept(from_tensor(Forward, forward))
+        party.site.accept(from_tensor(Forward, forward))
         told = from_tensor(Members, members[party.setup.group_of(party.name)])
-        party.sent["A3c"] = to_tensor(accepted)
-        party.round = party.site.round(told, party.setup.round, hash_of(self.label, shown))
+        party.round = party.site.round(told, party.setup.round, model)
+
+    def __call__(self, party: Party, *told: Any) -> Party:
+        """Take the step of one site."""
+        forward, members, *shown = told
+        return self.taken(party, forward, members, hash_of(self.label, shown))
+
+    def rows(self, group: Group, party: Tagged, *told: Tagged) -> Any:
+        """Take the step of each site of a group, which are all shown the same."""
+        model = hash_of(self.label, [rows.row(one, 0) for one in told[2:]])
+        return _each(
+            group,
+            lambda row: self.taken(rows.row(party, row), *(rows.row(one, row) for one in told[:2]), model),
+        )
 
 
 def hash_of(label: str, shown: Sequence[Any]) -> bytes:
