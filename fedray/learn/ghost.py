@@ -39,6 +39,10 @@ class Units:
         """Tell whether every unit has one row, in order."""
         return self.count == len(self.of_row)
 
+    def to(self, device: torch.device) -> "Units":
+        """Return the same on a device."""
+        return Units(self.of_row.to(device), self.count)
+
     def sum(self, rows: Tensor) -> Tensor:
         """Return the sum over each unit's rows, (units, ...)."""
         if self.is_alone:

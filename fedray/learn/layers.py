@@ -68,7 +68,7 @@ class Frame:
 def row_norms(x: Tensor, g: Tensor, has_bias: bool, same: Tensor | None) -> Tensor:
     """Return the squared norm of each row's own gradient of a linear layer, whose input is x: |x|^2 |g|^2.
 
-    With `same` (sites, rows, rows), 1 where two rows are of one unit: of the gradient of the row's unit.
+    With `same` (sites, rows, rows), 1 where two rows are of one unit: the row's part of its unit's squared norm.
     """
     if same is None:
         return (x.square().sum(2) + (1 if has_bias else 0)) * g.square().sum(2)
@@ -77,7 +77,7 @@ def row_norms(x: Tensor, g: Tensor, has_bias: bool, same: Tensor | None) -> Tens
 
 
 def unit_norms(rows: Tensor, same: Tensor | None) -> Tensor:
-    """Return the squared norm of each row, or of the sum of its unit's rows."""
+    """Return the squared norm of each row, or its part of that of the sum of its unit's rows."""
     return rows.square().sum(2) if same is None else (torch.bmm(rows, rows.mT) * same).sum(2)
 
 
@@ -122,7 +122,7 @@ class Linear:
         return torch.bmm(g, self.w, out=self.gx) if needs_input else None
 
     def norms(self, same: Tensor | None) -> Tensor:
-        """Return the squared norm of each row's (or its unit's) own gradient, (active, width)."""
+        """Return the squared norm of each row's own gradient, or its part of its unit's, (active, width)."""
         return row_norms(self.x, self.g, self.has_bias, same)
 
     def learn(self) -> None:
@@ -227,7 +227,7 @@ class LayerNorm:
         )[0]
 
     def norms(self, same: Tensor | None) -> Tensor | None:
-        """Return the squared norm of each row's (or its unit's) own gradient, (active, width)."""
+        """Return the squared norm of each row's own gradient, or its part of its unit's, (active, width)."""
         if not self.has_scale:
             return None
         found = unit_norms(self.g * self.plain, same)
@@ -324,7 +324,7 @@ class Bag:
         return None
 
     def norms(self, same: Tensor | None) -> Tensor:
-        """Return the squared norm of each row's (or its unit's) own gradient, (active, width).
+        """Return the squared norm of each row's own gradient, or its part of its unit's, (active, width).
 
         A unit's vectors for one word are summed first.
         """
@@ -334,8 +334,7 @@ class Bag:
             rows = rows[:, :1] + same.argmax(2)  # the first row of the unit stands for it
         unit = rows.unsqueeze(2).expand_as(self.share).reshape(-1)
         spread = (self.g.unsqueeze(2) * self.share.unsqueeze(3)).view(-1, self.width)
-        found = table_norms(unit, active * width, self.at, spread)
-        return found[rows]
+        return table_norms(unit, active * width, self.at, spread).view(active, width)
 
     def learn(self) -> None:
         """Move the vectors, or collect their gradient."""

@@ -192,7 +192,7 @@ class LocalTraining:
         Metrics: `loss`, the mean over the rows seen, before each step and without penalties.
         """
         params = tree.flatten(params)
-        pull = self._pull(params, correction, anchor, prox)
+        pull = self.pull(params, correction, anchor, prox)
         rate = self.rate(rng.round) if lr is None else lr
         rows, valid = training_rows(data), None if self.patience is None else valid_rows(data)
         limit = self.steps if steps is None else steps
@@ -265,7 +265,8 @@ class LocalTraining:
             raise ValueError("an anchor without prox pulls nowhere: give prox=")
         return strength
 
-    def _pull(self, params: Flat, correction: Any, anchor: Any, prox: float | None) -> Pull:
+    def pull(self, params: Flat, correction: Any, anchor: Any, prox: float | None) -> Pull:
+        """Return what acts on gradients besides the loss."""
         strength = self.pull_of(anchor is not None, prox)
         trainable = params.schema.trainable
 

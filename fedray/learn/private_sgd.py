@@ -19,7 +19,7 @@ Source: Abadi, Chu, Goodfellow, McMahan, Mironov, Talwar, Zhang, Deep learning w
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
@@ -256,7 +256,7 @@ def private_sgd(
         unit="record" if unit is None else "patient", noise_by="sites", trusted="nobody",
     )  # fmt: skip
     if sampling_rate is not None:
-        mechanism = mechanism.at_site(1)._replaced_divisor()
+        mechanism = replace(mechanism.at_site(1), divisor=None)  # one rate: the same at all sites
     rule: Rule = AdamWRule(weight_decay=weight_decay) if adamw else SgdRule(momentum, weight_decay)
     training = LocalTraining(
         model=model, lr=lr, rule=rule, steps=1, record_clip=clip, l2=l2, prox=prox, pos_weight=pos_weight,

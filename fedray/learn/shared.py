@@ -55,7 +55,7 @@ class Shared:
         return None
 
     def norms(self, same: Tensor | None) -> Tensor:
-        """Return the squared norm of each row's (or its unit's) own gradient, (active, width)."""
+        """Return the squared norm of each row's own gradient, or its part of its unit's, (active, width)."""
         return row_norms(self.x.repeat_interleave(self.lanes, 0), self.g, self.inner.has_bias, same)
 
     def learn(self) -> None:

@@ -333,7 +333,10 @@ class Training:
         """Scale the gradient of each row, or of each unit, to a norm of at most `bound`, then learn."""
         same = None if units is None else (units.unsqueeze(2) == units.unsqueeze(1)).to(share.dtype)
         norms = [(layer, norm) for layer in self.layers if (norm := layer.norms(same)) is not None]
-        total = torch.stack([norm for _, norm in norms]).sum(0).clamp_min_(0).sqrt_()  # -0.0 of pairs
+        total = torch.stack([norm for _, norm in norms]).sum(0)
+        if same is not None:
+            total = (same * total.unsqueeze(1)).sum(2).clamp_min_(0)  # rounding may go below
+        total.sqrt_()
         factor = torch.clamp(bound * share / (total + CLIP_EPS * share), max=1.0).nan_to_num_(0.0)
         for layer, _ in norms:
             layer.g = layer.g * factor.unsqueeze(2)

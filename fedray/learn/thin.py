@@ -59,7 +59,7 @@ class Thin:
         return torch.sum(self.product, 2, keepdim=True, out=self.gx)
 
     def norms(self, same: Tensor | None) -> Tensor:
-        """Return the squared norm of each row's (or its unit's) own gradient, (active, width)."""
+        """Return the squared norm of each row's own gradient, or its part of its unit's, (active, width)."""
         return row_norms(self.x, self.g, self.has_bias, same)
 
     def learn(self) -> None:
@@ -124,7 +124,7 @@ class Single:
         return torch.mul(g, self.first, out=self.gx) if needs_input else None
 
     def norms(self, same: Tensor | None) -> Tensor:
-        """Return the squared norm of each row's (or its unit's) own gradient, (active, width)."""
+        """Return the squared norm of each row's own gradient, or its part of its unit's, (active, width)."""
         return row_norms(self.x, self.g, self.has_bias, same)
 
     def gradient_columns(self) -> Tensor:
