@@ -70,10 +70,11 @@ class Sampled:
 
     def batches(self) -> Iterator[tuple[Tensor, Units]]:
         """Yield each step's rows and their units."""
-        ends = torch.bincount(self.step, minlength=self.steps).cumsum(0).tolist()
-        for begin, end in zip([0, *ends[:-1]], ends, strict=True):
+        begin = 0
+        for end in torch.bincount(self.step, minlength=self.steps).cumsum(0).tolist():
             found, inverse = torch.unique_consecutive(self.unit[begin:end], return_inverse=True)
             yield self.rows[begin:end], Units(inverse, len(found))
+            begin = end
 
 
 @dataclass(frozen=True, slots=True)

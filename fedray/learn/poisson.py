@@ -75,7 +75,7 @@ def _placed(one: Sampled, width: int, is_alone: bool) -> tuple[Ints, Ints, Ints]
     if sizes.max(initial=0) > width:
         raise ValueError(
             f"private_sgd: a patient has more than {width} records, which the stacked form keeps together. "
-            f"Fix: max_records={width} or less, or form='loop'"
+            f"Fix: max_records_per_unit={width} or less, or form='loop'"
         )
     block, begin = np.empty_like(step), np.empty_like(step)
     number, at, last = 0, 0, -1

@@ -4,8 +4,8 @@
                                  unit="patient")
 
 Unit: a patient (all records of one at a site, where `unit` names the column that tells them apart), else a
-row, which is a guarantee per stay and not per patient. Adjacency: add/remove of one unit at one site. Noise by
-the site, from the operating system's entropy; trusted with plaintext: nobody outside the site.
+row, which is a guarantee per stay and not per patient. Adjacency: add/remove of one unit at one site. Noise
+by the site, from the operating system's entropy; trusted with plaintext: nobody outside the site.
 Public by assumption: how many patients a site has (it divides by the expected batch and weighs the update),
 and the learning rate. Nothing else leaves: there is no training loss among the metrics, and the functions of
 `LocalTraining` that read all rows without noise (`loss`, `gradient`, `row_losses`) are not here, so an
@@ -35,10 +35,18 @@ from fedray.learn.local import LocalTraining, Rate
 from fedray.learn.losses import PosWeight
 from fedray.learn.models import Model
 from fedray.learn.partly import can_train
-from fedray.learn.patients import Privacy, Sampled, records_of, sample
+from fedray.learn.patients import Privacy, records_of, sample
 from fedray.learn.poisson import poisson_layout
 from fedray.learn.rows import (
-    Stackable, buffer_of, extras_from, fits_chain, items_of, numbers_of, one_by_one, stackable, training_of,
+    Stackable,
+    buffer_of,
+    extras_from,
+    fits_chain,
+    items_of,
+    numbers_of,
+    one_by_one,
+    stackable,
+    training_of,
 )  # fmt: skip
 from fedray.learn.rules import AdamWRule, Rule, SgdRule
 from fedray.learn.stacked import Extras, Training
@@ -125,8 +133,8 @@ class PrivateTraining:
             batch = {n: c[chosen.to(c.device)].to(descent.weights.device) for n, c in rows.items()}
             descent.clip_units(batch, units.to(descent.weights.device), sampled.divisor, number)
             if std:
-                drawn = draw(1, params.schema, source).to(descent.weights.device)
-                descent.gradient.add_(drawn[0, :trainable], alpha=std)
+                drawn = Flat(draw(1, params.schema, source).to(descent.weights.device), params.schema)
+                torch._foreach_add_(descent.slots, [drawn[name] for name in descent.leaves], alpha=std)
             descent.adjust(pull)
             local.rule.step(descent.weights, descent.gradient, vectors, rate, number + 1)
             descent.refresh()
@@ -170,8 +178,8 @@ class PrivateTraining:
         noised.add([one.noise * self._clip / one.divisor for one in sampled], self.privacy.source())
         noised.begin(plan, start, extras_from(local, schema, start, keys, given), keys)
         noised.run(tables)
-        taken = column([one.steps for one in sampled])
-        return Update(Flat(noised.delta(), schema), column(list(map(num_rows, tables))), taken)  # type: ignore[arg-type]
+        numbers: Any = column(list(map(num_rows, tables))), column([one.steps for one in sampled])
+        return Update(Flat(noised.delta(), schema), *numbers)
 
 
 class Noised(Training):
