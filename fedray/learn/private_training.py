@@ -48,7 +48,7 @@ from fedray.learn.rows import (
     stackable,
     training_of,
 )  # fmt: skip
-from fedray.learn.rules import AdamWRule, Rule, SgdRule
+from fedray.learn.rules import SgdRule
 from fedray.learn.stacked import Extras, Training
 from fedray.learn.update import Update
 from fedray.rng import Key
@@ -162,13 +162,9 @@ class PrivateTraining:
         local, k = self.training, group.k
         keys, tables = items_of(rng, k), [training_rows(item) for item in items_of(data, k)]
         schema = params.value.schema if isinstance(params.value, Flat) else how.schema
-        is_trainable = can_train(local, how, schema)
-        if not is_trainable or not all(fits_chain(local, how, rows) for rows in tables):
-            return one_by_one(
-                group, (params, data, rng), given,
-                lambda item: is_trainable and fits_chain(local, how, training_rows(item)),
-                partial(self._train, how), self,
-            )  # fmt: skip
+        if not can_train(local, how, schema) or not all(fits_chain(local, how, rows) for rows in tables):
+            train = partial(self._train, how)
+            return one_by_one(local, how, group, (params, data, rng), given, train, self)
         start = buffer_of(params, schema)
         steps = numbers_of(given.get("steps"), k, None)
         sampled = [sample(*site) for site in zip(tables, [self.privacy] * k, keys, steps, strict=True)]
@@ -217,44 +213,25 @@ def _row_bytes(tables: Sequence[Batch]) -> int:
 
 
 def private_sgd(
-    model: Model | Callable[..., Tensor],
-    lr: Rate,
-    clip: float = 1.0,
-    *,
-    sampling_rate: float | None = None,
-    batch_size: float | None = None,
-    noise_multiplier: float | None = None,
-    epsilon: float | None = None,
-    delta: float = 1e-5,
-    rounds: int | None = None,
-    steps: int | None = None,
-    epochs: float = 1.0,
-    unit: str | None = None,
-    max_records_per_unit: int | None = None,
-    is_secret: bool = False,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-    l2: float = 0.0,
-    prox: float = 0.0,
-    pos_weight: PosWeight = None,
-    unpenalised: Sequence[str] = ("bias",),
-    adamw: bool = False,
-    form: str = "auto",
+    model: Model | Callable[..., Tensor], lr: Rate, clip: float = 1.0, *,
+    sampling_rate: float | None = None, batch_size: float | None = None,
+    noise_multiplier: float | None = None, epsilon: float | None = None, delta: float = 1e-5,
+    rounds: int | None = None, steps: int | None = None, epochs: float = 1.0,
+    unit: str | None = None, max_records_per_unit: int | None = None, is_secret: bool = False,
+    momentum: float = 0.0, weight_decay: float = 0.0, l2: float = 0.0, prox: float = 0.0,
+    pos_weight: PosWeight = None, unpenalised: Sequence[str] = ("bias",), form: str = "auto",
     source: Callable[[], noise.Source] = noise.keystream,
-) -> PrivateTraining:
-    """Gradient descent (or AdamW) at a site, whose steps are differentially private for its patients.
+) -> PrivateTraining:  # fmt: skip
+    """Gradient descent at a site, whose steps are differentially private for its patients.
 
-    Each step takes every unit with the same probability, clips the gradient of each (the sum over its rows'
-    losses) to the norm `clip`, adds Gaussian noise of `noise_multiplier` x `clip` to the sum and divides by
-    the expected number of units. `sampling_rate` gives all sites one probability, and so one noise and one
-    epsilon (the usual choice); `batch_size` gives them one expected batch: a site of n units takes each with
-    probability batch_size / n, and spends its own epsilon, or, with `epsilon`, adds its own noise.
-    `noise_multiplier`, or the `epsilon` at `delta` that is spent when all `rounds` rounds are done, as if the
-    site were asked in each. `steps` of a round, or as many as take every unit `epochs` times on average.
-    `unit` is the column of whole numbers that says whose a row is; without it the guarantee is per row.
-    All records of a unit are clipped together, or `max_records_per_unit` of them, drawn once. `is_secret`
-    draws the batches from the operating system's entropy, not from the run's seed. `source` opens the noise's
-    keystream, for tests.
+    Each step takes every unit with one probability, clips the gradient of each (the sum over its rows) to
+    the norm `clip`, adds normal noise of `noise_multiplier` x `clip` and divides by the expected number of
+    units. With `sampling_rate` all sites have one probability, one noise and one epsilon (the usual choice);
+    with `batch_size` a site of n units takes each with batch_size / n, and spends its own epsilon or, where
+    `epsilon` is given, adds its own noise. `epsilon` at `delta` is spent when all `rounds` rounds are done,
+    as if the site were asked in each. `steps` a round, or as many as take a unit `epochs` times on average.
+    `unit` is the column of whole numbers that says whose a row is. All records of a unit are clipped
+    together, or `max_records_per_unit` of them, drawn once. `source` opens the noise's keystream, for tests.
     Raises ValueError on settings that cannot be, and on models whose rows have no gradient of their own.
     """
     _check(sampling_rate, batch_size, noise_multiplier, epsilon, rounds, max_records_per_unit)
@@ -265,14 +242,12 @@ def private_sgd(
     )  # fmt: skip
     if sampling_rate is not None:
         mechanism = replace(mechanism.at_site(1), divisor=None)  # one rate: the same at all sites
-    rule: Rule = AdamWRule(weight_decay=weight_decay) if adamw else SgdRule(momentum, weight_decay)
     training = LocalTraining(
-        model=model, lr=lr, rule=rule, steps=1, record_clip=clip, l2=l2, prox=prox, pos_weight=pos_weight,
-        unpenalised=tuple(unpenalised), form=form,
+        model=model, lr=lr, rule=SgdRule(momentum, weight_decay), steps=1, record_clip=clip, l2=l2, prox=prox,
+        pos_weight=pos_weight, unpenalised=tuple(unpenalised), form=form,
     )  # fmt: skip
-    privacy = Privacy(
-        mechanism=mechanism, unit=unit, max_records=max_records_per_unit, is_secret=is_secret, source=source
-    )
+    privacy = Privacy(mechanism=mechanism, unit=unit, max_records=max_records_per_unit, is_secret=is_secret,
+                      source=source)  # fmt: skip
     return PrivateTraining(training=training, privacy=privacy)
 
 
@@ -281,8 +256,8 @@ def _check(
     epsilon: float | None, rounds: int | None, max_records: int | None,
 ) -> None:  # fmt: skip
     problems = {
-        "give sampling_rate or batch_size, one of the two": (sampling_rate is None) != (batch_size is None),
-        "give noise_multiplier or epsilon, one of the two": (noise_multiplier is None) != (epsilon is None),
+        "give sampling_rate or batch_size, and leave the other None": (sampling_rate is None) != (batch_size is None),
+        "give noise_multiplier or epsilon, and leave the other None": (noise_multiplier is None) != (epsilon is None),
         "epsilon needs rounds, all that are to come": epsilon is None or rounds is not None,
         f"batch_size={batch_size} must be above 0": batch_size is None or batch_size > 0,
         f"max_records_per_unit={max_records} must be 1 or more": max_records is None or max_records >= 1,

@@ -61,7 +61,7 @@ def test_sites_in_rows_are_invariant_and_equal_the_plain_form(name, draws):
     check_rows(quiet(local), sites(target), shared=[model.init(3)], tolerance=5e-6)
 
 
-@pytest.mark.parametrize("settings", [{"momentum": 0.9}, {"l2": 0.1}, {"adamw": True}, {"prox": 0.5}])
+@pytest.mark.parametrize("settings", [{"momentum": 0.9}, {"l2": 0.1}, {"prox": 0.5}])
 def test_rules_and_penalties_in_rows_equal_the_plain_form(settings):
     model = learn.mlp(FEATURES, (8,))
     local = learn.private_sgd(model, 0.1, 0.3, sampling_rate=0.4, noise_multiplier=1.0, steps=4, **settings)
