@@ -136,11 +136,24 @@ def build_experiment(tree: Mapping[str, Any], keep: Keep | None = None) -> Exper
         raise ConfigError(wrong)
     training = _training(tree, data)
     schedule = _schedule(tree, training)
-    known = {"num_sites": len(data), "cohort": schedule.expected_cohort(len(data))}
+    known = {
+        "num_sites": len(data), "cohort": schedule.expected_cohort(len(data)), "population": len(data),
+        "rounds": tree["rounds"], "sampling": _sampling(schedule), "num_params": num_params(training.init),
+    }
     chosen = [group for group in PASS_GROUPS if "_target_" in tree[group]]
     passes = tuple(call(group, tree[group], allow, **known) for group in chosen)
     return Experiment(tree=tree, data=data, training=training, schedule=schedule, passes=passes,
                       early_stop=_early_stop(tree["evaluate"]), keep=keep)
+
+
+def _sampling(schedule: Any) -> str | None:
+    """Return the kind of sampling that amplifies privacy, where the schedule samples so."""
+    return "poisson" if getattr(schedule, "sampling", None) == "poisson" else None
+
+
+def num_params(init: Any) -> int:
+    """Return how many numbers a model has."""
+    return sum(leaf.schema.num_elements for _, leaf in fr.tree.leaves(init) if isinstance(leaf, fr.tree.Flat))
 
 
 def _schedule(tree: Mapping[str, Any], training: Training) -> Any:

@@ -136,6 +136,15 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "compression.down.bucket": (lambda v: v >= 1, "at least 1, or null", "null"),
     "compression.lr": (lambda v: v > 0, "above 0", 0.001),
     "compression.rank": (lambda v: v >= 1, "at least 1", 2),
+    "privacy.clip": (lambda v: v > 0, "above 0", 1.0),
+    "privacy.noise_multiplier": (lambda v: v > 0, "above 0, or null", "null"),
+    "privacy.epsilon": (lambda v: v > 0, "above 0, or null", 8),
+    "privacy.delta": (lambda v: 0 < v < 1, "in (0, 1)", 1e-5),
+    "privacy.target": (lambda v: 0 < v < 1, "in (0, 1)", 0.5),
+    "privacy.lr": (lambda v: v > 0, "above 0", 0.2),
+    "privacy.mark_std": (lambda v: v > 0, "above 0, or null", "null"),
+    "privacy.bands": (lambda v: v >= 1, "at least 1, or null", "null"),
+    "privacy.honest": (lambda v: 0 < v <= 1, "in (0, 1]", 0.66),
     "schedule.quorum": (lambda v: 0 < v <= 1, "in (0, 1]", 0.8),
     "schedule.deadline_s": (lambda v: v > 0, "above 0, or null", "null"),
     "schedule.candidates": (lambda v: v >= 1, "at least 1, or null", "null"),
@@ -268,5 +277,20 @@ def _pairs(tree: Tree) -> Iterator[str]:
         yield "runtime.packs and runtime.sites_per_actor say the same thing twice. Fix: runtime.packs=null"
 
 
+def _privacy(tree: Tree) -> Iterator[str]:
+    privacy, algorithm = tree.get("privacy") or {}, tree.get("algorithm") or {}
+    if not str(privacy.get("_target_")).startswith("fedray.passes.site_dp"):
+        return
+    name = str(privacy["_target_"]).rpartition(".")[2]
+    if (privacy.get("epsilon") is None) == (privacy.get("noise_multiplier") is None):
+        yield f"privacy={name} takes an epsilon or a noise_multiplier, one of the two. Fix: privacy.epsilon=8"
+    if algorithm.get("weighted") and privacy.get("weights") is None:
+        yield (f"privacy={name} hides a site among others that count as much, and algorithm.weighted=true weighs "
+               "sites by rows. Fix: algorithm.weighted=false, or privacy.weights=uniform")
+    if (tree.get("model") or {}).get("norm") == "batch" and not str(algorithm.get("_target_")).endswith("fedbn"):
+        yield (f"privacy={name}: with model.norm=batch running variances are part of an update, and noise makes "
+               "them negative. Fix: model.norm=layer, or algorithm=fedbn")
+
+
 FINDERS = (_unset, _strangers, _targets, _numbers, _schedule, _rates, _data, _runs_dir, _extras, _words,
-           _pairs)
+           _pairs, _privacy)

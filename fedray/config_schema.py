@@ -16,6 +16,7 @@ from fedray import config_schema_graphs as graphs
 from fedray import config_schema_labels as labels
 from fedray import config_schema_learn as learn
 from fedray import config_schema_passes as passes
+from fedray import config_schema_privacy as privacy
 from fedray import config_schema_personal as personal
 from fedray import config_schema_vertical as vertical
 from fedray.config_schema_data import MISSING
@@ -376,7 +377,10 @@ SCHEMAS: dict[str, dict[str, type]] = {
                     "ef21": passes.Ef21, "ef21_broadcast": passes.Ef21Broadcast,
                     "quantised_broadcast": passes.QuantisedBroadcast,
                     "bidirectional": passes.Bidirectional},
-    "privacy": {"none": Nothing}, "robustness": {"none": Nothing},
+    "privacy": {"none": Nothing, "site_dp": privacy.SiteDp, "site_dp_adaptive": privacy.SiteDpAdaptive,
+                "site_dp_matrix": privacy.SiteDpMatrix, "site_dp_local": privacy.SiteDpLocal,
+                "site_dp_distributed": privacy.SiteDpDistributed},
+    "robustness": {"none": Nothing},
     "secure": {"none": Nothing}, "policy": {"open": Nothing, "hospital": Hospital},
     "topology": {"flat": Nothing, "regions": Regions},
     "schedule": {"synchronous": Synchronous, "buffered": Buffered, "cyclic": Synchronous, "oort": Oort,

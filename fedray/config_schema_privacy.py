@@ -1,0 +1,92 @@
+"""Schemas of the group `privacy`: a whole site is protected. Start at `config_schema.py`.
+
+What is null is taken from the run: `cohort`, `population`, `rounds`, `sampling` and `num_params`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _names(*names: str) -> Any:
+    return field(default_factory=lambda: list(names))
+
+
+@dataclass
+class SiteLevel:
+    """What all options for a whole site share."""
+
+    clip: Any = 1.0
+    """Largest L2 norm of what a site adds: one number, or {name: number}."""
+    noise_multiplier: float | None = None
+    """Noise over the clip bound; give this or `epsilon`."""
+    epsilon: float | None = None
+    """Epsilon of the whole run at `delta`, from which the noise follows."""
+    delta: float = 1e-5
+    """Delta of the epsilon."""
+    cohort: float | None = None
+    """Expected sites of a round, by which sums are divided; null takes the schedule's."""
+    rounds: int | None = None
+    """Rounds over which an epsilon is spent; null takes the run's."""
+    only: list[str] | None = _names("delta")
+    """Names that are clipped and noised, as `egress` lists them; null takes every sum and mean."""
+    exact: list[str] = _names("metrics")
+    """Names that leave as they are, without protection."""
+    drop: list[str] = _names()
+    """Names that are not sent at all."""
+    weights: str | None = None
+    """`uniform` drops the weights of a weighted mean; null refuses it."""
+    max_noise: float = 10.0
+    """A run is refused whose noise is so many clip bounds long; .inf lets any pass."""
+
+
+@dataclass
+class SiteDp(SiteLevel):
+    """Gaussian noise on sums at the server, which is trusted with each site's update."""
+
+    _target_: str = "fedray.passes.site_dp"
+    population: int | None = None
+    """Sites of which a cohort is drawn; null takes all of the data."""
+    sampling: str | None = None
+    """`poisson` claims amplification; null does so where the schedule samples so."""
+
+
+@dataclass
+class SiteDpAdaptive(SiteDp):
+    """As site_dp, with a clip bound that follows a quantile of the updates' norms."""
+
+    _target_: str = "fedray.passes.site_dp_adaptive"
+    target: float = 0.5
+    """Quantile of the norms that the bound follows."""
+    lr: float = 0.2
+    """How fast the bound moves."""
+    mark_std: float | None = None
+    """Noise on the number of sites within the bound; null takes cohort / 20."""
+
+
+@dataclass
+class SiteDpMatrix(SiteLevel):
+    """Noise that later rounds take back in part, for sites that take turns."""
+
+    _target_: str = "fedray.passes.site_dp_matrix"
+    population: int | None = None
+    """Sites that take turns; null takes all of the data."""
+    bands: int | None = None
+    """Rounds over which noise is correlated; null takes all between two turns of a site, if 4 or more."""
+
+
+@dataclass
+class SiteDpDistributed(SiteLevel):
+    """Noise in shares of the sites, under a secure sum: the server is not trusted."""
+
+    _target_: str = "fedray.passes.site_dp_distributed"
+    num_params: int | None = None
+    """Numbers of an update; null takes the model's."""
+    honest: float = 2 / 3
+    """Fraction of a cohort that is honest and delivers."""
+
+
+@dataclass
+class SiteDpLocal(SiteLevel):
+    """The whole noise at each site: nobody is trusted, and little is left of the signal."""
+
+    _target_: str = "fedray.passes.site_dp_local"
