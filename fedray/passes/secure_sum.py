@@ -13,14 +13,16 @@ Start reading at `secure_sum`, then `_Rewriting`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from fedray.core.flow import check_flow
 from fedray.core.graph import Claim, Graph, Key, Node, Op, Placement, stages
 from fedray.core.rewrite import Pass, refuse_coded
 from fedray.errors import PassError
 from fedray.passes.lowering import fuse_sums, lower_at_sites, lower_mean
+from fedray.passes.secure_graph import Masking, call, gathered, get, masked_total
+from fedray.passes.secure_masks import Rules
 from fedray.passes.secure_steps import Agree, Lane, Learn, Named, ReadPlain, Write
+from fedray.secrecy.graph import MAX_FULL
 
 SERVER, SITES = Placement.SERVER, Placement.SITES
 MODES = ("ideal", "real")
@@ -37,6 +39,7 @@ class Settings:
     threshold: float | int | None = None
     server: str = "active"
     groups: int | None = None
+    cohort: int | None = None
     min_cohort: int = MIN_COHORT
     clip: float | Mapping[str, float] | None = None
     weight_cap: float | None = None
@@ -86,6 +89,7 @@ def secure_sum(
     mode: str = "ideal",
     threshold: float | int | None = None,
     server: str = "active",
+    cohort: int | None = None,
     min_cohort: int = MIN_COHORT,
     clip: float | Mapping[str, float] | None = None,
     weight_cap: float | None = None,
@@ -102,8 +106,8 @@ def secure_sum(
     the sum itself is shown, and of few sites it tells much (docs/secure-sums.md).
     Raises SecurityConflict where the round shows the server more than sums.
     """
-    settings = Settings(mode=mode, threshold=threshold, server=server, min_cohort=min_cohort, clip=clip,
-                        weight_cap=weight_cap)  # fmt: skip
+    settings = Settings(mode=mode, threshold=threshold, server=server, cohort=cohort, min_cohort=min_cohort,
+                        clip=clip, weight_cap=weight_cap)  # fmt: skip
 
     def run(graph: Graph) -> Graph:
         return secured(graph, settings)
@@ -169,7 +173,7 @@ class _Rewriting:
         if is_count and self.stage[node] in self.fused:
             if self.stage[node] not in self.opened:
                 return False
-            self.new[node] = _get(self.opened[self.stage[node]], "num_sites", node.where)
+            self.new[node] = get(self.opened[self.stage[node]], "num_sites", node.where)
             return True
         if any(arg not in self.new for arg in node.args):
             return False
@@ -177,7 +181,7 @@ class _Rewriting:
         if self.fused.get(self.stage[node]) is node:
             found = self._hidden(node, args)
             self.opened[self.stage[node]] = found
-            self.new[node] = _get(found, "sums", node.where)
+            self.new[node] = get(found, "sums", node.where)
         else:
             is_same = all(a is b for a, b in zip(args, node.args, strict=True))
             self.new[node] = node if is_same else replace(node, args=args)
@@ -196,43 +200,37 @@ class _Rewriting:
         memory = Node(Op.INPUT, SERVER, params={"slot": f"{prefix}.bounds"}, where=where)
         asked = Node(Op.REDUCE, SERVER, params={"kind": "count"}, name="count", where=where)
         agree = Agree(fixed, weighted, self.settings.weight_cap)
-        agreed = _call(agree, SERVER, (asked, memory), where)
+        agreed = call(agree, SERVER, (asked, memory), where)
         told = Node(Op.BROADCAST, SITES, (agreed,), name="agreed", where=where)
-        words = _call(Write(lanes), SITES, (told, *args), where)
-        found = self._summed(node, words, lanes, prefix)
-        learnt = _call(Learn(), SERVER, (memory, agreed, found), where)
+        words = call(Write(lanes), SITES, (told, *args), where)
+        summed = self._masked if self.settings.is_real else self._plain
+        found = summed(node, words, lanes, prefix, agreed)
+        learnt = call(Learn(), SERVER, (memory, agreed, found), where)
         self.stored[SERVER, f"{prefix}.bounds"] = learnt
         return found
 
-    def _summed(self, node: Node, words: Node, lanes: tuple[Lane, ...], prefix: str) -> Node:
+    def _plain(self, node: Node, words: Node, lanes: tuple[Lane, ...], prefix: str, agreed: Node) -> Node:
+        """Add the words without masks."""
         total = masked_total(node, words)
-        delivered = gathered(
-            _call(Named(), SITES, (self.site_id, words), node.where), f"{prefix}.delivered", node.where
+        named = call(Named(), SITES, (self.site_id, words), node.where)
+        delivered = gathered(named, f"{prefix}.delivered", node.where)
+        return call(ReadPlain(lanes, self.settings.min_cohort), SERVER, (total, delivered), node.where)
+
+    def _masked(self, node: Node, words: Node, lanes: tuple[Lane, ...], prefix: str, agreed: Node) -> Node:
+        """Add the words under masks, and open their sum."""
+        build = Masking(self.rules(prefix), prefix, node.where)
+        return build.result(node, words, lanes, agreed, self.site_id)
+
+    def rules(self, prefix: str) -> Rules:
+        """Return what both sides of the protocol are told."""
+        settings = self.settings
+        has_dp = any(getattr(node.fn, "mechanism", None) is not None for node in self.graph.nodes)
+        return Rules(
+            server=settings.server,
+            threshold=settings.threshold,
+            min_cohort=settings.min_cohort,
+            num_groups=settings.groups or 1,
+            is_ring=settings.threshold is None and (settings.cohort or 0) > MAX_FULL,
+            has_dp=has_dp,
+            label=prefix,
         )
-        return _call(ReadPlain(lanes, self.settings.min_cohort), SERVER, (total, delivered), node.where)
-
-
-def _call(fn: Any, placement: Placement, args: tuple[Node, ...], where: str) -> Node:
-    lift = "server" if placement is SERVER else "site"
-    return Node(Op.CALL, placement, args, fn, {"lift": lift, "kwargs": ()}, where=where)
-
-
-def _get(node: Node, key: str, where: str) -> Node:
-    params = {"key": key, "attribute": True}
-    return Node(Op.GET, node.placement, (node,), params=params, name=key, where=where)
-
-
-def gathered(value: Node, name: str, where: str) -> Node:
-    """Return the gather of a protocol's own message."""
-    params = {"kind": "gather", "is_protocol": True}
-    return Node(Op.REDUCE, SERVER, (value,), params=params, name=name, where=where)
-
-
-def masked_total(node: Node, words: Node) -> Node:
-    """Return the sum of the sites' words under the name of the sums that are in them."""
-    names = tuple(lane[0] for lane in node.params["lanes"])
-    lanes = ((node.name, 0, None, True, None),)
-    params = {"kind": "sum", "lanes": lanes, "names": names}
-    total = Node(Op.REDUCE, SERVER, (words,), params=params, name=node.name, where=node.where)
-    key = {"key": node.name, "attribute": False}
-    return Node(Op.GET, SERVER, (total,), params=key, name=node.name, where=node.where)

@@ -52,7 +52,7 @@ class OneTimeKey:
         raise TypeError("a key does not leave its process")
 
     def take(self) -> bytes:
-        """Return the key, once. Raises SecrecyError E_KEY_REUSE from then on: two vectors under it would leak."""
+        """Return the key, once. Raises SecrecyError E_KEY_REUSE after that: a second vector leaks both."""
         if self._key is None:
             raise SecrecyError("E_KEY_REUSE", "a key masks one vector; make fresh keys for another round")
         key = bytes(self._key)
