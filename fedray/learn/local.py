@@ -113,6 +113,12 @@ class LocalTraining:
         """Return the same training of another objective (`objectives.py`), which is done site by site."""
         return replace(self, objective=objective)
 
+    def lock_step(self, **options: Any) -> Any:
+        """Return one private step of this training without its noise, for a pass (`distributed_record`)."""
+        from fedray.learn.private_training import lock_step  # which stands on this file
+
+        return lock_step(self, **options)
+
     @property
     def how(self) -> str:
         """Say how sites are trained: as one program, or one after the other and why."""

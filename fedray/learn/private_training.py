@@ -255,12 +255,64 @@ def _check(
     sampling_rate: float | None, batch_size: float | None, noise_multiplier: float | None,
     epsilon: float | None, rounds: int | None, max_records: int | None,
 ) -> None:  # fmt: skip
+    is_one_rate = (sampling_rate is None) != (batch_size is None)
+    is_one_noise = (noise_multiplier is None) != (epsilon is None)
     problems = {
-        "give sampling_rate or batch_size, and leave the other None": (sampling_rate is None) != (batch_size is None),
-        "give noise_multiplier or epsilon, and leave the other None": (noise_multiplier is None) != (epsilon is None),
+        "give sampling_rate or batch_size, and leave the other None": is_one_rate,
+        "give noise_multiplier or epsilon, and leave the other None": is_one_noise,
         "epsilon needs rounds, all that are to come": epsilon is None or rounds is not None,
         f"batch_size={batch_size} must be above 0": batch_size is None or batch_size > 0,
         f"max_records_per_unit={max_records} must be 1 or more": max_records is None or max_records >= 1,
     }
     if wrong := [problem for problem, is_fine in problems.items() if not is_fine]:
         raise ValueError("private_sgd: " + "; ".join(wrong))
+
+
+@dataclass(frozen=True)
+class LockStep:
+    """The sum of the clipped gradients of the units that one step draws, negative, as the update.
+
+    What `LocalTraining.lock_step` makes, for a pass that adds noise and divides; `lr` is then the step.
+    """
+
+    training: PrivateTraining
+    lr: float
+
+    @property
+    def one_shot(self) -> bool:
+        """Tell whether a second call would draw other units."""
+        return self.training.privacy.is_secret
+
+    @property
+    def rows(self) -> Callable[..., Update] | None:
+        """The twin."""
+        return self.training.rows
+
+    def __call__(self, params: Flat, data: Any, rng: Key) -> Update:
+        """Return the sum at one site."""
+        return self.training(params, data, rng)
+
+
+def lock_step(
+    local: LocalTraining, mechanism: Mechanism, clip: float, unit: str | None, max_records: int | None,
+    is_secret: bool,
+) -> LockStep:  # fmt: skip
+    """Return what a site does of one step in lock step; see `LockStep`.
+
+    Raises ValueError where the local training is more than one plain step of a constant rate.
+    """
+    is_one = local.steps == 1 or (local.steps is None and local.epochs == 1 and local.batch_size is None)
+    problems = {
+        "steps=1": is_one,
+        "a constant lr (schedules belong to the server's optimizer)": not callable(local.lr) and local.lr > 0,
+        "no momentum and no decay (they belong to the server's optimizer)": local.rule == SgdRule(),
+        "no l2, prox, clip_norm, patience, amp, objective": not (
+            local.l2 or local.prox or local.clip_norm or local.patience or local.amp or local.objective
+        ),
+    }
+    if wrong := [problem for problem, is_fine in problems.items() if not is_fine]:
+        raise ValueError("distributed_record: local training must be one plain step: " + "; ".join(wrong))
+    plain = replace(local, lr=1.0, steps=1, batch_size=None, record_clip=clip)
+    privacy = Privacy(mechanism=mechanism, unit=unit, max_records=max_records, is_secret=is_secret,
+                      adds_noise=False, divisor=1.0)  # fmt: skip
+    return LockStep(PrivateTraining(training=plain, privacy=privacy), float(local.lr))  # type: ignore[arg-type]
