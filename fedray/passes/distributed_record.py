@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from fedray.accounting import Mechanism, accountant, calibrate
 from fedray.core import trace as fr
 from fedray.core.graph import Claim, Graph, Node, Op
-from fedray.core.rewrite import Pass, on_reduce, rewrite
+from fedray.core.rewrite import Pass, Replacement, on_reduce, rewrite
 from fedray.core.trace import Site
 from fedray.core.value import Value
 from fedray.errors import PassError
@@ -108,8 +108,8 @@ class Settings:
         if ring.largest < 1 or math.sqrt(ring.share_variance) < LEAST_STD:
             raise ValueError(
                 f"distributed_record: {ring.num_sites} sites whose sums may be {longest:g} long leave "
-                f"a clip bound {max(ring.clip * ring.scale, 0):.3g} steps of the ring, and a share of the noise "
-                f"needs {LEAST_STD:g}. Fix: a smaller max_site_norm (longer sums are cut), a smaller model"
+                f"a clip bound {max(ring.clip * ring.scale, 0):.3g} steps of the ring, and a share of the "
+                f"noise needs {LEAST_STD:g}. Fix: a smaller max_site_norm (longer sums are cut)"
             )
         return ring
 
@@ -167,25 +167,29 @@ def distributed_record(
     )  # fmt: skip
     ring, mechanism = settings.calibrated()
     title = f"distributed_record(clip={clip:g}, noise_multiplier={ring.noise_multiplier:.4g})"
-    asked = Cohort(title="distributed_record", size=cohort)
-    share = Share(ring=ring, mechanism=mechanism, cohort=asked, source=source)
-    options = {"mechanism": mechanism, "clip": clip, "unit": unit, "max_records": max_records_per_unit,
-               "is_secret": is_secret}  # fmt: skip
+    share = Share(ring=ring, mechanism=mechanism, source=source,
+                  cohort=Cohort(title="distributed_record", size=cohort))  # fmt: skip
 
     def run(graph: Graph) -> Graph:
         local = _only_local(graph)
-        step = local.fn.lock_step(**options)  # type: ignore[union-attr]
-
-        def noisy(x: Value, weight: Value | None, name: str, site: Site) -> Value:
-            total: Value = fr.apply(FromRing(ring), fr.sum(fr.map(share, x), name=name))
-            return total / (settings.batch / step.lr)
-
+        step = local.fn.lock_step(  # type: ignore[union-attr]
+            mechanism=mechanism, clip=clip, unit=unit, max_records=max_records_per_unit, is_secret=is_secret
+        )
+        noisy = _noisy(share, settings.batch / step.lr)
         result = rewrite(graph, lambda node: replace(node, fn=step) if node.fn is local.fn else None)
         result = on_reduce("mean", (UPDATE,), title)(noisy)(result)
         return replace(result, name=f"{graph.name} + {title}", claims=(*graph.claims, _claim(settings, ring)))
 
     run.__name__ = title
     return run
+
+
+def _noisy(share: Share, divisor: float) -> Replacement:
+    def noisy(x: Value, weight: Value | None, name: str, site: Site) -> Value:
+        total: Value = fr.apply(FromRing(share.ring), fr.sum(fr.map(share, x), name=name))
+        return total / divisor
+
+    return noisy
 
 
 def _claim(settings: Settings, ring: RecordRing) -> Claim:
