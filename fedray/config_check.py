@@ -145,6 +145,18 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "privacy.mark_std": (lambda v: v > 0, "above 0, or null", "null"),
     "privacy.bands": (lambda v: v >= 1, "at least 1, or null", "null"),
     "privacy.honest": (lambda v: 0 < v <= 1, "in (0, 1]", 0.66),
+    "robustness.attackers": (lambda v: v >= 0 if isinstance(v, int) else 0 <= v < 0.5,
+                             "a number of sites, or a share below 0.5", 0.2),
+    "robustness.keep": (lambda v: v >= 1, "at least 1, or null", "null"),
+    "robustness.iterations": (lambda v: v >= 1, "at least 1", 8),
+    "robustness.size": (lambda v: v >= 1, "at least 1", 2),
+    "robustness.max_norm": (lambda v: v > 0, "above 0, or null", "null"),
+    "robustness.radius": (lambda v: v > 0, "above 0, or null", "null"),
+    "robustness.sigmas": (lambda v: v > 0, "above 0", 3.0),
+    "robustness.limit": (lambda v: v > 1, "above 1", 3.0),
+    "robustness.strikes": (lambda v: v >= 1, "at least 1", 3),
+    "robustness.rounds": (lambda v: v >= 1, "at least 1", 10),
+    "robustness.most": (lambda v: 0 < v < 0.5, "above 0 and below 0.5", 0.3),
     "schedule.quorum": (lambda v: 0 < v <= 1, "in (0, 1]", 0.8),
     "schedule.deadline_s": (lambda v: v > 0, "above 0, or null", "null"),
     "schedule.candidates": (lambda v: v >= 1, "at least 1, or null", "null"),
@@ -285,11 +297,12 @@ def _privacy(tree: Tree) -> Iterator[str]:
     if (privacy.get("epsilon") is None) == (privacy.get("noise_multiplier") is None):
         yield f"privacy={name} takes an epsilon or a noise_multiplier, one of the two. Fix: privacy.epsilon=8"
     if algorithm.get("weighted") and privacy.get("weights") is None:
-        yield (f"privacy={name} hides a site among others that count as much, and algorithm.weighted=true weighs "
-               "sites by rows. Fix: algorithm.weighted=false, or privacy.weights=uniform")
-    if (tree.get("model") or {}).get("norm") == "batch" and not str(algorithm.get("_target_")).endswith("fedbn"):
-        yield (f"privacy={name}: with model.norm=batch running variances are part of an update, and noise makes "
-               "them negative. Fix: model.norm=layer, or algorithm=fedbn")
+        yield (f"privacy={name} hides a site among others that count as much, and algorithm.weighted=true "
+               "weighs sites by rows. Fix: algorithm.weighted=false, or privacy.weights=uniform")
+    is_fedbn = str(algorithm.get("_target_")).endswith("fedbn")
+    if (tree.get("model") or {}).get("norm") == "batch" and not is_fedbn:
+        yield (f"privacy={name}: with model.norm=batch running variances are part of an update, and noise "
+               "makes them negative. Fix: model.norm=layer, or algorithm=fedbn")
 
 
 FINDERS = (_unset, _strangers, _targets, _numbers, _schedule, _rates, _data, _runs_dir, _extras, _words,

@@ -16,8 +16,9 @@ from fedray import config_schema_graphs as graphs
 from fedray import config_schema_labels as labels
 from fedray import config_schema_learn as learn
 from fedray import config_schema_passes as passes
-from fedray import config_schema_privacy as privacy
 from fedray import config_schema_personal as personal
+from fedray import config_schema_privacy as privacy
+from fedray import config_schema_robust as robust
 from fedray import config_schema_vertical as vertical
 from fedray.config_schema_data import MISSING
 
@@ -377,11 +378,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
                     "ef21": passes.Ef21, "ef21_broadcast": passes.Ef21Broadcast,
                     "quantised_broadcast": passes.QuantisedBroadcast,
                     "bidirectional": passes.Bidirectional},
-    "privacy": {"none": Nothing, "site_dp": privacy.SiteDp, "site_dp_adaptive": privacy.SiteDpAdaptive,
-                "site_dp_matrix": privacy.SiteDpMatrix, "site_dp_local": privacy.SiteDpLocal,
-                "site_dp_distributed": privacy.SiteDpDistributed,
-                "distributed_record": privacy.DistributedRecord},
-    "robustness": {"none": Nothing},
+    "privacy": {"none": Nothing, **privacy.SCHEMAS}, "robustness": {"none": Nothing, **robust.SCHEMAS},
     "secure": {"none": Nothing}, "policy": {"open": Nothing, "hospital": Hospital},
     "topology": {"flat": Nothing, "regions": Regions},
     "schedule": {"synchronous": Synchronous, "buffered": Buffered, "cyclic": Synchronous, "oort": Oort,

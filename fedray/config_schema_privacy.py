@@ -1,4 +1,4 @@
-"""Schemas of the group `privacy`: a whole site is protected. Start at `config_schema.py`.
+"""Schemas of the group `privacy`: a whole site, or each patient, is protected. Start at `config_schema.py`.
 
 What is null is taken from the run: `cohort`, `population`, `rounds`, `sampling` and `num_params`.
 """
@@ -9,8 +9,12 @@ from typing import Any
 from fedray.config_schema_data import MISSING
 
 
-def _names(*names: str) -> Any:
-    return field(default_factory=lambda: list(names))
+def _delta() -> list[str]:
+    return ["delta"]
+
+
+def _metrics() -> list[str]:
+    return ["metrics"]
 
 
 @dataclass
@@ -29,16 +33,16 @@ class SiteLevel:
     """Expected sites of a round, by which sums are divided; null takes the schedule's."""
     rounds: int | None = None
     """Rounds over which an epsilon is spent; null takes the run's."""
-    only: list[str] | None = _names("delta")
+    only: list[str] | None = field(default_factory=_delta)
     """Names that are clipped and noised, as `egress` lists them; null takes every sum and mean."""
-    exact: list[str] = _names("metrics")
+    exact: list[str] = field(default_factory=_metrics)
     """Names that leave as they are, without protection."""
-    drop: list[str] = _names()
+    drop: list[str] = field(default_factory=list)
     """Names that are not sent at all."""
     weights: str | None = None
     """`uniform` drops the weights of a weighted mean; null refuses it."""
     max_noise: float = 10.0
-    """A run is refused whose noise is so many clip bounds long; .inf lets any pass."""
+    """A run is refused whose noise is so many clip bounds long; 1e9 lets any pass."""
 
 
 @dataclass
@@ -131,3 +135,13 @@ class DistributedRecord:
     """Norm at which a site's sum is cut; null takes what no batch reaches."""
     max_noise: float = 10.0
     """A run is refused whose noise is so many clip bounds long; .inf lets any pass."""
+
+
+SCHEMAS: dict[str, type] = {
+    "site_dp": SiteDp,
+    "site_dp_adaptive": SiteDpAdaptive,
+    "site_dp_matrix": SiteDpMatrix,
+    "site_dp_distributed": SiteDpDistributed,
+    "site_dp_local": SiteDpLocal,
+    "distributed_record": DistributedRecord,
+}

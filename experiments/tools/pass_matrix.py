@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import fedray as fr
-from experiments.tools.catalogue import MORE, SMALL, WORDS
 from fedray import experiment, tree
 from fedray.config import SCHEMAS, compose_run
 from fedray.core.graph import Node, Placement
 from fedray.core.trace import trace
 from fedray.errors import FedrayError
+
+sys.path.insert(0, str(Path(__file__).parent))  # of the script beside this one
+from catalogue import MORE, SMALL, WORDS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "pass-matrix.md"
 HEAD = """# Algorithms and protections
@@ -37,7 +39,9 @@ before a byte has left a site.
 - **site DP**: `site_dp` on every sum and mean but `metrics`, each site counting as one (`only=None`,
   `weights="uniform"`). How useful the noise leaves an algorithm is another question:
   [privacy-sites.md](privacy-sites.md).
+- **secure sums**: `secure_sum()`, also over evaluations, which here send sums alone.
 - **top-k**: `topk(0.1)` on every mean but `metrics`.
+- **median**: `median()` in the place of every mean but `metrics`.
 
 This page is written by `python experiments/tools/pass_matrix.py`.
 
@@ -47,13 +51,16 @@ COLUMNS: dict[str, Make] = {
     "site DP": lambda cohort, means: fr.passes.site_dp(
         10.0, 0.01, cohort=cohort, only=None, weights="uniform", max_noise=math.inf
     ),
+    "secure sums": lambda cohort, means: fr.passes.secure_sum(min_cohort=3),
     "top-k": lambda cohort, means: fr.passes.topk(0.1, only=means or ("delta",)),
+    "median": lambda cohort, means: fr.passes.median(only=means or ("delta",)),
 }
 
 
 def row(option: str) -> str:
     """Return the row of an option."""
-    asked = experiment.asked_for(compose_run([*WORDS, f"algorithm={option}", *MORE.get(option, SMALL)]))
+    words = [*WORDS, f"algorithm={option}", "evaluate.per_site=false", *MORE.get(option, SMALL)]
+    asked = experiment.asked_for(compose_run(words))
     made = experiment.build(asked)
     cohort = made.schedule.expected_cohort(len(made.data))
     means = means_of(made.training.algorithm)
@@ -92,8 +99,9 @@ def reason(error: Exception) -> str:
     """Return why something is refused, in one sentence without line numbers, which change."""
     text = " ".join(str(error).split())
     text = re.sub(r"\s*\((?:[a-z]+, )?[\w./-]+\.py:\d+\)", "", text)
+    text = re.sub(r"^[\w ]+ \+ \w+\([^)]*\): ", "", text)  # the plan's name
     text = re.split(r": (?:use|train|change|name|add|say|give|ask|lower|drop) |(?<=\w)\. [A-Z]", text)[0]
-    return text.replace("|", "/")
+    return text.removeprefix("site_dp: ").replace("|", "/")
 
 
 def page(options: Sequence[str] = ()) -> str:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from fedray import noise, tree
 from fedray.accounting import Mechanism
+from fedray.core.graph import Label
 from fedray.learn.batches import Batch, num_rows, training_rows
 from fedray.learn.descent import Descent
 from fedray.learn.layout import Layout
@@ -63,6 +64,7 @@ class PrivateTraining:
     training: LocalTraining
     privacy: Privacy
     one_shot: ClassVar[bool] = True
+    grants: ClassVar[Label] = Label.DP
 
     @property
     def mechanism(self) -> Mechanism:

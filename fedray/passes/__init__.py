@@ -13,22 +13,49 @@ from fedray.passes.matrix import site_dp_matrix
 from fedray.passes.policy import require
 from fedray.passes.powersgd import powersgd
 from fedray.passes.privacy import site_dp, site_dp_local
+from fedray.passes.quarantine import quarantine
+from fedray.passes.robust_memory import centred_clipping, fltrust, foolsgold, norm_bound
+from fedray.passes.robust_rules import (
+    bucketing,
+    bulyan,
+    krum,
+    median,
+    multi_krum,
+    nnm,
+    residual_reweighting,
+    rfa,
+    three_sigma,
+    trimmed_mean,
+)
 from fedray.passes.secure_sum import secure_sum
 
 __all__ = [
     "Pass",
     "bidirectional",
+    "bucketing",
+    "bulyan",
+    "centred_clipping",
     "clip",
     "distributed_record",
     "ef21",
     "ef21_broadcast",
+    "fltrust",
+    "foolsgold",
+    "krum",
+    "median",
+    "multi_krum",
+    "nnm",
+    "norm_bound",
     "on_reduce",
     "powersgd",
     "qsgd",
     "quantised_broadcast",
+    "quarantine",
     "randk",
     "require",
+    "residual_reweighting",
     "rewrite",
+    "rfa",
     "scaled_sign",
     "secure_sum",
     "sign",
@@ -37,5 +64,7 @@ __all__ = [
     "site_dp_distributed",
     "site_dp_local",
     "site_dp_matrix",
+    "three_sigma",
     "topk",
+    "trimmed_mean",
 ]

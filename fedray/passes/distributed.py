@@ -160,11 +160,10 @@ class FromRing:
 
 
 def site_dp_distributed(
-    clip: float, noise_multiplier: float | None = None, num_params: int | None = None,
-    cohort: float | None = None, honest: float = 2 / 3, only: Names | None = ("delta",), exact: Names = ("metrics",), drop: Names = (),
-    weights: str | None = None,
-    epsilon: float | None = None, delta: float = 1e-5, rounds: int | None = None, max_noise: float = 10.0,
-    source: Source | None = None,
+    clip: float = 1.0, noise_multiplier: float | None = None, num_params: int | None = None,
+    cohort: float | None = None, honest: float = 2 / 3, only: Names | None = ("delta",),
+    exact: Names = ("metrics",), drop: Names = (), weights: str | None = None, epsilon: float | None = None,
+    delta: float = 1e-5, rounds: int | None = None, max_noise: float = 10.0, source: Source | None = None,
 ) -> Pass:  # fmt: skip
     """As `site_dp`, with noise that sites add in shares of integers; needs a secure sum.
 

@@ -96,6 +96,7 @@ def compute(
     Raises QuorumError where fewer than `quorum` of the sites deliver.
     """
     plan = compile(program, passes)
+    ALL_SITES.check(plan, federation.num_sites)
     _check_regions(plan, federation)
     federation.hello()
     outputs = federation.call("compute", plan, program.init(state), seed, 0, quorum)

@@ -121,6 +121,28 @@ def test_value_of_a_pass_out_of_range_is_named(option, setting):
     assert [text.startswith(setting.split("=")[0]) and "Fix: " in text for text in found] == [True]
 
 
+@pytest.mark.parametrize(("option", "setting"), [
+    ("krum", "robustness.attackers=0.5"), ("nnm", "robustness.attackers=-1"),
+    ("rfa", "robustness.iterations=0"), ("bucketing", "robustness.size=0"),
+    ("quarantine", "robustness.most=0.5")])
+def test_value_of_a_robust_rule_out_of_range_is_named(option, setting):
+    found = problems_of(f"robustness={option}", setting)
+    assert [text.startswith(setting.split("=")[0]) and "Fix: " in text for text in found] == [True]
+
+
+def test_a_robust_rule_is_built_with_the_rule_that_it_wraps():
+    from fedray.passes import krum, nnm, quarantine, rfa
+
+    def passes(*overrides):
+        return config.build(compose("data.num_sites=6", "data.scale=0.01", *overrides)).passes
+
+    (made,) = passes("robustness=nnm", "robustness.attackers=1", "robustness.then.attackers=1",
+                     "robustness.then._target_=fedray.passes.krum")
+    assert made == nnm(1, krum(1))
+    (watched,) = passes("robustness=quarantine", "robustness.strikes=2")
+    assert watched.__name__ == quarantine(rfa(), strikes=2).__name__
+
+
 def test_a_vote_beside_weights_is_refused_with_both_ways_out():
     (found,) = problems_of("compression=sign")
     assert "Fix: algorithm.weighted=false, or compression.weights=uniform" in found

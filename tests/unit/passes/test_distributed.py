@@ -17,7 +17,6 @@ from fedray.testing import check_rows
 from tests.unit.passes.site_level import KEY, Same, echo, released
 from tests.unit.passes.stacks import ALGORITHMS, P
 
-
 IDEAL = P.secure_sum(mode="ideal", min_cohort=3)
 
 
@@ -32,7 +31,9 @@ class Counted:
 
 
 def share_of(**more):
-    step = P.site_dp_distributed(**{"clip": 2.0, "noise_multiplier": 0.5, "num_params": 40, "cohort": 6, **more})
+    step = P.site_dp_distributed(
+        **{"clip": 2.0, "noise_multiplier": 0.5, "num_params": 40, "cohort": 6, **more}
+    )
     plan = fr.compile(echo(), [step, IDEAL])
     return next(node.fn for node in plan.nodes if isinstance(node.fn, Share))
 
@@ -103,7 +104,9 @@ def test_words_have_the_same_bits_alone_and_among_others():
 def test_a_run_under_a_secure_sum_is_the_noisy_mean_of_clipped_updates():
     rows = torch.zeros(6, 3000)
     rows[:, :3] = torch.eye(3).repeat(2, 1) * 10.0
-    found, result = released(rows, [P.site_dp_distributed(3.0, 0.5, num_params=3000, cohort=6), IDEAL], packs=2)
+    found, result = released(
+        rows, [P.site_dp_distributed(3.0, 0.5, num_params=3000, cohort=6), IDEAL], packs=2
+    )
     std = float(found[3:].std()) * 6  # of all six shares, where four of six would do
     assert std == pytest.approx(1.5 * 1.5**0.5, rel=0.1)
     assert found[:3].tolist() == pytest.approx([1.0, 1.0, 1.0], abs=6 * std / 6)
@@ -112,13 +115,18 @@ def test_a_run_under_a_secure_sum_is_the_noisy_mean_of_clipped_updates():
 
 def test_two_runs_of_one_seed_differ_in_noise():
     rows = torch.ones(3, 40)
-    first, second = (released(rows, [P.site_dp_distributed(3.0, 0.5, num_params=40, cohort=3), IDEAL])[0] for _ in range(2))
+    first, second = (
+        released(rows, [P.site_dp_distributed(3.0, 0.5, num_params=40, cohort=3), IDEAL])[0] for _ in range(2)
+    )
     assert not torch.equal(first, second)
 
 
 def test_shares_that_leave_in_plain_are_refused():
     with pytest.raises(SecurityConflict, match="one site's share of the noise.*secure=secure_sum"):
-        fr.compile(ALGORITHMS["fedavg"](), [P.site_dp_distributed(1.0, 0.5, num_params=500, cohort=6, weights="uniform")])
+        fr.compile(
+            ALGORITHMS["fedavg"](),
+            [P.site_dp_distributed(1.0, 0.5, num_params=500, cohort=6, weights="uniform")],
+        )
 
 
 @pytest.mark.parametrize(("schedule", "why"), [
@@ -128,12 +136,18 @@ def test_shares_that_leave_in_plain_are_refused():
 ])  # fmt: skip
 def test_a_run_that_may_count_fewer_shares_is_refused(schedule, why):
     with pytest.raises(ScheduleError, match=why):
-        released(torch.ones(6, 40), [P.site_dp_distributed(1.0, 0.5, num_params=40, cohort=6), IDEAL], schedule=schedule)
+        released(
+            torch.ones(6, 40),
+            [P.site_dp_distributed(1.0, 0.5, num_params=40, cohort=6), IDEAL],
+            schedule=schedule,
+        )
 
 
 @pytest.mark.parametrize(("more", "why"), [
-    ({"num_params": None}, "number of numbers"), ({"honest": 0.0}, "honest=0.0"), ({"clip": {"delta": 1.0}}, "one clip"),
-    ({"noise_multiplier": 1e-12}, "fewer sites or a smaller model"), ({"num_params": 10**19}, "smaller model"),
+    ({"num_params": None}, "number of numbers"), ({"honest": 0.0}, "honest=0.0"),
+    ({"clip": {"delta": 1.0}}, "one clip"),
+    ({"noise_multiplier": 1e-12}, "fewer sites or a smaller model"),
+    ({"num_params": 10**19}, "smaller model"),
 ])  # fmt: skip
 def test_settings_without_a_meaning_are_refused(more, why):
     with pytest.raises(ValueError, match=why):
