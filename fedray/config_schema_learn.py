@@ -178,12 +178,12 @@ class PrivateSgd:
     """Learning rate, or a schedule of the round."""
     clip: float = 1.0
     """Largest norm of the gradient of one patient (or row, see unit)."""
-    sampling_rate: float | None = 0.1
+    sampling_rate: float | None = None
     """Probability with which a step takes a patient, the same at all sites: one noise, one epsilon for all.
-    Null where batch_size is given."""
+    Give this or batch_size, the other null."""
     batch_size: float | None = None
-    """Expected patients of a batch, instead of sampling_rate: every site has its own rate and epsilon (or,
-    with epsilon, its own noise)."""
+    """Expected patients of a batch: every site has its own rate and epsilon (or, with epsilon, its own
+    noise)."""
     noise_multiplier: float | None = None
     """Deviation of the noise on a sum of gradients, in units of clip; null takes it from epsilon."""
     epsilon: float | None = None
@@ -194,7 +194,7 @@ class PrivateSgd:
     """Rounds that epsilon is spread over."""
     steps: int | None = None
     """Steps of a round, instead of epochs."""
-    epochs: float = 1.0
+    epochs: float | None = 1.0
     """How often a round takes a patient, on average; ignored where steps is given."""
     unit: str | None = "patient"
     """Column that says whose a row is; null gives a guarantee per row (a stay), and not per patient."""

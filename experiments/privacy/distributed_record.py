@@ -8,7 +8,8 @@ splits and the same preparation:
 - central: DP-SGD on the pooled patients (`private_sgd` at one site), which trusts one holder of all rows;
 - distributed: `distributed_record` over the hospitals and a secure sum (mode=ideal: the bits of mode=real),
   which trusts nobody while two thirds of the hospitals are honest;
-- alone: every hospital adds its own whole noise (`local=private_sgd`), which trusts nobody at all.
+- alone: every hospital adds its own whole noise (`local=private_sgd`), which trusts nobody.
+
 All private arms: patients as units, Poisson rate 0.2, clip 0.3, 100 steps, server rate 1, epsilon at delta
 1e-5 by accounting of all steps. These four numbers were chosen for the central arm on splits 100 to 103, which
 is not charged; nor are the preparation's means and deviations. AUROC is exact, over all test stays together.
@@ -135,7 +136,7 @@ def report(found: list[dict[str, float]]) -> dict[str, Any]:
         error = apart.std(ddof=1) / len(apart) ** 0.5 if len(apart) > 1 else float("nan")
         holds = bool(apart.mean() <= TARGET)
         told[f"epsilon {epsilon:g}"] = {
-            "below_central": float(apart.mean()), "error": float(error), "holds": holds
+            "below_central": float(apart.mean()), "error": float(error), "holds": holds,
         }  # fmt: skip
         print(f"  epsilon {epsilon:g}: distributed is {apart.mean():.4f} (standard error {error:.4f}) below central: "
               f"{'within' if holds else 'NOT within'} {TARGET}")  # fmt: skip

@@ -218,7 +218,7 @@ def private_sgd(
     model: Model | Callable[..., Tensor], lr: Rate, clip: float = 1.0, *,
     sampling_rate: float | None = None, batch_size: float | None = None,
     noise_multiplier: float | None = None, epsilon: float | None = None, delta: float = 1e-5,
-    rounds: int | None = None, steps: int | None = None, epochs: float = 1.0,
+    rounds: int | None = None, steps: int | None = None, epochs: float | None = 1.0,
     unit: str | None = None, max_records_per_unit: int | None = None, is_secret: bool = False,
     momentum: float = 0.0, weight_decay: float = 0.0, l2: float = 0.0, prox: float = 0.0,
     pos_weight: PosWeight = None, unpenalised: Sequence[str] = ("bias",), form: str = "auto",
