@@ -10,8 +10,8 @@ splits and the same preparation:
   which trusts nobody while two thirds of the hospitals are honest;
 - alone: every hospital adds its own whole noise (`local=private_sgd`), which trusts nobody.
 
-All private arms: patients as units, Poisson rate 0.2, clip 0.3, 100 steps, server rate 1, epsilon at delta
-1e-5 by accounting of all steps. These four numbers were chosen for the central arm on splits 100 to 103, which
+All private arms: patients as units, Poisson rate 0.2, clip 0.3, 100 steps of rate 1, epsilon at delta 1e-5 by
+accounting of all steps. These four numbers were chosen for the central arm on splits 100 to 103, which
 is not charged; nor are the preparation's means and deviations. AUROC is exact, over all test stays together.
 The last line is JSON.
 """

@@ -140,6 +140,7 @@ class PrivateTraining:
             descent.adjust(pull)
             local.rule.step(descent.weights, descent.gradient, vectors, rate, number + 1)
             descent.refresh()
+        descent.step = None  # what a module's forward left in buffers has no noise, and stays
         return Update(descent.result(params), num_rows(rows), sampled.steps)
 
     @property

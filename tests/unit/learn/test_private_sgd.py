@@ -205,6 +205,28 @@ def test_a_site_without_rows_takes_no_step(form):
         check_rows(local, [[data, key]], shared=[model.init(0)])
 
 
+class Remembers(nn.Module):
+    """A module whose buffer takes up what it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(FEATURES, 1)
+        self.register_buffer("seen", torch.zeros(FEATURES))
+
+    def forward(self, x):
+        if self.training:
+            self.seen += x.sum(0).detach()
+        return self.head(x)
+
+
+def test_what_a_forward_pass_leaves_in_buffers_does_not_leave_the_site():
+    model = learn.from_module(Remembers())
+    local = learn.private_sgd(model, 0.1, sampling_rate=0.5, noise_multiplier=1.0, steps=2)
+    assert local.rows is None
+    update = local(model.init(0), data_of(40, 1), Key(0, 0, "h"))
+    assert not update.delta["seen"].any()
+
+
 # --- patients ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("form", ["loop", "stacked"])
 def test_the_records_of_a_patient_move_no_further_than_one_bound(form):
