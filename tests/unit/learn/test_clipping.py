@@ -1,12 +1,15 @@
 """Clipped gradients of units: by book-keeping, by vmap and row by row they are the same numbers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from fedray import learn
+from fedray import learn, tree
 from fedray.learn.clipping import Clipping
 from fedray.learn.ghost import Units, linear_norms
+from fedray.rng import Key
 
 FEATURES, ROWS, WORDS, BOUND = 6, 12, 7, 0.3
 PATIENTS = torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 5, 5, 6, 0])
@@ -222,3 +225,14 @@ def test_statistics_over_rows_are_refused_with_a_fix(layer):
         learn.sgd(model, lr=0.1, record_clip=1.0)
     with pytest.raises(ValueError, match="LayerNorm or GroupNorm"):
         learn.private_sgd(model, lr=0.1, sampling_rate=0.1, noise_multiplier=1.0)
+
+
+@pytest.mark.parametrize("bound", [BOUND, 1e9])
+def test_what_is_clipped_is_the_gradient_of_the_objective(bound):
+    model, leaves, batch = case(*GHOSTS["mlp"])
+    params = tree.flatten({name: leaf.detach() for name, leaf in leaves.items()})
+    local = learn.sgd(model, lr=1.0, record_clip=bound)
+    doubled = local.with_objective(lambda loss, params, batch: 2 * loss(params, batch))
+    half = replace(local, record_clip=bound / 2)  # which doubled gradients reach at half their norm
+    found = [one(params, batch, Key(0, 0, "h")).delta.buffer for one in (doubled, half)]
+    assert torch.allclose(found[0], 2 * found[1], atol=1e-6)
