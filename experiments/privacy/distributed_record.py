@@ -138,8 +138,8 @@ def report(found: list[dict[str, float]]) -> dict[str, Any]:
         told[f"epsilon {epsilon:g}"] = {
             "below_central": float(apart.mean()), "error": float(error), "holds": holds,
         }  # fmt: skip
-        print(f"  epsilon {epsilon:g}: distributed is {apart.mean():.4f} (standard error {error:.4f}) below central: "
-              f"{'within' if holds else 'NOT within'} {TARGET}")  # fmt: skip
+        print(f"  epsilon {epsilon:g}: distributed is {apart.mean():.4f} (standard error {error:.4f}) below "
+              f"central: {'within' if holds else 'NOT within'} {TARGET}")  # fmt: skip
     return told
 
 
