@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 import fedray as fr
+from fedray.accounting import PrivacyLedger
 from fedray.config_check import cohort_problem
 from fedray.config_schema import SCHEMAS
 from fedray.config_targets import call, realise
@@ -96,6 +97,11 @@ class Experiment:
         """Whether columns are brought to one scale over all sites before training."""
         return bool(self.tree["data"].get("standardise", False))
 
+    def ledger(self) -> Any:
+        """Open the privacy ledger that the run charges; None where each run counts for itself."""
+        settings = self.tree.get("ledger") or {}  # a run of an older version has none
+        return PrivacyLedger(**settings) if settings.get("path") is not None else None
+
     def federate(self, here: bool = False) -> Any:
         """Open the federation: start processes, or join the cluster. The caller closes it.
 
@@ -139,6 +145,7 @@ def build_experiment(tree: Mapping[str, Any], keep: Keep | None = None) -> Exper
     known = {
         "num_sites": len(data), "cohort": schedule.expected_cohort(len(data)), "population": len(data),
         "rounds": tree["rounds"], "sampling": _sampling(schedule), "num_params": num_params(training.init),
+        "weight_cap": float(max(data.sizes.values())) if data.sizes else None,
     }
     chosen = [group for group in PASS_GROUPS if "_target_" in tree[group]]
     passes = tuple(call(group, tree[group], allow, **known) for group in chosen)

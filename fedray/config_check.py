@@ -153,7 +153,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "robustness.max_norm": (lambda v: v > 0, "above 0, or null", "null"),
     "robustness.radius": (lambda v: v > 0, "above 0, or null", "null"),
     "robustness.sigmas": (lambda v: v > 0, "above 0", 3.0),
-    "robustness.limit": (lambda v: v > 1, "above 1", 3.0),
+    "robustness.limit": (lambda v: v > 1, "above 1", 5.0),
     "robustness.strikes": (lambda v: v >= 1, "at least 1", 3),
     "robustness.rounds": (lambda v: v >= 1, "at least 1", 10),
     "robustness.most": (lambda v: 0 < v < 0.5, "above 0 and below 0.5", 0.3),
@@ -239,6 +239,21 @@ def _extras(tree: Tree) -> Iterator[str]:
         yield "data=digits needs scikit-learn, which is not installed. Fix: pip install 'fedray[report]'"
 
 
+def _ledger(tree: Tree) -> Iterator[str]:
+    settings = tree.get("ledger") or {}
+    epsilon, delta = settings.get("epsilon"), settings.get("delta", 1e-5)
+    if epsilon is not None and not (_is_number(epsilon) and epsilon > 0):
+        yield f"ledger.epsilon={epsilon} is not above 0, or null. Fix: ledger.epsilon=8"
+    if not _is_number(delta) or not 0 < delta < 1:
+        yield f"ledger.delta={delta} is not between 0 and 1. Fix: ledger.delta=1e-5"
+    if epsilon is not None and settings.get("path") is None:
+        yield (f"ledger.epsilon={epsilon} limits what all studies spend together, which a file has to tell. "
+               "Fix: ledger.path=ledger.jsonl, outside the runs")
+    if settings.get("path") is not None and not settings.get("dataset"):
+        yield ("ledger.path is given, and a ledger counts by version of the data. "
+               "Fix: ledger.dataset='NAME VERSION', as the holder of the data calls it")
+
+
 # key -> (the two words it may be, the one to choose)
 _WORDS: dict[str, tuple[str, str, str]] = {
     "option": ("I", "II", "II"),
@@ -306,4 +321,4 @@ def _privacy(tree: Tree) -> Iterator[str]:
 
 
 FINDERS = (_unset, _strangers, _targets, _numbers, _schedule, _rates, _data, _runs_dir, _extras, _words,
-           _pairs, _privacy)
+           _pairs, _privacy, _ledger)

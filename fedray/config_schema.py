@@ -19,8 +19,10 @@ from fedray import config_schema_passes as passes
 from fedray import config_schema_personal as personal
 from fedray import config_schema_privacy as privacy
 from fedray import config_schema_robust as robust
+from fedray import config_schema_secure as secure
 from fedray import config_schema_vertical as vertical
 from fedray.config_schema_data import MISSING
+from fedray.config_schema_ledger import Ledger
 
 
 @dataclass
@@ -51,6 +53,8 @@ class Config:
     """Packages, beside fedray, whose code a `_target_` may name (the same as `--allow`)."""
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     """When the state of server and sites is written."""
+    ledger: Ledger = field(default_factory=Ledger)
+    """Where privacy that runs spend is counted over all studies, and the budget."""
     data: Any = MISSING
     """Which sites there are and what they hold."""
     model: Any = MISSING
@@ -307,6 +311,8 @@ class Hospital:
     """Names that may leave as a sum; null allows every name."""
     visible: list[str] = field(default_factory=list)
     """Names that may leave site by site."""
+    hub: str = "trusted"
+    """`curious`: the server may not be trusted with plaintext: sums are masked, and its noise is refused."""
 
 
 @dataclass
@@ -379,7 +385,9 @@ SCHEMAS: dict[str, dict[str, type]] = {
                     "quantised_broadcast": passes.QuantisedBroadcast,
                     "bidirectional": passes.Bidirectional},
     "privacy": {"none": Nothing, **privacy.SCHEMAS}, "robustness": {"none": Nothing, **robust.SCHEMAS},
-    "secure": {"none": Nothing}, "policy": {"open": Nothing, "hospital": Hospital},
+    "secure": {"none": Nothing, "secure_sum": secure.SecureSum, "group_secure_sum": secure.GroupSecureSum,
+               "two_server": secure.TwoServer},
+    "policy": {"open": Nothing, "hospital": Hospital},
     "topology": {"flat": Nothing, "regions": Regions},
     "schedule": {"synchronous": Synchronous, "buffered": Buffered, "cyclic": Synchronous, "oort": Oort,
                  "power_of_choice": PowerOfChoice, "trace": OfTrace},

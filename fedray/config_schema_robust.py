@@ -168,7 +168,7 @@ class Quarantine:
     _target_: str = "fedray.passes.quarantine"
     then: Any = field(default_factory=Rfa)
     """The rule that is watched: a `_target_` of `fedray.passes` and its settings."""
-    limit: float = 3.0
+    limit: float = 5.0
     """How many median distances from the result are a strike."""
     strikes: int = 3
     """Strikes in a row after which a site is left out."""

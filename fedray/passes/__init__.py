@@ -3,6 +3,7 @@ host.
 """
 
 from fedray.core.rewrite import Pass, on_reduce, rewrite
+from fedray.core.trust import trust_statement
 from fedray.passes.adaptive import site_dp_adaptive
 from fedray.passes.clipping import clip
 from fedray.passes.compression import ef21, qsgd, randk, scaled_sign, sign, topk
@@ -27,7 +28,8 @@ from fedray.passes.robust_rules import (
     three_sigma,
     trimmed_mean,
 )
-from fedray.passes.secure_sum import secure_sum
+from fedray.passes.secure_sum import group_secure_sum, secure_sum
+from fedray.passes.two_server import two_server
 
 __all__ = [
     "Pass",
@@ -41,6 +43,7 @@ __all__ = [
     "ef21_broadcast",
     "fltrust",
     "foolsgold",
+    "group_secure_sum",
     "krum",
     "median",
     "multi_krum",
@@ -67,4 +70,6 @@ __all__ = [
     "three_sigma",
     "topk",
     "trimmed_mean",
+    "trust_statement",
+    "two_server",
 ]

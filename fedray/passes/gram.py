@@ -7,7 +7,7 @@ score at the edge), the rows of lowest number are taken.
 
 import numpy as np
 
-from fedray.passes.stack import Array, squared_distances
+from fedray.passes.stack import Array, product, squared_distances
 
 MAD_TO_SD = 1.4826  # of a normal distribution: 1 / (the 75% quantile)
 
@@ -60,8 +60,9 @@ def nearest(gram: Array, count: int, tolerance: float) -> Array:
 
 def distances(gram: Array, weights: Array) -> Array:
     """Return the distance of each row from the sum of weight * row, the weights adding up to 1."""
-    towards = gram @ weights
-    return np.asarray(np.sqrt(np.maximum(np.diagonal(gram) - 2 * towards + weights @ towards, 0.0)))
+    towards = product(gram, weights)
+    own = (weights * towards).sum()
+    return np.asarray(np.sqrt(np.maximum(np.diagonal(gram) - 2 * towards + own, 0.0)))
 
 
 def geometric_median(gram: Array, iterations: int, smoothing: float) -> Array:
@@ -100,7 +101,10 @@ def reweighted(gram: Array, iterations: int, bound: float, least: float) -> Arra
 
 
 def foolsgold(inner: Array) -> Array:
-    """Return FoolsGold's learning rates in [0, 1] from the inner products of the sites' histories."""
+    """Return FoolsGold's learning rates in [0, 1] from the inner products of the sites' histories.
+
+    A site that has sent nothing but zeros is like no other, and its rate is 0 all the same.
+    """
     norms = np.sqrt(np.maximum(np.diagonal(inner), np.finfo(float).tiny))
     alike = inner / norms[:, None] / norms[None, :]
     np.fill_diagonal(alike, -1.0)
@@ -108,7 +112,7 @@ def foolsgold(inner: Array) -> Array:
     ratio = most[:, None] / np.where(most > 0, most, 1.0)[None, :]
     is_pardoned = (most[None, :] > most[:, None]) & (most[None, :] > 0)
     rates = 1.0 - np.where(is_pardoned, alike * ratio, alike).max(1)
-    rates = np.clip(rates, 0.0, 1.0)
+    rates = np.where(np.diagonal(inner) > 0, np.clip(rates, 0.0, 1.0), 0.0)
     rates = rates / rates.max() if rates.max() > 0 else rates
     inside = np.clip(rates, 1e-12, 1 - 1e-12)  # the logit of 0 and 1 is cut off below anyway
     return np.asarray(np.clip(np.log(inside / (1 - inside)) + 0.5, 0.0, 1.0))

@@ -1,6 +1,6 @@
 """Quarantine: leave a site out for some rounds when what it sends is far from all others again and again.
 
-    passes=[fr.passes.quarantine(fr.passes.rfa(), limit=3.0, strikes=3, rounds=10)]
+    passes=[fr.passes.quarantine(fr.passes.rfa(), limit=5.0, strikes=3, rounds=10)]
 
 The server keeps a record of each site beside its state, so it is committed with the round and part of every
 checkpoint: the same run leaves out the same sites. Evidence is numbers alone, in the metrics of the round.
@@ -144,7 +144,7 @@ class WithEvidence:
 
 
 def quarantine(
-    then: Robust, limit: float = 3.0, strikes: int = 3, rounds: int = 10, probation: int = 10,
+    then: Robust, limit: float = 5.0, strikes: int = 3, rounds: int = 10, probation: int = 10,
     most: float = 0.3,
 ) -> Pass:  # fmt: skip
     """Leave out a site that lies farther than `limit` times the median distance from the result of `then`.
@@ -156,9 +156,11 @@ def quarantine(
     attackers cannot empty a federation. Sites whose update is not finite fail at the site itself and are told
     in the failures of the round; here are counted those that pass that check and should not.
 
-    Where a site lies far for a reason of its own (another population, a rare disease) it is left out just the
-    same: read the evidence, and raise `limit`. Attacks that stay near the others are not noticed. `then` is
-    any robust pass on one name. Raises ValueError on values that cannot be meant.
+    Where a site lies far for a reason of its own (another population, a dozen patients) it is left out just
+    the same: read the evidence, and raise `limit`. Of the 183 hospitals of the eICU demo, none of which
+    attacked, 67 were left out at some time with a limit of 3, 10 with 5 and none with 10
+    (experiments/attacks/README.md). Attacks that stay near the others are not noticed. `then` is any robust
+    pass on one name. Raises ValueError on values that cannot be meant.
     """
     if not isinstance(then, Robust) or len(tuple(then.only)) != 1:
         raise ValueError("quarantine: then= is a robust pass on one name, say fr.passes.rfa()")

@@ -21,7 +21,7 @@ from fedray.passes.robust import (
     need,
     rule_of,
 )
-from fedray.passes.stack import Array, Stack
+from fedray.passes.stack import Array, Stack, product
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def bulyan(attackers: float = 0.1, only: Names = UPDATES) -> Robust:
 
 @dataclass(frozen=True)
 class Rfa:
-    """See `rfa`, `three_sigma` and `residual_reweighting`, which weigh rows by how far out they lie."""
+    """See `rfa`, and `three_sigma` with a number of `sigmas`."""
 
     iterations: int
     smoothing: float = 1e-6
@@ -252,7 +252,7 @@ class Mixed:
         """Mix the rows and ask the rule."""
         mixing = self._nearest(asked.stack) if self.size is None else self._buckets(asked)
         found = self.then(replace(asked, stack=asked.stack.mixed(mixing)))
-        return found if found.weights is None else replace(found, weights=found.weights @ mixing)
+        return found if found.weights is None else replace(found, weights=product(found.weights, mixing))
 
     def _nearest(self, stack: Stack) -> Array:
         f = attackers_among(self.attackers, stack)

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,28 +17,22 @@ import torch
 from fedray import coded
 from fedray.core.graph import Asked, Label
 from fedray.errors import QuorumError, SecrecyError
-from fedray.passes.secure_masks import (
-    NO_KEY,
-    Roster,
-    Rules,
-    Setup,
-    digest_of,
-    from_tensor,
-    hash_of,
-    to_tensor,
-)
+from fedray.passes.secure_masks import NO_KEY, Roster, from_tensor, hash_of, to_tensor
+from fedray.passes.secure_setup import Rules, Setup, digest_of
 from fedray.passes.secure_steps import Lane, Opened, check_cohort, opened
 from fedray.passes.secure_words import Agreed, read
+from fedray.rng import Key
+from fedray.secrecy import wire
 from fedray.secrecy.hub import Hub
 from fedray.secrecy.hub_round import HubRound
 from fedray.secrecy.keys import Identities
-from fedray.secrecy.messages import Confirmations, Deal, Members, Signed
-from fedray.secrecy.recovery import Recovery
-from fedray.secrecy.view import round_context
+from fedray.secrecy.messages import Confirmations, Signed
+from fedray.secrecy.messages import Opened as Complaints
 
 logger = logging.getLogger(__name__)
 TOO_FEW = ("E_COHORT", "E_THRESHOLD", "E_SHARE")  # the round has no result, and may be tried again
 KEY_BYTES = 32
+NO_COMPLAINTS = Complaints(())
 Messages = Mapping[str, torch.Tensor]
 
 
@@ -69,20 +63,26 @@ class Announce:
 
     rules: Rules
 
-    def __call__(self, asked: Asked, agreed: Agreed) -> Setup:
-        """Return the facts of this sum."""
-        run = f"{asked.run}/{asked.attempt}"
+    def __call__(self, asked: Asked, agreed: Agreed, key: Key) -> Setup:
+        """Return the facts of this sum. Raises QuorumError where too few sites are asked."""
+        run = f"{asked.run}/{asked.attempt}/{os.urandom(8).hex()}"  # programs beside a run have no name
         setup = Setup(run, asked.round, (tuple(sorted(asked.cohort)),), digest_of(agreed))
         if setup.is_tried:
             return setup
         check_cohort(dict.fromkeys(asked.cohort), self.rules.min_cohort * self.rules.num_groups)
         if self.rules.num_groups > 1:
-            drawn = sorted(asked.cohort, key=lambda site: os.urandom(16))  # not by a seed that others know
-            parts = [
-                tuple(sorted(drawn[first :: self.rules.num_groups])) for first in range(self.rules.num_groups)
-            ]
-            setup = Setup(run, asked.round, tuple(parts), setup.agreed)
+            groups = drawn(sorted(asked.cohort), self.rules.num_groups, key)
+            setup = Setup(run, asked.round, groups, setup.agreed)
+        with ending():
+            for number in range(len(setup.groups)):
+                setup.terms(self.rules, number)
         return setup
+
+
+def drawn(sites: Sequence[str], num_groups: int, key: Key) -> tuple[tuple[str, ...], ...]:
+    """Deal sites to groups of like size at random, anew in each round, by the run's own seed."""
+    order = torch.randperm(len(sites), generator=key.generator()).tolist()
+    return tuple(tuple(sorted(sites[i] for i in order[first::num_groups])) for first in range(num_groups))
 
 
 @dataclass
@@ -92,8 +92,6 @@ class Desk:
     cohort: tuple[str, ...]
     hub: Hub
     keys: list[bytes]
-    members: Members = field(default_factory=lambda: Members(()))
-    deals: dict[int, Deal] = field(default_factory=dict)
     round: HubRound | None = None
 
     def mine(self, messages: Messages) -> Iterator[tuple[int, str, torch.Tensor]]:
@@ -183,12 +181,14 @@ class TakeDeals:
         found: dict[str, torch.Tensor] = {}
         with ending():
             for desk in desks.desks:
-                for number, site, message in desk.mine(deals):
-                    signed = from_tensor(Signed, message)
-                    if _taken(desk.hub.accept_deal, signed, site):
-                        desk.deals[number] = desk.hub.identities.open(Deal, desk.hub.view().digest, signed)
-                desk.members = Members(tuple(sorted(desk.deals)))
-                found |= {desk.cohort[n]: to_tensor(desk.hub.forward(n)) for n in desk.members.sites}
+                dealers = [
+                    number
+                    for number, site, message in desk.mine(deals)
+                    if _taken(desk.hub.accept_deal, from_tensor(Signed, message), site)
+                ]
+                found |= {desk.cohort[dealer]: to_tensor(desk.hub.forward(dealer)) for dealer in dealers}
+                for dealer in dealers:  # a site to whom a package does not open leaves the sum by itself
+                    desk.hub.accept_opened(Signed(dealer, wire.to_bytes(NO_COMPLAINTS), b""))
         return found
 
 
@@ -198,7 +198,8 @@ class ShowMembers:
 
     def __call__(self, desks: Desks, forwards: Messages) -> tuple[torch.Tensor, ...]:
         """Return the members of each group."""
-        return tuple(to_tensor(desk.members) for desk in desks.desks)
+        with ending():
+            return tuple(to_tensor(desk.hub.members()) for desk in desks.desks)
 
 
 @dataclass(frozen=True)
@@ -215,19 +216,10 @@ class TakeMasked:
 
     def _survivors(self, desk: Desk, setup: Setup, signed: Messages, shown: Sequence[Any]) -> torch.Tensor:
         arrived = tuple(coded.arrived(value) for value in shown)
-        desk.round = _round_of(desk, setup.round, hash_of(self.rules.label, arrived))
+        desk.round = desk.hub.round(setup.round, hash_of(self.rules.label, arrived))
         for _, _, message in desk.mine(signed):
             desk.round.accept_masked(from_tensor(Signed, message))
         return to_tensor(desk.round.survivors())
-
-
-def _round_of(desk: Desk, number: int, model: bytes) -> HubRound:
-    """Begin the round of a group among those who dealt."""
-    terms, view = desk.hub.terms, desk.hub.view()
-    context = round_context(view.digest, desk.members.sites, number, model)
-    packages = {dealer: deal.packages for dealer, deal in desk.deals.items()}
-    recovery = Recovery(view, packages, 0, terms.topology.threshold)
-    return HubRound(terms, desk.hub.identities, view, desk.members, 0, context, recovery)
 
 
 @dataclass(frozen=True)
@@ -257,11 +249,11 @@ class Unmask:
         flat = total.parts
         words = flat.buffer.numpy()[0].copy()
         for desk in desks.desks:
-            words = _unmasked(desk, words, shares)
+            words = unmasked(desk, words, shares)
         return opened(read(words, flat.schema, len(delivered)), self.lanes)
 
 
-def _unmasked(desk: Desk, words: np.ndarray, shares: Messages) -> np.ndarray:
+def unmasked(desk: Desk, words: np.ndarray, shares: Messages) -> np.ndarray:
     round_ = desk.round
     assert round_ is not None
     for _, site, message in desk.mine(shares):

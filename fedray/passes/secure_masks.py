@@ -6,7 +6,6 @@ that `egress` counts them. The server's half is in `secure_hub.py`.
 """
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
@@ -16,89 +15,35 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedray import coded, rows, tree
-from fedray.core.graph import MADE_UP, Label
-from fedray.passes.secure_words import Agreed
+from fedray.core.graph import Label
+from fedray.passes.secure_setup import Rules, Setup
 from fedray.rows import Group, Ragged, Same, Tagged
 from fedray.secrecy import wire
-from fedray.secrecy.encoding import Encoding
-from fedray.secrecy.graph import MAX_FULL, Topology, topology
 from fedray.secrecy.journal import Journal
 from fedray.secrecy.keys import Identities
-from fedray.secrecy.messages import Confirmations, Directory, Forward, Members, Reveals, Survivors
+from fedray.secrecy.messages import (
+    Advert,
+    Confirm,
+    Confirmations,
+    Deal,
+    Directory,
+    Forward,
+    Masked,
+    Members,
+    Reveals,
+    Signed,
+    Survivors,
+)
+from fedray.secrecy.messages import Reveal as Number
+from fedray.secrecy.messages import Unmask as Shares
+from fedray.secrecy.shamir import SECRET_BYTES
 from fedray.secrecy.site import Site
 from fedray.secrecy.site_round import SiteRound
-from fedray.secrecy.terms import Policy, Terms
+from fedray.secrecy.terms import Policy
+from fedray.secrecy.view import package_size
 
 T = TypeVar("T")
 NO_KEY = bytes(32)  # stands in the roster for a site that showed no key
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """What both sides of the protocol are told by the pass."""
-
-    server: str
-    threshold: float | int | None
-    min_cohort: int
-    num_groups: int
-    is_ring: bool  # the round has the step in which a ring of more than 64 sites is ordered
-    has_dp: bool
-    label: str  # of this sum among those of a round
-
-
-@dataclass(frozen=True)
-class Setup:
-    """The facts of one sum that the server announces: public, and part of the context of every key.
-
-    `groups` are the sites, in ascending order, that mask with one another.
-    """
-
-    run: str
-    round: int
-    groups: tuple[tuple[str, ...], ...]
-    agreed: str
-
-    @property
-    def is_tried(self) -> bool:
-        """Tell whether sites are made up to try the plan: there are too few, and nothing to hide."""
-        return all(site in MADE_UP for group in self.groups for site in group)
-
-    def group_of(self, site: str) -> int:
-        """Return the number of a site's group."""
-        return next(number for number, group in enumerate(self.groups) if site in group)
-
-    def terms(self, rules: Rules, number: int) -> Terms:
-        """Return what all sites of a group agree on, derived alike at every party."""
-        cohort = self.groups[number]
-        return Terms(
-            run_id=f"{self.run}/{rules.label}/{number}",
-            cohort=cohort,
-            encoding=Encoding(num_sites=len(cohort), bound=1.0),  # rows come encoded: see secure_words.py
-            num_words=None,
-            topology=_topology(rules, len(cohort)),
-            server=rules.server,  # type: ignore[arg-type]
-            min_cohort=rules.min_cohort,
-            first_round=self.round,
-            agreed=(("bounds", self.agreed),),
-        )
-
-
-def _topology(rules: Rules, num_sites: int) -> Topology:
-    if isinstance(rules.threshold, float):
-        return Topology(None, math.floor(rules.threshold * num_sites) + 1)
-    if rules.threshold is not None:
-        return Topology(None, int(rules.threshold))
-    found = topology(min(num_sites, MAX_FULL) if not rules.is_ring else num_sites, rules.server)  # type: ignore[arg-type]
-    if found.degree is None:
-        least = num_sites // 2 if rules.server == "curious" else 2 * num_sites // 3
-        return Topology(None, least + 1)
-    return found
-
-
-def digest_of(agreed: Agreed) -> str:
-    """Return the hash of the bounds by which sites encode."""
-    told = (agreed.num_sites, sorted(agreed.bounds.items()), sorted(agreed.weights.items()))
-    return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 def to_tensor(message: Any) -> torch.Tensor:
@@ -194,7 +139,9 @@ class Sent:
 
     def __call__(self, party: Party) -> torch.Tensor:
         """Return the message of one site."""
-        message = party.sent.get(self.step, torch.zeros(0, dtype=torch.uint8))
+        if party.setup.is_tried:
+            return made_up(self.step, party.rules)
+        message = party.sent[self.step]
         if self.step != "A1" or party.identity is None:
             return message
         return torch.cat([torch.frombuffer(bytearray(party.public), dtype=torch.uint8), message])
@@ -202,6 +149,23 @@ class Sent:
     def rows(self, group: Group, party: Tagged) -> Any:
         """Return the messages of a group."""
         return _each(group, lambda row: self(rows.row(party, row)))
+
+
+def made_up(step: str, rules: Rules) -> torch.Tensor:
+    """Return zeros as long as a site's message of a step, with one peer where there is an entry for each."""
+    key = bytes(32)
+    messages: dict[str, Any] = {
+        "A1": Advert(key, (key,), (key,), key),
+        "A2": Number(key),
+        "A3": Deal(bytes(package_size(1))),
+        "A4": Masked(key),
+        "A6": Confirm(key),
+        "A7": Shares(bytes(SECRET_BYTES)),
+    }
+    is_signing = rules.server == "active"
+    signed = to_tensor(Signed(0, wire.to_bytes(messages[step]), bytes(64) if is_signing else b""))
+    extra = 32 if step == "A1" and is_signing else 0  # the key that signatures are checked with
+    return torch.zeros(len(signed) + extra, dtype=torch.uint8)
 
 
 class _Step:
@@ -306,6 +270,7 @@ def hash_of(label: str, shown: Sequence[Any]) -> bytes:
 class Mask:
     """A4: add masks to a site's words. What it returns is uniform to whoever lacks the masks."""
 
+    guard: ClassVar[str] = "masked"
     grants: ClassVar[Label] = Label.MASKED
     one_shot: ClassVar[bool] = True
 
@@ -335,7 +300,7 @@ class SentWith:
 
     def __call__(self, party: Party, words: Any) -> torch.Tensor:
         """Return the message of one site."""
-        return party.sent.get("A4", torch.zeros(0, dtype=torch.uint8))
+        return made_up("A4", party.rules) if party.setup.is_tried else party.sent["A4"]
 
     def rows(self, group: Group, party: Tagged, words: Tagged) -> Any:
         """Return the messages of a group."""

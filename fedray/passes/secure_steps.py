@@ -46,6 +46,7 @@ class Write:
     """Write the values of a site as words of the ring. What leaves is to be masked, and is treated so."""
 
     lanes: tuple[Lane, ...]
+    guard: str = ""  # as `egress` shows it, where no mask follows
     grants: ClassVar[Label] = Label.MASKED
 
     def __call__(self, agreed: Agreed, *values: Any) -> Any:
@@ -68,6 +69,9 @@ def _weights(tagged: Tagged, k: int) -> np.ndarray:
     if not isinstance(numbers, torch.Tensor):
         return np.full(k, float(numbers))
     return numbers.reshape(k).to("cpu", torch.float64).numpy()
+
+
+IDEAL_GUARD = "simulated, no protection"
 
 
 @dataclass(frozen=True)

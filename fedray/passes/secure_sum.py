@@ -8,27 +8,36 @@ are summed, and the server takes the masks off the sum with what survivors revea
 protocol and its citations are in docs/secure-sums.md). `mode="ideal"` adds the same words without masks:
 equal bits, no protection, for simulation.
 
-Start reading at `secure_sum`, then `_Rewriting`.
+Start reading at `secure_sum`, then `hidden` (secure_rewriting.py).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from fedray.core.flow import check_flow
-from fedray.core.graph import Claim, Graph, Key, Node, Op, Placement, stages
-from fedray.core.rewrite import Pass, refuse_coded
-from fedray.errors import PassError
-from fedray.passes.lowering import fuse_sums, lower_at_sites, lower_mean
-from fedray.passes.secure_graph import Masking, call, gathered, get, masked_total
-from fedray.passes.secure_masks import Rules
-from fedray.passes.secure_steps import Agree, Lane, Learn, Named, ReadPlain, Write
+from fedray.core.digest import digest
+from fedray.core.graph import Claim, Graph, Node, Op, Placement
+from fedray.core.rewrite import Pass
+from fedray.passes.secure_graph import Fused, Masking, announced, call, gathered, group_totals, masked_total
+from fedray.passes.secure_groups import OpenGroups, means_for_rules
+from fedray.passes.secure_rewriting import Hiding, hidden
+from fedray.passes.secure_setup import Rules
+from fedray.passes.secure_steps import IDEAL_GUARD, Named, ReadPlain
 from fedray.secrecy.graph import MAX_FULL
 
 SERVER, SITES = Placement.SERVER, Placement.SITES
 MODES = ("ideal", "real")
 SERVERS = ("active", "curious")
 MIN_COHORT = 5  # of three with one colluder, two are left, and their sum is the other's value
-IDEAL = "simulated, no protection: the sites' words are added without masks (mode=ideal)"
+TRUSTS = {
+    "active": "more than two thirds of the sites do not collude with the server; the server, for which key "
+    "belongs to which site: keys are shown through it at the start of a run (a site agent pins a roster)",
+    "curious": "the server follows the protocol, and more than half of the sites do not collude with it",
+}
+BUT = (
+    "sums: of few sites, with one large site among them, or over many rounds they tell much of each, and a "
+    "server that publishes a trap model reads rows out of them; nobody sees whether a masked update is honest"
+)
+IDEAL = f"{IDEAL_GUARD}: the sites' words are added without masks (mode=ideal)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,127 +119,92 @@ def secure_sum(
                         clip=clip, weight_cap=weight_cap)  # fmt: skip
 
     def run(graph: Graph) -> Graph:
-        return secured(graph, settings)
+        return secured(graph, (), settings)
 
     run.__name__ = "secure_sum"
     run.is_policy = True  # type: ignore[attr-defined]  # evaluations show the server no more than rounds do
     return run
 
 
-def secured(graph: Graph, settings: Settings) -> Graph:
-    """Return the graph with its sums hidden."""
-    for node in graph.reductions:
-        if node.params["kind"] in ("sum", "mean"):
-            refuse_coded(node, "secure_sum")
-    lowered = fuse_sums(lower_mean(lower_at_sites(graph)))
-    rewriting = _Rewriting(lowered, settings)
-    text = f"the server sees sums of at least {settings.min_cohort} sites, and no site's own value"
-    claim = Claim(by="secure_sum", text=text if settings.is_real else IDEAL, is_hidden=True)
-    found = replace(
-        rewriting.result(), claims=(*graph.claims, claim), name=f"{graph.name} + {_title(settings)}"
-    )
-    check_flow(found)
-    if not rewriting.opened:
-        raise PassError(f"secure_sum found no sum in {graph.name}: leave it out")
-    return found
+def group_secure_sum(
+    groups: int = 5,
+    mode: str = "ideal",
+    threshold: float | int | None = None,
+    server: str = "active",
+    min_cohort: int = MIN_COHORT,
+    clip: float | Mapping[str, float] | None = None,
+    weight_cap: float | None = None,
+) -> Pass:
+    """Show the server the sum of each of `groups` random groups of sites, drawn anew in every round.
 
-
-def _title(settings: Settings) -> str:
-    return "secure_sum()" if settings.is_real else "secure_sum(ideal)"
-
-
-class _Rewriting:
-    """One pass over a lowered graph: each fused sum becomes a sub-program, each count of a stage with such a
-    sum the number of sites in it.
+    A robust rule before it in the list (median, trimmed_mean, krum, ...) is given the groups' means in place
+    of the sites' values, and tolerates bad groups in place of bad sites. All else is `secure_sum`'s; a site
+    hides among its group, which has `min_cohort` sites at least. Evaluations are summed over all sites.
+    Raises PassError where no rule compares sites.
     """
+    if groups < 2:
+        raise ValueError(f"group_secure_sum: groups={groups}: a rule compares several, say 5")
+    settings = Settings(mode=mode, threshold=threshold, server=server, groups=groups, min_cohort=min_cohort,
+                        clip=clip, weight_cap=weight_cap)  # fmt: skip
 
-    def __init__(self, graph: Graph, settings: Settings) -> None:
-        self.graph, self.settings = graph, settings
-        self.stage = stages(graph.nodes)
-        self.opened: dict[int, Node] = {}  # stage of the sum -> what was opened
-        self.stored: dict[Key, Node] = {}
-        self.new: dict[Node, Node] = {}
-        ids = (node for node in graph.nodes if node.op is Op.INPUT and node.params["slot"] == "id")
-        self.site_id = next(ids, Node(Op.INPUT, SITES, params={"slot": "id"}, where="secure_sum"))
-        self.fused = {
-            self.stage[node]: node
-            for node in graph.reductions
-            if "lanes" in node.params and not node.params.get("by")
-        }
+    def run(graph: Graph) -> Graph:
+        return secured(*means_for_rules(graph), settings)
 
-    def result(self) -> Graph:
-        """Return the rewritten graph."""
-        pending = self.graph.nodes
-        while pending:  # a count needs the sum of its stage first
-            later = [node for node in pending if not self._take(node)]
-            pending = later
-        outputs = {key: self.new[node] for key, node in self.graph.outputs.items()}
-        return replace(self.graph, outputs={**outputs, **self.stored})
+    run.__name__ = "group_secure_sum"
+    run.is_policy = True  # type: ignore[attr-defined]
+    over_all = {"mode": mode, "threshold": threshold, "server": server, "min_cohort": min_cohort}
+    run.of_evaluations = secure_sum(**over_all)  # type: ignore[arg-type, attr-defined]
+    return run
 
-    def _take(self, node: Node) -> bool:
-        """Rewrite a node, if what it needs is there."""
-        is_count = node.op is Op.REDUCE and node.params["kind"] == "count"
-        if is_count and self.stage[node] in self.fused:
-            if self.stage[node] not in self.opened:
-                return False
-            self.new[node] = get(self.opened[self.stage[node]], "num_sites", node.where)
-            return True
-        if any(arg not in self.new for arg in node.args):
-            return False
-        args = tuple(self.new[arg] for arg in node.args)
-        if self.fused.get(self.stage[node]) is node:
-            found = self._hidden(node, args)
-            self.opened[self.stage[node]] = found
-            self.new[node] = get(found, "sums", node.where)
-        else:
-            is_same = all(a is b for a, b in zip(args, node.args, strict=True))
-            self.new[node] = node if is_same else replace(node, args=args)
-        return True
 
-    def _hidden(self, node: Node, args: tuple[Node, ...]) -> Node:
-        """Return what the server opens in place of a fused sum."""
-        where, number = node.where, len(self.opened)
-        prefix = "secure" if not number else f"secure{number + 1}"
-        lanes: tuple[Lane, ...] = tuple(
-            (name, value, weight, is_mean) for name, value, weight, is_mean, _ in node.params["lanes"]
-        )
-        bounds = {name: self.settings.bound_of(name, node.args[value]) for name, value, _, _ in lanes}
-        fixed = {name: bound for name, bound in bounds.items() if bound is not None}
-        weighted = tuple(name for name, _, weight, _ in lanes if weight is not None)
-        memory = Node(Op.INPUT, SERVER, params={"slot": f"{prefix}.bounds"}, where=where)
-        asked = Node(Op.REDUCE, SERVER, params={"kind": "count"}, name="count", where=where)
-        agree = Agree(fixed, weighted, self.settings.weight_cap)
-        agreed = call(agree, SERVER, (asked, memory), where)
-        told = Node(Op.BROADCAST, SITES, (agreed,), name="agreed", where=where)
-        words = call(Write(lanes), SITES, (told, *args), where)
-        summed = self._masked if self.settings.is_real else self._plain
-        found = summed(node, words, lanes, prefix, agreed)
-        learnt = call(Learn(), SERVER, (memory, agreed, found), where)
-        self.stored[SERVER, f"{prefix}.bounds"] = learnt
-        return found
+def secured(graph: Graph, grouped: tuple[str, ...], settings: Settings) -> Graph:
+    """Return the graph with its sums hidden."""
+    has_dp = any(getattr(node.fn, "mechanism", None) is not None for node in graph.nodes)
+    program = digest(graph)[:16]
 
-    def _plain(self, node: Node, words: Node, lanes: tuple[Lane, ...], prefix: str, agreed: Node) -> Node:
-        """Add the words without masks."""
-        total = masked_total(node, words)
-        named = call(Named(), SITES, (self.site_id, words), node.where)
-        delivered = gathered(named, f"{prefix}.delivered", node.where)
-        return call(ReadPlain(lanes, self.settings.min_cohort), SERVER, (total, delivered), node.where)
-
-    def _masked(self, node: Node, words: Node, lanes: tuple[Lane, ...], prefix: str, agreed: Node) -> Node:
-        """Add the words under masks, and open their sum."""
-        build = Masking(self.rules(prefix), prefix, node.where)
-        return build.result(node, words, lanes, agreed, self.site_id)
-
-    def rules(self, prefix: str) -> Rules:
-        """Return what both sides of the protocol are told."""
-        settings = self.settings
-        has_dp = any(getattr(node.fn, "mechanism", None) is not None for node in self.graph.nodes)
-        return Rules(
-            server=settings.server,
+    def hide(sum_: Fused) -> Node:
+        rules = Rules(
+            server=settings.server,  # type: ignore[arg-type]
             threshold=settings.threshold,
             min_cohort=settings.min_cohort,
             num_groups=settings.groups or 1,
             is_ring=settings.threshold is None and (settings.cohort or 0) > MAX_FULL,
             has_dp=has_dp,
-            label=prefix,
+            label=f"{program}.{sum_.prefix}",
         )
+        return Masking(rules, sum_).result() if settings.is_real else plain(rules, sum_)
+
+    name = "group_secure_sum" if settings.groups else "secure_sum"
+    options = [f"groups={settings.groups}"] if settings.groups else []
+    title = f"{name}({', '.join(options if settings.is_real else [*options, 'ideal'])})"
+    guard = "" if settings.is_real else IDEAL_GUARD
+    hiding = Hiding(title, settings.bound_of, settings.weight_cap, hide, guard, grouped)
+    return hidden(graph, hiding, _claim(name, settings))
+
+
+def plain(rules: Rules, sum_: Fused) -> Node:
+    """Add the words without masks: the same sums, and no protection."""
+    named = call(Named(), SITES, (sum_.site_id, sum_.words), sum_.where)
+    delivered = gathered(named, f"{sum_.prefix}.delivered", "site id", sum_.where)
+    if rules.num_groups == 1:
+        read = ReadPlain(sum_.lanes, rules.min_cohort)
+        return call(read, SERVER, (masked_total(sum_, sum_.words), delivered), sum_.where)
+    setup = announced(rules, sum_)
+    opener = OpenGroups(sum_.lanes, sum_.grouped, rules.min_cohort)
+    return call(opener, SERVER, (setup, group_totals(sum_, setup, sum_.words), delivered), sum_.where)
+
+
+def _claim(name: str, settings: Settings) -> Claim:
+    """Return what the pass says in the trust statement."""
+    if not settings.is_real:
+        return Claim(by=name, text=IDEAL, but="everything that secure_sum(mode='real') hides", is_hidden=True)
+    who = "even a server that lies" if settings.server == "active" else "the server"
+    what = "the sum of each group" if settings.groups else "their sum"
+    text = f"{who} sees no site's own value, but {what}, of {settings.min_cohort} sites at least"
+    return Claim(
+        by=name,
+        text=text,
+        trusts=TRUSTS[settings.server],
+        but=BUT,
+        is_hidden=True,
+    )

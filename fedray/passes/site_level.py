@@ -236,7 +236,7 @@ def protected(terms: Terms, noisy_sum: NoisySum, told: Callable[[str], str], tru
         return replace(
             result,
             name=f"{graph.name} + {title}",
-            note="\n".join(filter(None, [graph.note, *sentences, *others])),
+            note="\n".join(filter(None, [graph.note, *others])),
             claims=(*graph.claims, claim),
         )
 

@@ -48,9 +48,9 @@ class Stack:
 
     def mixed(self, mixing: Array) -> "Stack":
         """Return the stack whose rows are `mixing @ rows`."""
-        found = Stack(self.names, self.rows, mixing if self.mixing is None else mixing @ self.mixing)
+        found = Stack(self.names, self.rows, mixing if self.mixing is None else product(mixing, self.mixing))
         if self._gram is not None:
-            found._gram = mixing @ self._gram @ mixing.T
+            found._gram = product(product(mixing, self._gram), mixing.T)
         return found
 
     def of(self, sites: Sequence[int]) -> "Stack":
@@ -63,7 +63,7 @@ class Stack:
 
     def of_sites(self, weights: Array) -> Array:
         """Return weights of rows as weights of sites."""
-        return weights if self.mixing is None else weights @ self.mixing
+        return weights if self.mixing is None else product(weights, self.mixing)
 
     def blocks(self) -> Iterator[tuple[int, slice, Tensor]]:
         """Yield (leaf, columns, numbers of all rows), in a buffer that is used again for the next one."""
@@ -99,7 +99,8 @@ class Stack:
                 middle = int(np.argmin(typical))
                 half = np.argsort(apart[middle], kind="stable")[: len(self.names) // 2 + 1]
                 centred = self._centred(sorted(half.tolist()))
-            self._gram = centred if self.mixing is None else self.mixing @ centred @ self.mixing.T
+            mixing = self.mixing
+            self._gram = centred if mixing is None else product(product(mixing, centred), mixing.T)
         return self._gram
 
     def _centred(self, chosen: Sequence[int]) -> Array:
@@ -151,6 +152,11 @@ class Stack:
         return found
 
 
+def product(a: Array, b: Array) -> Array:
+    """Return a @ b on the threads of torch, which the server keeps at one: those of numpy are its own."""
+    return np.asarray((torch.from_numpy(a) @ torch.from_numpy(b)).numpy())
+
+
 def squared_distances(gram: Array) -> Array:
     """Return the squared distance of each two rows from their inner products."""
     squares = np.diagonal(gram)
@@ -168,7 +174,7 @@ def stacked(values: Mapping[str, Any]) -> tuple[Stack, Any, tuple[str, ...]]:
     arrived = {name: coded.arrived(values[name]) for name in sorted(values)}
     kinds = {name: _kind(value) for name, value in arrived.items()}
     usual = Counter(kinds.values()).most_common(1)[0][0]
-    rows = {name: _vectors(arrived[name]) for name, kind in kinds.items() if kind == usual}
+    rows = {name: vectors_of(arrived[name]) for name, kind in kinds.items() if kind == usual}
     sound = {name: row for name, row in rows.items() if _is_sound(row)}
     broken = tuple(name for name in arrived if name not in sound)
     if not sound:
@@ -186,11 +192,7 @@ def _kind(value: Any) -> Any:
 
 
 def vectors_of(value: Any) -> Vectors:
-    """Return the numbers of a value as a row has them."""
-    return _vectors(value)
-
-
-def _vectors(value: Any) -> Vectors:
+    """Return the numbers of a value as a row has them: floats of 4 bytes or 8."""
     found = []
     for _, leaf in tree.leaves(value):
         if isinstance(leaf, tree.Flat | Tensor):

@@ -120,6 +120,13 @@ class Buffered:
 
     def check(self, plan: Any, num_sites: int | None = None) -> None:
         """Raise ScheduleError where a plan cannot be run with answers of several ages."""
+        for node in plan.nodes:
+            if node.op is Op.REDUCE and node.params.get("masked"):
+                raise ScheduleError(
+                    f"buffered() scales each contribution by its age and asks sites at different times, and "
+                    f"{node.name!r} ({node.where}) of {plan.name} is masked among sites that agreed on keys "
+                    "before they trained: drop the secure sum, or use synchronous()"
+                )
         self._check_stages(plan)
         check_asked(plan, self, num_sites)
         if plan.needs_all:
@@ -139,11 +146,6 @@ class Buffered:
         if plan.fold != "exact":
             raise ScheduleError(f"buffered() adds up exactly, and {plan.name} has fold='fast': leave it out")
         for node in plan.nodes:
-            if node.op is Op.REDUCE and node.params.get("masked"):
-                raise ScheduleError(
-                    f"buffered() scales each contribution by its age, and {node.name!r} ({node.where}) of "
-                    f"{plan.name} is masked: drop the secure sum, or use synchronous()"
-                )
             is_gather = node.op is Op.REDUCE and node.params["kind"] == "gather"
             if is_gather and not isinstance(self.discount, Constant):
                 raise ScheduleError(

@@ -5,68 +5,42 @@ checked when it comes: an error there is that site's, who is then counted as dro
 raises E_COHORT or E_THRESHOLD when too few are left, and the round ends without a result.
 """
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TypeVar
 
 from fedray.errors import SecrecyError
-from fedray.secrecy import keys
-from fedray.secrecy.hub_round import HubRound
+from fedray.secrecy import keys, wire
+from fedray.secrecy.hub_round import HubRound, Inbox
 from fedray.secrecy.keys import Identities
-from fedray.secrecy.keystream import KEY_BYTES
 from fedray.secrecy.messages import Advert, Deal, Directory, Forward, Members, Opened, Reveal, Reveals, Signed
 from fedray.secrecy.recovery import Recovery
 from fedray.secrecy.terms import Terms
-from fedray.secrecy.view import View, graph_commitment, round_context, view_of
+from fedray.secrecy.view import (
+    HASH_BYTES,
+    View,
+    graph_commitment,
+    package_size,
+    round_context,
+    sealed_size,
+    view_of,
+)
 
 T = TypeVar("T")
-
-
-class Inbox:
-    """The messages of one step, one a site: the first counts, the same again changes nothing."""
-
-    def __init__(self, step: str) -> None:
-        self._step = step
-        self._signed: dict[int, Signed] = {}
-        self._is_closed = False
-
-    def accept(self, signed: Signed) -> bool:
-        """Take a message in and return whether it is new.
-
-        Raises: SecrecyError E_REPLAY on another message of the same site, E_LATE once the step is over.
-        """
-        known = self._signed.get(signed.sender)
-        if known is not None:
-            if known != signed:
-                raise SecrecyError("E_REPLAY", f"site {signed.sender} sends {self._step} twice, differently")
-            return False
-        if self._is_closed:
-            raise SecrecyError("E_LATE", f"{self._step} of site {signed.sender} comes after the step is over")
-        self._signed[signed.sender] = signed
-        return True
-
-    def close(self) -> dict[int, Signed]:
-        """End the step and return what came, by site."""
-        self._is_closed = True
-        return dict(sorted(self._signed.items()))
 
 
 class Hub:
     """The server through the setup of a batch of rounds."""
 
-    def __init__(
-        self, terms: Terms, identities: Identities | None = None, entropy: Callable[[int], bytes] = os.urandom
-    ) -> None:
+    def __init__(self, terms: Terms, identities: Identities | None = None) -> None:
         self.terms, self.identities = terms, identities or Identities(None)
         if (terms.server == "active") != self.identities.is_signing:
             raise ValueError("against an active server every message is signed; with a curious one none is")
-        self._probe = entropy(KEY_BYTES)  # agrees with every key once, which finds those of low order
         self._inboxes = {step: Inbox(step) for step in ("A1", "A2", "A3", "A3c")}
         self._adverts: dict[int, Advert] = {}
         self._view: View | None = None
         self._seen: set[bytes] = set()
         self._numbers: dict[int, bytes] = {}
-        self._deals: dict[int, Deal] = {}
+        self._packages: dict[int, dict[int, bytes]] = {}  # by dealer and holder
         self._complaints: dict[int, tuple[int, ...]] = {}
         self.named: dict[int, str] = {}  # sites that were caught, with the reason
 
@@ -91,7 +65,7 @@ class Hub:
         if len(set(public)) < len(public) or self._seen & set(public):
             raise SecrecyError("E_KEY", f"site {site} shows a key twice or another's")
         for key in public:
-            keys.agree(self._probe, key)
+            keys.check_public(key)
 
     def directory(self) -> Directory:
         """End A1. Raises SecrecyError E_COHORT or E_THRESHOLD."""
@@ -101,7 +75,10 @@ class Hub:
 
     def accept_reveal(self, signed: Signed) -> None:
         """Take a site's number for the ring in. Raises SecrecyError E_KEY if it committed to another."""
-        reveal = self._open(Reveal, self.terms.context, signed, self._adverts)
+        if signed.sender not in self._adverts:
+            raise SecrecyError("E_LATE", f"site {signed.sender} reveals a number without an advert")
+        # the commitment is signed and binds, so no signature is looked at here
+        reveal = wire.from_bytes(Reveal, signed.body)
         if graph_commitment(self.terms, reveal.number) != self._adverts[signed.sender].graph_commitment:
             raise SecrecyError("E_KEY", f"site {signed.sender} reveals another number than it committed to")
         if self._inboxes["A2"].accept(signed):
@@ -122,32 +99,38 @@ class Hub:
         return self._view
 
     def accept_deal(self, signed: Signed) -> None:
-        """Take a site's packages in. Raises SecrecyError E_SHARE if they are not for its holders."""
+        """Take a site's packages in. Raises SecrecyError E_SHARE if it is not one for each holder."""
         deal = self._open(Deal, self.view().digest, signed, self.view().holders)
-        if set(deal.packages) != set(self.view().holders[signed.sender]) - {signed.sender} or any(
-            len(package.hashes) != 2 * self.terms.num_rounds for package in deal.packages.values()
-        ):
+        holders = [holder for holder in self.view().holders[signed.sender] if holder != signed.sender]
+        size = package_size(self.terms.num_rounds)
+        if len(deal.packages) != size * len(holders):
             raise SecrecyError(
-                "E_SHARE",
-                f"site {signed.sender} deals to other sites than its holders, or not two shares a round",
+                "E_SHARE", f"site {signed.sender} deals not one package for each of its holders"
             )
         if self._inboxes["A3"].accept(signed):
-            self._deals[signed.sender] = deal
+            self._packages[signed.sender] = {
+                holder: deal.packages[size * at : size * (at + 1)] for at, holder in enumerate(holders)
+            }
 
     def forward(self, holder: int) -> Forward:
         """End A3 and return the packages for one site. Raises SecrecyError E_COHORT, E_THRESHOLD."""
         self.terms.check(self._inboxes["A3"].close())
-        return Forward(
-            {
-                dealer: self._deals[dealer].packages[holder]
-                for dealer in sorted(self.view().holders[holder])
-                if dealer in self._deals and dealer != holder
-            }
-        )
+        dealers = [dealer for dealer in self.view().holders[holder] if dealer in self._packages]
+        return Forward({dealer: self._packages[dealer][holder] for dealer in dealers if dealer != holder})
+
+    def _promised(self, dealer: int, holder: int, at: int) -> bytes | None:
+        """Return the hash that a dealer answers for, None of its own share."""
+        package = self._packages[dealer].get(holder)
+        start = sealed_size(self.terms.num_rounds) + HASH_BYTES * at
+        return package and package[start : start + HASH_BYTES]
 
     def accept_opened(self, signed: Signed) -> None:
         """Take a site's complaints in."""
-        opened = self._open(Opened, self.view().digest, signed, self._deals)
+        if signed.sender not in self._packages:
+            raise SecrecyError("E_LATE", f"site {signed.sender} has dealt no shares")
+        opened = wire.from_bytes(Opened, signed.body)
+        if opened.complaints:  # saying that all is well needs no proof
+            opened = self.identities.open(Opened, self.view().digest, signed)
         if not set(opened.complaints) <= set(self.view().holders[signed.sender]) - {signed.sender}:
             raise SecrecyError("E_SCHEMA", f"site {signed.sender} complains of sites that dealt it nothing")
         if self._inboxes["A3c"].accept(signed):
@@ -179,14 +162,19 @@ class Hub:
 
     # rounds
 
-    def round(self, round: int, model_hash: bytes) -> HubRound:
-        """Begin a round of the batch for a model's hash."""
-        members = self.members()
+    def dealers(self) -> Members:
+        """Return who has dealt shares: the members, where sites answer no complaints (A3c) but are lost."""
+        members = tuple(sorted(self._packages))
+        self.terms.check(members)
+        return Members(members)
+
+    def round(self, round: int, model_hash: bytes, members: Members | None = None) -> HubRound:
+        """Begin a round of the batch for a model's hash, among the members of the setup."""
+        members = members or self.members()
         place = self.terms.place_of(round)
         view = self.view()
         context = round_context(view.digest, members.sites, round, model_hash)
-        packages = {dealer: self._deals[dealer].packages for dealer in members.sites}
-        recovery = Recovery(view, packages, place, self.terms.topology.threshold)
+        recovery = Recovery(view, self._promised, place, self.terms.topology.threshold)
         return HubRound(self.terms, self.identities, view, members, place, context, recovery)
 
     def _open(self, kind: type[T], context: bytes, signed: Signed, senders: Mapping[int, object]) -> T:

@@ -22,7 +22,21 @@ from fedray.secrecy import wire
 from fedray.secrecy.messages import Signed
 
 SUITE = "fedray-secagg-v1"
+KEY_BYTES = 32
 NONCE_BYTES = 12
+SEAL_BYTES = NONCE_BYTES + 16  # what sealing adds: nonce and tag
+LOW_ORDER = frozenset(  # public keys whose agreement is zero with every key, the highest bit left out
+    bytes.fromhex(key)
+    for key in (
+        "0000000000000000000000000000000000000000000000000000000000000000",
+        "0100000000000000000000000000000000000000000000000000000000000000",
+        "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+        "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
+        "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",  # p - 1
+        "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",  # p = 0
+        "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",  # p + 1
+    )
+)
 
 T = TypeVar("T")
 Plain = str | int | None | Sequence["Plain"] | Mapping[str, "Plain"]
@@ -51,17 +65,26 @@ def u32(number: int) -> bytes:
     return number.to_bytes(4, "little")
 
 
-def public_key(private: bytes) -> bytes:
-    """Return the X25519 public key of 32 private bytes."""
-    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+def private_key(private: bytes) -> X25519PrivateKey:
+    """Load 32 private bytes: as dear as an agreement, so a key that agrees with many is loaded once."""
+    return X25519PrivateKey.from_private_bytes(private)
 
 
-def agree(private: bytes, public: bytes) -> bytes:
+def public_key(private: X25519PrivateKey) -> bytes:
+    """Return the 32 public bytes of a private key."""
+    return private.public_key().public_bytes_raw()
+
+
+def check_public(key: bytes) -> None:
+    """Raise SecrecyError E_KEY on bytes that are no X25519 key, or one of low order."""
+    if len(key) != KEY_BYTES or key[:-1] + bytes([key[-1] & 0x7F]) in LOW_ORDER:
+        raise SecrecyError("E_KEY", "a public key is not one, or of low order")
+
+
+def agree(private: X25519PrivateKey, public: bytes) -> bytes:
     """Return the X25519 shared secret. Raises SecrecyError E_KEY on a key of low order or wrong length."""
     try:
-        return X25519PrivateKey.from_private_bytes(private).exchange(
-            X25519PublicKey.from_public_bytes(public)
-        )
+        return private.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError as error:
         raise SecrecyError("E_KEY", "a public key is not one, or of low order") from error
 
@@ -77,9 +100,9 @@ def self_seed(secret: bytes, context: bytes, site: int) -> bytes:
     return hkdf(secret, context, b"fedray/secagg/v1/self" + u32(site))
 
 
-def mask_private_key(secret: bytes, context: bytes) -> bytes:
-    """Return the private X25519 key that follows from the secret whose shares are dealt."""
-    return hkdf(secret, context, b"x25519")
+def mask_private_key(secret: bytes, context: bytes) -> X25519PrivateKey:
+    """Return the private key that follows from the secret whose shares are dealt."""
+    return private_key(hkdf(secret, context, b"x25519"))
 
 
 def commitment(label: str, context: bytes, secret: bytes) -> bytes:
@@ -90,7 +113,7 @@ def commitment(label: str, context: bytes, secret: bytes) -> bytes:
 class Sealer:
     """The AEAD between a site and one other, for packages in both directions: the AAD tells them apart."""
 
-    def __init__(self, private: bytes, public: bytes, context: bytes) -> None:
+    def __init__(self, private: X25519PrivateKey, public: bytes, context: bytes) -> None:
         self._aead = AESGCM(hkdf(agree(private, public), context, b"enc"))
         self._context = context
 

@@ -50,28 +50,21 @@ class Reveals:
 
 
 @dataclass(frozen=True, slots=True)
-class Package:
-    """A dealer's shares for one holder, sealed, and the hashes of them that the dealer answers for.
+class Deal:
+    """A3, site to server: packages of one length, in the order of the holders of its shares.
 
-    Sealed are, round by round, the shares of the masking key and of the self mask; the hashes lie alike.
+    A package is sealed shares for its holder (of every round the masking key's, then the self mask's), then
+    the hashes of these shares, which the dealer answers for.
     """
 
-    sealed: bytes
-    hashes: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Deal:
-    """A3, site to server: a package for each holder of shares."""
-
-    packages: dict[int, Package]
+    packages: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
     """A3, server to one site: its packages by dealer."""
 
-    packages: dict[int, Package]
+    packages: dict[int, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +113,9 @@ class Confirmations:
 
 @dataclass(frozen=True, slots=True)
 class Unmask:
-    """A7, site to server: of each dealer one share, of the self mask or of the masking key, never both."""
+    """A7, site to server: one share of each dealer among the members, in ascending order of dealers.
 
-    self_shares: dict[int, bytes]
-    mask_shares: dict[int, bytes]
+    It is of the self mask where the dealer survived, else of the masking key: there is no room for both.
+    """
+
+    shares: bytes

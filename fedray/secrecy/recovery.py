@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from fedray.errors import SecrecyError
 from fedray.secrecy import shamir
-from fedray.secrecy.messages import Package
 from fedray.secrecy.view import View, share_hash
 
 MAX_TRIES = 400  # sets of shares to look through when a dealer's are of no polynomial
 
 Check = Callable[[int], bool]
+Promised = Callable[[int, int, int], bytes | None]  # of dealer, holder and place in the package: a hash
 
 
 class Recovery:
@@ -20,10 +20,8 @@ class Recovery:
     dealer answers for, and dealers whose shares lie on no polynomial of the degree.
     """
 
-    def __init__(
-        self, view: View, packages: Mapping[int, Mapping[int, Package]], place: int, threshold: int
-    ) -> None:
-        self._view, self._packages, self._place, self._threshold = view, packages, place, threshold
+    def __init__(self, view: View, promised: Promised, place: int, threshold: int) -> None:
+        self._view, self._promised, self._place, self._threshold = view, promised, place, threshold
         self._weights: dict[tuple[int, ...], list[int]] = {}
         self.named: dict[int, str] = {}
 
@@ -77,12 +75,9 @@ class Recovery:
 
     def _is_promised(self, dealer: int, holder: int, kind: int, element: int) -> bool:
         """Tell whether a share is the one that its dealer has signed the hash of."""
-        package = self._packages[dealer].get(holder)
-        if package is None:  # a dealer's share for itself
-            return True
         at = 2 * self._place + kind
-        own = share_hash(self._view.digest, at, dealer, holder, shamir.to_bytes(element))
-        return own == package.hashes[at]
+        promised = self._promised(dealer, holder, at)
+        return promised in (None, share_hash(self._view.digest, at, dealer, holder, shamir.to_bytes(element)))
 
     def _sets(self, places: list[int], dealer: int) -> Iterator[list[int]]:
         """Yield sets of t places: all runs around the circle, which leave out any one; then random ones."""

@@ -1,13 +1,15 @@
 """A site's side of a secure sum: keys, shares, masks, and when it refuses to open anything.
 
 A `Site` serves the setup of a batch of rounds (A1 to A3), `Site.round` begins the rounds themselves
-(`site_round`). Calls come in the order of the steps; each returns what is sent. An error means that the site
-takes no further part in what was asked; after E_BOTH_SHARES it leaves the run.
+(`site_round`). Calls come in the order of the steps, else E_STEP; each returns what is sent. An error means
+that the site takes no further part in what was asked; after E_BOTH_SHARES it leaves the run.
 """
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedray.errors import SecrecyError
 from fedray.secrecy import keys, shamir, wire
@@ -20,14 +22,13 @@ from fedray.secrecy.messages import (
     Forward,
     Members,
     Opened,
-    Package,
     Reveal,
     Reveals,
     Signed,
 )
 from fedray.secrecy.site_round import RoundKeys, Seat, SiteRound
 from fedray.secrecy.terms import Policy, Terms
-from fedray.secrecy.view import graph_commitment, round_context, share_hash, view_of
+from fedray.secrecy.view import graph_commitment, round_context, sealed_size, share_hash, view_of
 
 SECRET = shamir.SECRET_BYTES
 
@@ -36,7 +37,7 @@ SECRET = shamir.SECRET_BYTES
 class _Secrets:
     """What a site keeps to itself: in memory of this process alone, so that a restart loses the batch."""
 
-    seal_private: bytes
+    seal_private: X25519PrivateKey
     graph_number: bytes
     mask_secrets: list[int] = field(default_factory=list)  # s: its shares rebuild the masking key
     self_secrets: list[int] = field(default_factory=list)  # b: its shares rebuild the self mask
@@ -64,7 +65,7 @@ class Site:
         self._entropy = entropy
         self._answers = Answers(self._seat.journal, terms.run_id, terms.first_round)
         self._rounds: dict[int, tuple[bytes, str, SiteRound]] = {}
-        self._shares: dict[int, list[tuple[int, int]]] = {}  # by dealer, a pair (of s, of b) a round
+        self._shares: dict[int, bytes] = {}  # by dealer, as in its package
 
     # A1
 
@@ -79,7 +80,7 @@ class Site:
     def _advert(self) -> Signed:
         rounds, draw = range(self.terms.num_rounds), self._entropy
         self._secrets = _Secrets(
-            draw(SECRET),
+            keys.private_key(draw(SECRET)),
             draw(SECRET),
             [shamir.random_secret(draw) for _ in rounds],
             [shamir.random_secret(draw) for _ in rounds],
@@ -87,13 +88,13 @@ class Site:
         context, secrets = self.terms.context, self._secrets
         self.advert = Advert(
             keys.public_key(secrets.seal_private),
-            tuple(keys.public_key(self.mask_private(place)) for place in rounds),
+            tuple(keys.public_key(self._mask_private(place)) for place in rounds),
             tuple(keys.commitment("b", context, shamir.to_bytes(b)) for b in secrets.self_secrets),
             graph_commitment(self.terms, secrets.graph_number),
         )
         return self._seat.identities.sign(self.index, context, self.advert)
 
-    def mask_private(self, place: int) -> bytes:
+    def _mask_private(self, place: int) -> X25519PrivateKey:
         """Return the private key that agrees on masks in a round of the batch."""
         return keys.mask_private_key(shamir.to_bytes(self._secrets.mask_secrets[place]), self.terms.context)
 
@@ -154,42 +155,36 @@ class Site:
                 raise SecrecyError("E_KEY", f"site {site} shows a key twice, another's, or not one a round")
             seen |= set(public)
 
-    def _packages(self) -> dict[int, Package]:
-        """Return the sealed shares of every round for each holder; one's own shares stay here."""
-        mine = self.view.holders[self.index]
-        places, threshold = range(1, len(mine) + 1), self.terms.topology.threshold
-        pairs = [
-            list(
-                zip(
-                    shamir.split(s, places, threshold, self._entropy),
-                    shamir.split(b, places, threshold, self._entropy),
-                    strict=True,
-                )
-            )
-            for s, b in zip(self._secrets.mask_secrets, self._secrets.self_secrets, strict=True)
-        ]
-        packages = {}
-        for position, holder in enumerate(mine):
-            shares = [of_round[position] for of_round in pairs]
+    def _packages(self) -> bytes:
+        """Return the packages for one's holders; one's own shares stay here."""
+        mine, secrets = self.view.holders[self.index], self._secrets
+        pairs = zip(secrets.mask_secrets, secrets.self_secrets, strict=True)
+        split = [self._split(secret, len(mine)) for pair in pairs for secret in pair]
+        packages = bytearray()
+        for holder, shares in zip(mine, zip(*split, strict=True), strict=True):
+            plain = b"".join(map(shamir.to_bytes, shares))
             if holder == self.index:
-                self._shares[holder] = shares
+                self._shares[holder] = plain
                 continue
-            plain = b"".join(shamir.to_bytes(share) for pair in shares for share in pair)
-            packages[holder] = Package(
-                self._sealers[holder].seal(plain, self.index, holder), self._hashes(self.index, holder, plain)
-            )
-        return packages
+            packages += self._sealers[holder].seal(plain, self.index, holder)
+            packages += self._hashes(self.index, holder, plain)
+        return bytes(packages)
 
-    def _hashes(self, dealer: int, holder: int, plain: bytes) -> tuple[bytes, ...]:
-        shares = [plain[at : at + SECRET] for at in range(0, len(plain), SECRET)]
-        return tuple(
-            share_hash(self.view.digest, at, dealer, holder, share) for at, share in enumerate(shares)
+    def _split(self, secret: int, num_holders: int) -> list[int]:
+        return shamir.split(secret, range(1, num_holders + 1), self.terms.topology.threshold, self._entropy)
+
+    def _hashes(self, dealer: int, holder: int, plain: bytes) -> bytes:
+        """Return the hashes of a package's shares, by which its dealer answers for them."""
+        return b"".join(
+            share_hash(self.view.digest, at, dealer, holder, plain[SECRET * at : SECRET * (at + 1)])
+            for at in range(len(plain) // SECRET)
         )
 
     # A3c
 
     def accept(self, forward: Forward) -> Signed:
         """Open the packages for this site and complain of those that do not open or are not as promised."""
+        self._check_after("A3")
         return self._once(
             "A3c",
             wire.to_bytes(forward),
@@ -209,17 +204,12 @@ class Site:
                 bad.append(dealer)
         return bad
 
-    def _opened(self, dealer: int, package: Package) -> list[tuple[int, int]]:
-        plain = self._sealers[dealer].open(package.sealed, dealer, self.index)
-        if len(plain) != 2 * SECRET * self.terms.num_rounds or package.hashes != self._hashes(
-            dealer, self.index, plain
-        ):
+    def _opened(self, dealer: int, package: bytes) -> bytes:
+        size = sealed_size(self.terms.num_rounds)
+        plain = self._sealers[dealer].open(package[:size], dealer, self.index)
+        if package[size:] != self._hashes(dealer, self.index, plain):
             raise SecrecyError("E_SHARE", f"the shares of site {dealer} are not as it answers for")
-        try:
-            elements = [shamir.from_bytes(plain[at : at + SECRET]) for at in range(0, len(plain), SECRET)]
-        except ValueError as error:
-            raise SecrecyError("E_SHARE", f"a share of site {dealer} is none") from error
-        return list(zip(elements[::2], elements[1::2], strict=True))
+        return plain
 
     # rounds
 
@@ -229,6 +219,7 @@ class Site:
         `trainer` names the code that trains, for the rule on differencing.
         Raises: SecrecyError E_COHORT, E_THRESHOLD, E_DIFFERENCING; E_REPLAY for another model.
         """
+        self._check_after("A3c")
         place = self.terms.place_of(round)
         context = round_context(self.view.digest, members.sites, round, model_hash)
         if round in self._rounds:
@@ -240,7 +231,7 @@ class Site:
         secret = self._secrets
         round_keys = RoundKeys(
             context=context,
-            mask_private=self.mask_private(place),
+            mask_private=self._mask_private(place),
             self_secret=shamir.to_bytes(secret.self_secrets[place]),
             peers={
                 site: self.view.adverts[site].mask_keys[place]
@@ -248,7 +239,9 @@ class Site:
                 if site in members.sites
             },
             shares={
-                dealer: pairs[place] for dealer, pairs in self._shares.items() if dealer in members.sites
+                dealer: plain[2 * SECRET * place : 2 * SECRET * (place + 1)]
+                for dealer, plain in sorted(self._shares.items())
+                if dealer in members.sites
             },
             holders=self.view.holders[self.index],
         )
@@ -267,6 +260,10 @@ class Site:
         self.terms.check(sites)
         self.terms.check_holders(self.view.holders[self.index], sites)
         self._seat.check_differencing(members.sites, model_hash.hex(), trainer)
+
+    def _check_after(self, step: str) -> None:
+        if self._answers.given(step) is None:
+            raise SecrecyError("E_STEP", f"this comes after step {step}, which this site has not taken")
 
     def _once(self, step: str, question: bytes, make: Callable[[], Signed], code: str = "E_REPLAY") -> Signed:
         self._seat.check_in()

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
 from fedray.errors import SecrecyError
-from fedray.secrecy import keys, shamir, wire
+from fedray.secrecy import keys, wire
 from fedray.secrecy.journal import Answers, Journal
 from fedray.secrecy.keys import Identities, sha256
 from fedray.secrecy.keystream import OneTimeKey, mask_inplace
 from fedray.secrecy.messages import Confirm, Confirmations, Masked, Members, Signed, Survivors, Unmask
+from fedray.secrecy.shamir import SECRET_BYTES
 from fedray.secrecy.terms import Policy, Terms
 
 Words = NDArray[np.unsignedinteger[Any]]
@@ -48,10 +50,10 @@ class RoundKeys:
     """A site's secrets of one round, and the shares that it holds of others."""
 
     context: bytes
-    mask_private: bytes
+    mask_private: X25519PrivateKey
     self_secret: bytes
     peers: Mapping[int, bytes]  # public masking keys of the neighbours that are members
-    shares: Mapping[int, tuple[int, int]]  # by dealer: (of its masking key, of its self mask)
+    shares: Mapping[int, bytes]  # by dealer, ascending: of its masking key, then of its self mask
     holders: tuple[int, ...]  # of its own shares
 
 
@@ -203,12 +205,11 @@ class SiteRound:
 
     def _open_shares(self, survivors: Survivors) -> Signed:
         shares, alive = self._open_keys().shares, set(survivors.sites)
-        answer = Unmask(
-            {dealer: shamir.to_bytes(b) for dealer, (_, b) in shares.items() if dealer in alive},
-            {dealer: shamir.to_bytes(s) for dealer, (s, _) in shares.items() if dealer not in alive},
-        )
+        halves = [
+            pair[SECRET_BYTES:] if dealer in alive else pair[:SECRET_BYTES] for dealer, pair in shares.items()
+        ]
         self._keys = None  # what was not opened is forgotten
-        return self._sign(answer)
+        return self._sign(Unmask(b"".join(halves)))
 
     def _open_keys(self) -> RoundKeys:
         assert self._keys is not None

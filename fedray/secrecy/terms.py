@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 
 from fedray.errors import SecrecyError
 from fedray.secrecy.encoding import Encoding
@@ -11,7 +12,7 @@ from fedray.secrecy.keys import SUITE, context_hash
 MAX_BATCH = 16  # rounds of one setup; 128 bytes each a neighbour, two shares and their hashes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Terms:
     """The public facts of a batch of rounds. Whoever holds other terms derives other keys.
 
@@ -45,7 +46,7 @@ class Terms:
                 f"min_cohort is {MIN_SITES} or more: with two sites each learns the other's vector"
             )
 
-    @property
+    @cached_property
     def context(self) -> bytes:
         """The hash of all terms: the salt of the keys of the setup."""
         encoding = self.encoding

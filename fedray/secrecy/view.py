@@ -8,10 +8,13 @@ from fedray.secrecy import keys, wire
 from fedray.secrecy.graph import holders
 from fedray.secrecy.keys import SUITE, context_hash, sha256, u32
 from fedray.secrecy.messages import Advert, Directory, Reveals
+from fedray.secrecy.shamir import SECRET_BYTES
 from fedray.secrecy.terms import Terms
 
+HASH_BYTES = 32
 
-@dataclass(slots=True)
+
+@dataclass(frozen=True, slots=True)
 class View:
     """What the setup came to: who is in it with which keys, and who holds whose shares."""
 
@@ -57,3 +60,13 @@ def round_context(view: bytes, members: Collection[int], round: int, model_hash:
 def share_hash(view: bytes, at: int, dealer: int, holder: int, share: bytes) -> bytes:
     """Return the hash by which a dealer answers for one share, the `at`-th of a package."""
     return sha256(view, u32(at), u32(dealer), u32(holder), share)
+
+
+def sealed_size(num_rounds: int) -> int:
+    """Return the bytes of a package before its hashes."""
+    return keys.SEAL_BYTES + 2 * SECRET_BYTES * num_rounds
+
+
+def package_size(num_rounds: int) -> int:
+    """Return the bytes of a package: two shares a round, sealed, and their hashes."""
+    return sealed_size(num_rounds) + 2 * HASH_BYTES * num_rounds

@@ -85,6 +85,14 @@ def test_scaffold_is_refused_until_its_second_sum_is_named():
     assert experiment.start(compose_run([*words, *both]), live=False).run.status == ("done", "")
 
 
+def test_noise_that_drowns_the_signal_is_refused_unless_it_is_asked_for():
+    words = [*TOY, "privacy=site_dp", "privacy.epsilon=1"]
+    with pytest.raises(ConfigError, match="clip bounds long .*max_noise="):
+        experiment.start(compose_run(words), live=False)
+    allowed = compose_run([*words, "privacy.max_noise=1000"])
+    assert experiment.start(allowed, live=False).run.status == ("done", "")
+
+
 def test_shares_need_a_secure_sum():
     with pytest.raises(PassError, match="secure=secure_sum"):
         experiment.start(compose_run([*TOY, "privacy=site_dp_distributed", "privacy.epsilon=8"]), live=False)

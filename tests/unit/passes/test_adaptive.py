@@ -16,7 +16,7 @@ from tests.unit.passes.stacks import ALGORITHMS, P
 
 def bounds(rows, rounds, **more):
     """Return the server's bound after a number of rounds, without noise to speak of."""
-    step = P.site_dp_adaptive(1.0, 1e-9, cohort=len(rows), mark_std=1e-9, source=Silent(), **more)
+    step = P.site_dp_adaptive(1.0, 1e-3, cohort=len(rows), mark_std=1e-3, source=Silent(), **more)
     with fr.simulate(holders(rows)) as federation:
         fr.fit(echo(), federation, init={"v": torch.zeros(rows.shape[1], dtype=rows.dtype)}, rounds=rounds,
                passes=[step], schedule=fr.synchronous())  # fmt: skip

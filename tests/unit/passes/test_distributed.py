@@ -101,11 +101,14 @@ def test_words_have_the_same_bits_alone_and_among_others():
     assert share.needs is Label.MASKED and share.one_shot
 
 
-def test_a_run_under_a_secure_sum_is_the_noisy_mean_of_clipped_updates():
+@pytest.mark.parametrize("mode", ["ideal", "real"])
+def test_a_run_under_a_secure_sum_is_the_noisy_mean_of_clipped_updates(mode):
     rows = torch.zeros(6, 3000)
     rows[:, :3] = torch.eye(3).repeat(2, 1) * 10.0
     found, result = released(
-        rows, [P.site_dp_distributed(3.0, 0.5, num_params=3000, cohort=6), IDEAL], packs=2
+        rows,
+        [P.site_dp_distributed(3.0, 0.5, num_params=3000, cohort=6), P.secure_sum(mode=mode, min_cohort=3)],
+        packs=2,
     )
     std = float(found[3:].std()) * 6  # of all six shares, where four of six would do
     assert std == pytest.approx(1.5 * 1.5**0.5, rel=0.1)
@@ -132,7 +135,7 @@ def test_shares_that_leave_in_plain_are_refused():
 @pytest.mark.parametrize(("schedule", "why"), [
     (fr.synchronous(cohort=0.99, sampling="poisson"), "cohort of known size"),
     (fr.synchronous(quorum=0.5), "raise schedule.quorum"),
-    (fr.buffered(size=6), "cohort of known size"),
+    (fr.buffered(size=6), "cohort of known size|masked among sites"),
 ])  # fmt: skip
 def test_a_run_that_may_count_fewer_shares_is_refused(schedule, why):
     with pytest.raises(ScheduleError, match=why):

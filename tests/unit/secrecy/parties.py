@@ -3,8 +3,10 @@
 import os
 
 import numpy as np
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fedray.errors import SecrecyError
 from fedray.secrecy.encoding import Encoding
 from fedray.secrecy.graph import topology
 from fedray.secrecy.hub import Hub
@@ -109,6 +111,28 @@ class Parties:
         survivors = hub_round.survivors()
         self.unmask(hub_round, rounds, survivors)
         return hub_round.result(total), survivors.sites
+
+
+def at_survivors(terms=None, lost=None, policy=None):
+    """Return the parties, both sides of a round, its vectors, total and survivors, before anyone confirms."""
+    terms = terms or terms_of(5)
+    parties = Parties(terms, lost, policy)
+    hub_round, rounds = parties.begin(parties.setup())
+    vectors = vectors_of(terms)
+    total = parties.masked(hub_round, rounds, vectors)
+    return parties, hub_round, rounds, vectors, total, hub_round.survivors()
+
+
+def resigned(parties, signed, context, message):
+    """Return a site's message replaced by another that it signs itself."""
+    return parties.sites[signed.sender]._seat.identities.sign(signed.sender, context, message)
+
+
+def code_of(action, *arguments):
+    """Return the code of the error that an action must end in."""
+    with pytest.raises(SecrecyError) as caught:
+        action(*arguments)
+    return caught.value.code
 
 
 def vectors_of(terms):

@@ -1,4 +1,4 @@
-"""Keys that two sites derive alike, packages that open for their holder only, names that nobody else signs."""
+"""Keys that two sites derive alike, packages that only their holder opens, names that nobody else signs."""
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -11,7 +11,7 @@ from fedray.secrecy.keys import Identities, Sealer
 from fedray.secrecy.keystream import OneTimeKey, keystream
 from fedray.secrecy.messages import Masked, Reveal, Signed
 
-ONE, TWO = b"\x01" * 32, b"\x02" * 32
+ONE, TWO = keys.private_key(b"\x01" * 32), keys.private_key(b"\x02" * 32)
 CONTEXT = keys.sha256(b"fedray-kat")
 
 
@@ -36,21 +36,21 @@ def test_derivation_is_hkdf():
         assert keys.hkdf(secret, CONTEXT, b"info") == oracle
 
 
-@pytest.mark.parametrize(
-    "point",
-    [
-        bytes(32),
-        b"\x01" + bytes(31),
-        (2**255 - 20).to_bytes(32, "little"),
-        (2**255 - 19).to_bytes(32, "little"),
-        bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
-        bytes.fromhex("5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157"),
-        b"short",
-    ],
-)
-def test_abuse_18_key_of_low_order_is_refused(point):
+@pytest.mark.parametrize("high_bit", [0, 0x80])
+@pytest.mark.parametrize("key", sorted(keys.LOW_ORDER), ids=lambda key: key.hex()[:4])
+def test_abuse_18_key_of_low_order_is_refused(key, high_bit):
+    twisted = key[:-1] + bytes([key[-1] | high_bit])
     with pytest.raises(SecrecyError, match="E_KEY"):
-        keys.agree(ONE, point)
+        keys.agree(ONE, twisted)
+    with pytest.raises(SecrecyError, match="E_KEY"):
+        keys.check_public(twisted)
+
+
+def test_abuse_18_bytes_that_are_no_key_are_refused():
+    for check in (keys.check_public, lambda key: keys.agree(ONE, key)):
+        with pytest.raises(SecrecyError, match="E_KEY"):
+            check(b"short")
+    keys.check_public(keys.public_key(ONE))
 
 
 def test_context_depends_on_every_fact_and_not_on_their_order():
