@@ -101,9 +101,13 @@ class PrivateTraining:
         by_row = f"per row (of {self.model.target}: a stay), not per patient"
         return f"{form}; privacy {by_row if self.privacy.unit is None else f'per {self.privacy.unit}'}"
 
+    def count_units(self, data: Any) -> int:
+        """Return how many units a site has, for the ledger: what a batch size spends depends on it."""
+        return records_of(training_rows(data), self.privacy, Key(0, 0, "")).count
+
     def steps_at(self, data: Any, rng: Key) -> int:
         """Return how many steps a training on these rows takes."""
-        return self.privacy.steps_at(records_of(training_rows(data), self.privacy, rng).count)
+        return self.privacy.steps_at(self.count_units(data))
 
     @property
     def rows(self) -> Callable[..., Update] | None:
@@ -280,6 +284,7 @@ class LockStep:
 
     training: PrivateTraining
     lr: float
+    adds_noise: ClassVar[bool] = False
 
     @property
     def one_shot(self) -> bool:

@@ -131,8 +131,8 @@ class Settings:
             ring = self.ring(self.noise_multiplier)
             return ring, self.mechanism(ring)
         assert self.epsilon is not None and self.rounds is not None
-        noise = calibrate.noise_multiplier_for(
-            self.epsilon, self.delta, sampling_rate=self.sampling_rate, steps=self.rounds
+        noise = calibrate.noise_multiplier(
+            self.epsilon, self.delta, self.rounds, sampling_rate=self.sampling_rate
         )
         while True:
             ring = self.ring(noise)

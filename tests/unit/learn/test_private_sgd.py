@@ -294,6 +294,19 @@ def test_epsilon_gives_sites_of_one_rate_one_noise_and_sites_of_one_size_their_o
     assert large < small  # a large site takes each patient less often, and adds less noise
 
 
+def test_a_run_counts_what_each_site_spends():
+    pytest.importorskip("dp_accounting")
+    opened = {f"h{i}": (lambda i=i: data_of(60 + 60 * i, i)) for i in range(3)}
+    model = learn.logistic(FEATURES)
+    local = learn.private_sgd(model, 1.0, batch_size=10, noise_multiplier=2.0, steps=1, unit="patient")
+    assert [local.count_units(data()) for data in opened.values()] == [
+        len(data()["patient"].unique()) for data in opened.values()
+    ]
+    with fr.simulate(Dataset(sites=opened)) as federation:
+        result = fr.fit(fr.algorithms.fedavg(local), federation, rounds=2, init=model.init(0), seed=0)
+    assert result.rounds == 2
+
+
 def test_nothing_that_reads_all_rows_without_noise_is_there():
     local = learn.private_sgd(learn.logistic(FEATURES), 0.1, sampling_rate=0.5, noise_multiplier=1.0)
     for name in ("loss", "gradient", "row_losses", "with_state", "with_objective"):

@@ -153,7 +153,7 @@ def test_an_epsilon_is_met_by_its_own_accounting():
     (mechanism,) = {node.fn.mechanism for node in plan.nodes if getattr(node.fn, "mechanism", None)}
     assert (mechanism.unit, mechanism.noise_by, mechanism.trusted) == ("patient", "sites", "nobody")
     assert 2.9 < accountant.epsilon({mechanism: 40}, 1e-5) <= 3.0
-    gaussian = calibrate.noise_multiplier_for(3.0, 1e-5, sampling_rate=0.1, steps=40)
+    gaussian = calibrate.noise_multiplier(3.0, 1e-5, 40, sampling_rate=0.1)
     assert gaussian <= mechanism.noise_multiplier < 1.3 * gaussian
 
 
