@@ -357,7 +357,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
              "shards": data.Shards, "parties": vertical.Parties, "assays": data.Assays},
     "model": {"logistic": learn.Logistic, "linear": learn.Linear, "mlp": learn.Mlp, "cnn": learn.Cnn,
               "gru": learn.Gru, "bag_of_embeddings": learn.BagOfEmbeddings},
-    "local": {"sgd": learn.Sgd, "adamw": learn.Adamw},
+    "local": {"sgd": learn.Sgd, "adamw": learn.Adamw, "private_sgd": learn.PrivateSgd},
     "algorithm": {"fedsgd": learn.Fedsgd, "fedavg": learn.Fedavg, "fedavgm": learn.Fedavgm,
                   "fedadagrad": learn.Fedadagrad, "fedadam": learn.Fedadam, "fedyogi": learn.Fedyogi,
                   "fedprox": learn.Fedprox, "scaffold": learn.Scaffold, "ditto": learn.Ditto,

@@ -1,10 +1,12 @@
-"""Schemas of the group `privacy`: a whole site is protected. Start at `config_schema.py`.
+"""Schemas of the group `privacy`: a whole site, or each patient, is protected. Start at `config_schema.py`.
 
 What is null is taken from the run: `cohort`, `population`, `rounds`, `sampling` and `num_params`.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
+
+from fedray.config_schema_data import MISSING
 
 
 def _delta() -> list[str]:
@@ -96,10 +98,50 @@ class SiteDpLocal(SiteLevel):
     _target_: str = "fedray.passes.site_dp_local"
 
 
+@dataclass
+class DistributedRecord:
+    """One private gradient step a round on the patients of all sites (DP-SGD), with noise in shares of the
+    sites under a secure sum: nobody is trusted. For fedavg and fedadam with local=sgd and local.steps=1.
+    """
+
+    _target_: str = "fedray.passes.distributed_record"
+    clip: float = 1.0
+    """Largest norm of the gradient of one patient (or row, see unit)."""
+    sampling_rate: float = 0.1
+    """Probability with which a round takes a patient, the same at all sites."""
+    num_patients: float = MISSING
+    """Training patients of all sites together (rows, where unit is null); public."""
+    num_params: int | None = None
+    """Numbers of an update; null takes the model's."""
+    cohort: float | None = None
+    """Sites, all of which take part in every round; null takes the schedule's."""
+    noise_multiplier: float | None = None
+    """Deviation of the noise on the sum of honest sites, in units of clip; give this or `epsilon`."""
+    epsilon: float | None = None
+    """Epsilon of the whole run at `delta`, from which the noise follows."""
+    delta: float = 1e-5
+    """Delta of the epsilon."""
+    rounds: int | None = None
+    """Rounds over which an epsilon is spent; null takes the run's."""
+    unit: str | None = "patient"
+    """Column that says whose a row is; null gives a guarantee per row (a stay), and not per patient."""
+    max_records_per_unit: int | None = None
+    """Most rows of a patient that are used, chosen once; null clips all of a patient's rows together."""
+    is_secret: bool = False
+    """Draw patients from the system's entropy: for servers that may not know, by the seed, who was drawn."""
+    honest: float = 2 / 3
+    """Fraction of the sites that is honest and delivers."""
+    max_site_norm: float | None = None
+    """Norm at which a site's sum is cut; null takes what no batch reaches."""
+    max_noise: float = 10.0
+    """A run is refused whose noise is so many clip bounds long; .inf lets any pass."""
+
+
 SCHEMAS: dict[str, type] = {
     "site_dp": SiteDp,
     "site_dp_adaptive": SiteDpAdaptive,
     "site_dp_matrix": SiteDpMatrix,
     "site_dp_distributed": SiteDpDistributed,
     "site_dp_local": SiteDpLocal,
+    "distributed_record": DistributedRecord,
 }

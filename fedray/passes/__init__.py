@@ -8,6 +8,7 @@ from fedray.passes.adaptive import site_dp_adaptive
 from fedray.passes.clipping import clip
 from fedray.passes.compression import ef21, qsgd, randk, scaled_sign, sign, topk
 from fedray.passes.distributed import site_dp_distributed
+from fedray.passes.distributed_record import distributed_record
 from fedray.passes.downlink import bidirectional, ef21_broadcast, quantised_broadcast
 from fedray.passes.matrix import site_dp_matrix
 from fedray.passes.policy import require
@@ -37,6 +38,7 @@ __all__ = [
     "bulyan",
     "centred_clipping",
     "clip",
+    "distributed_record",
     "ef21",
     "ef21_broadcast",
     "fltrust",

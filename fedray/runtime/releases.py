@@ -48,7 +48,12 @@ def _uncounted(plan: Plan, node: Node, why: str) -> ConfigError:
 
 
 def _is_hidden(thing: Any, depth: int) -> bool:
-    """Tell whether a function holds another that spends, and does not say so itself."""
+    """Tell whether a function holds another that spends, and does not say so itself.
+
+    What says `adds_noise = False` spends nothing: the noise that its mechanism means is another function's.
+    """
+    if getattr(thing, "adds_noise", True) is False:
+        return False
     if isinstance(getattr(thing, "mechanism", None), Mechanism):
         return True
     if depth == 0 or isinstance(thing, (str, bytes, int, float, type)) or thing is None:

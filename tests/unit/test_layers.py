@@ -40,7 +40,10 @@ LAYERS = {
     "fedray.accounting": ("fedray.errors", "fedray.accounting"),
     "fedray.secrecy": ("fedray.errors", "fedray.secrecy"),
 }
-EXCEPTIONS = {("fedray.runtime.plan", "fedray.passes.lowering")}  # compile() lowers every program
+EXCEPTIONS = {
+    ("fedray.runtime.plan", "fedray.passes.lowering"),  # compile() lowers every program
+    ("fedray.learn.private_training", "fedray.core.graph"),  # the label of what it lets leave
+}
 HOMES = {  # third-party package: where fedray may import it
     "ray": ("fedray.runtime.ray_*", "fedray.sweep", "fedray.cluster"),
     "hydra": ("fedray.config*", "fedray.cli", "fedray.sweep"),
