@@ -4,6 +4,7 @@ Arrows may be imported; what is not listed as a layer (config, cli, data, report
 
     tree, rows, coded, frozen, rng, errors  <-  core  <-  passes      algorithms -> core, learn
     tree, rows, coded, frozen, rng, errors  <-  learn      runtime -> core      accounting -> (nothing)
+    core, learn  <-  airlock: its pass reads graphs, its tests read models and rows
 """
 
 import ast
@@ -34,6 +35,7 @@ LAYERS = {
     "fedray.algorithms": (*FOUNDATION, "fedray.core", "fedray.learn", "fedray.algorithms"),
     "fedray.runtime": (*FOUNDATION, "fedray.core", "fedray.runtime"),
     "fedray.accounting": (),
+    "fedray.airlock": (*FOUNDATION, "fedray.core", "fedray.learn", "fedray.data.site", "fedray.airlock"),
 }
 EXCEPTIONS = {("fedray.runtime.plan", "fedray.passes.lowering")}  # compile() lowers every program
 HOMES = {  # third-party package: where fedray may import it
