@@ -6,6 +6,7 @@
       VerifyError       a graph breaks a rule of flow, naming or placement
       PassError         a pass cannot be applied
         PolicyError     a plan releases more than the policy allows
+        SecurityConflict  two protections, or a protection and an algorithm, cannot both hold
       ScheduleError     a schedule and a plan, or a schedule and a federation, do not fit
       QuorumError       too few sites were counted; the server state is unchanged
       FoldError         values or weights outside what an exact sum can hold
@@ -15,6 +16,7 @@
       CheckpointError   a checkpoint is missing, broken or of another plan
       HostError         a process that holds sites did not answer
       Withheld          a site keeps its update to itself
+      SecrecyError      a party of a secure sum refuses; `code` says why
 
 Messages say what happened, where, what was expected and what to do. They never hold a patient value.
 """
@@ -45,6 +47,12 @@ class PassError(FedrayError):
 
 class PolicyError(PassError):
     """A plan releases more than the policy allows."""
+
+
+class SecurityConflict(PassError):
+    """Two protections, or a protection and what an algorithm needs, cannot both hold. Names both and a
+    fix.
+    """
 
 
 class ScheduleError(FedrayError):
@@ -89,6 +97,14 @@ class Withheld(FedrayError):
     """
 
     kind = "withheld"
+
+
+class SecrecyError(FedrayError):
+    """A party of a secure sum refuses or gives up. `code` is a name such as E_COHORT for logs and tests."""
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        super().__init__(f"{code}: {message}")
 
 
 LATE = "late"  # the kind of failure of a site that a deadline has passed over

@@ -8,7 +8,7 @@ transport submitted, it also draws the bound task DAG: which actor ran what, and
 from collections.abc import Sequence
 from typing import Any
 
-from fedray.core.graph import Node, Op, Placement, is_one_site
+from fedray.core.graph import Node, Op, Placement, function_name, is_one_site
 
 SITES = Placement.SITES
 ENVELOPE = (
@@ -77,12 +77,6 @@ def _form(node: Node) -> str:
         return ""
     told = getattr(node.fn, "how", None)
     return f"   [{told or ('stacked' if getattr(node.fn, 'rows', None) else 'site by site')}]"
-
-
-def function_name(fn: Any) -> str:
-    """Return a short name for a function or a callable record."""
-    name = getattr(fn, "__qualname__", type(fn).__name__)
-    return str(name).replace(".<locals>", "").split(".")[-1]
 
 
 def _text(plan: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from fedray.core.graph import Graph, Key, Node, Op, Placement, toposort
 from fedray.core.trace import Site
 from fedray.core.value import Value
-from fedray.errors import PassError
+from fedray.errors import PassError, SecurityConflict
 
 Pass = Callable[[Graph], Graph]
 Rule = Callable[[Node], Node | None]
@@ -133,10 +133,12 @@ def coders_of(node: Node) -> list[Any]:
 
 
 def refuse_coded(node: Node, title: str) -> None:
-    """Raise PassError where a pass that hides rows in a sum would mask rows that do not add up coded."""
+    """Raise SecurityConflict where a pass that hides rows in a sum would mask rows that do not add up
+    coded.
+    """
     for coder in coders_of(node):
         if coder.conflict:
-            raise PassError(
+            raise SecurityConflict(
                 f"{title}: {node.name} ({node.where}) was compressed by {coder.title}, and {coder.conflict}"
             )
 

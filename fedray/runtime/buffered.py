@@ -11,6 +11,7 @@ from typing import Any
 
 from fedray.core.graph import Node, Op, Placement
 from fedray.errors import ScheduleError
+from fedray.runtime.schedule import check_asked
 from fedray.runtime.traces import Trace, read_trace
 
 Discount = Callable[[int], float]  # age in server rounds -> factor of a contribution
@@ -117,9 +118,10 @@ class Buffered:
                 f"once: set schedule.size to at most {num_sites}"
             )
 
-    def check(self, plan: Any) -> None:
+    def check(self, plan: Any, num_sites: int | None = None) -> None:
         """Raise ScheduleError where a plan cannot be run with answers of several ages."""
         self._check_stages(plan)
+        check_asked(plan, self, num_sites)
         if plan.needs_all:
             raise ScheduleError(
                 f"buffered() does not wait for all sites, and {plan.name} needs them all: use synchronous()"

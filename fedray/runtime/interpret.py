@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from fedray import frozen, rows, tree
-from fedray.core.explain import function_name
-from fedray.core.graph import Node, Op
+from fedray.core.graph import Node, Op, function_name
 from fedray.core.value import Record
 from fedray.errors import LATE, SiteError, Withheld
 from fedray.rows import Column, Group, Ragged, Rows, Same, Tagged

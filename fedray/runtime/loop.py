@@ -147,6 +147,8 @@ def _check(
 def _check_sites(plan: Plan, schedule: Synchronous | Buffered, federation: Federation) -> None:
     """Raise where the schedule leaves out a site that is needed, or the algorithm was made for others."""
     num_sites = federation.num_sites
+    for kind in plan.kinds:
+        schedule.check(kind, num_sites)
     if plan.needs_all and schedule.expected_cohort(num_sites) < num_sites:
         raise ScheduleError(
             f"{plan.name} needs all {num_sites} sites in every round, for each holds a part of every record, "
@@ -293,7 +295,8 @@ class _Run:
         self.result.metrics.append(record)
         if self.tracker is not None:
             self.tracker.round(record)
-        if self.checkpoint is not None and time.monotonic() - self.saved_at >= self.checkpoint.every_s:
+        is_due = self.checkpoint is not None and time.monotonic() - self.saved_at >= self.checkpoint.every_s
+        if is_due or self.plan.of_round(round).is_one_shot:  # that is never run again to get back to a state
             self.save(round)
 
     def save(self, round: int) -> None:

@@ -95,6 +95,10 @@ class Synchronous:
                 f"set it to at most {num_sites}"
             )
 
+    def check(self, plan: Any, num_sites: int | None = None) -> None:
+        """Raise ScheduleError where a function of the plan reckons with another schedule."""
+        check_asked(plan, self, num_sites)
+
     def cohort_of(
         self, round: int, seed: int, sites: Sequence[str], sizes: Mapping[str, int]
     ) -> tuple[str, ...]:
@@ -147,6 +151,15 @@ class Synchronous:
         keys = {done: Key(seed, done, SERVER, "order") for done, _ in turns}
         orders = {done: torch.randperm(num_sites, generator=key.generator()) for done, key in keys.items()}
         return [int(orders[done][place]) for done, place in turns]
+
+
+def check_asked(plan: Any, schedule: Any, num_sites: int | None) -> None:
+    """Let the functions of a plan judge whom a schedule asks: noise is made for a cohort, and may claim that
+    sites were drawn by lot. `num_sites` is None before a federation is there.
+    """
+    for node in plan.nodes:
+        if (check := getattr(node.fn, "check_run", None)) is not None:
+            check(schedule, num_sites)
 
 
 def synchronous(
