@@ -18,6 +18,7 @@ from fedray import config_schema_learn as learn
 from fedray import config_schema_passes as passes
 from fedray import config_schema_personal as personal
 from fedray import config_schema_vertical as vertical
+from fedray.config_schema_airlock import Airlock
 from fedray.config_schema_data import MISSING
 
 
@@ -297,14 +298,24 @@ class Regions:
 
 
 @dataclass
+class Open:
+    """Every plan may run."""
+
+    airlock: Any = None
+    """How a site tests its update before it leaves: a `_target_` and its settings; null does not test."""
+
+
+@dataclass
 class Hospital:
-    """Refuse a plan that shows the server the value of a single site."""
+    """Refuse a plan that shows the server the value of a single site; sites test what they send."""
 
     _target_: str = "fedray.passes.policy.require"
     released: list[str] | None = None
     """Names that may leave as a sum; null allows every name."""
     visible: list[str] = field(default_factory=list)
     """Names that may leave site by site."""
+    airlock: Any = field(default_factory=Airlock)
+    """How a site tests its update before it leaves; null lets every update leave."""
 
 
 @dataclass
@@ -377,7 +388,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
                     "quantised_broadcast": passes.QuantisedBroadcast,
                     "bidirectional": passes.Bidirectional},
     "privacy": {"none": Nothing}, "robustness": {"none": Nothing},
-    "secure": {"none": Nothing}, "policy": {"open": Nothing, "hospital": Hospital},
+    "secure": {"none": Nothing}, "policy": {"open": Open, "hospital": Hospital},
     "topology": {"flat": Nothing, "regions": Regions},
     "schedule": {"synchronous": Synchronous, "buffered": Buffered, "cyclic": Synchronous, "oort": Oort,
                  "power_of_choice": PowerOfChoice, "trace": OfTrace},

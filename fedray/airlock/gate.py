@@ -22,12 +22,12 @@ covers that bit. So a training that promises patients differential privacy may b
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fedray.airlock.checks import Membership, Norm, Rebuilt, RowsBehind
-from fedray.airlock.leaving import Leaving, Test
+from fedray.airlock.leaving import Finding, Leaving, Test
 from fedray.core.graph import CROSSING, MADE_UP, Graph, Node, Op, Placement, toposort
 from fedray.core.rewrite import Pass
 from fedray.errors import PassError, Withheld
@@ -35,6 +35,7 @@ from fedray.frozen import UPDATE
 
 SITES = Placement.SITES
 SLOT = "airlock"
+UNKNOWN = -1e300  # stands for what could not be measured in what a site keeps: NaN equals nothing
 NOTE = "Sites test their updates before they leave, and may withhold them: the server learns who did."
 _log = logging.getLogger(__name__)
 
@@ -48,18 +49,26 @@ class Gate:
     report: tuple[Test, ...]
 
     def __call__(self, params: Any, update: Any, delta: Any, data: Any, rng: Any) -> dict[str, float]:
-        """Return what each test measured."""
-        if rng.site in MADE_UP:  # made-up rows, before the run
-            return {test.name: math.nan for test in (*self.withhold, *self.report)}
+        """Return what each test measured, UNKNOWN where it could not."""
         update = replace(update, delta=delta)
         leaving = Leaving(training=self.training, params=params, update=update, data=data, rng=rng)
         strict = [test.check(leaving) for test in self.withhold]
         told = [test.check(leaving) for test in self.report]
-        for finding in (*strict, *told):
-            _log.debug("%s, round %d: %s%s", rng.site, rng.round, finding, "" if finding.is_ok else ": failed")
-        if failed := [str(finding) for finding in strict if not finding.is_ok]:
-            raise Withheld(f"withheld: {'; '.join(failed)}")
-        return {finding.name: float(finding.value) for finding in (*strict, *told)}
+        if rng.site not in MADE_UP:  # whose rows are made up, before the run
+            _let_pass(strict, told, rng)
+        return {
+            found.name: UNKNOWN if math.isnan(found.value) else float(found.value)
+            for found in (*strict, *told)
+        }
+
+
+def _let_pass(strict: Sequence[Finding], told: Sequence[Finding], rng: Any) -> None:
+    """Log what was found, at the site; raise Withheld where a strict test failed."""
+    for finding in (*strict, *told):
+        verdict = "" if finding.is_ok else ": failed"
+        _log.debug("%s, round %d: %s%s", rng.site, rng.round, finding, verdict)
+    if failed := [str(finding) for finding in strict if not finding.is_ok]:
+        raise Withheld(f"withheld: {'; '.join(failed)}")
 
 
 def airlock(withhold: Sequence[Test] = (), report: Sequence[Test] = ()) -> Pass:
@@ -76,7 +85,7 @@ def airlock(withhold: Sequence[Test] = (), report: Sequence[Test] = ()) -> Pass:
         added = {}
         for number, (call, leaves) in enumerate(_leaving(graph)):
             _check_bit(call, withhold, graph)
-            gate = Gate(training=call.fn, withhold=tuple(withhold), report=tuple(report))
+            gate = Gate(training=training_of(call), withhold=tuple(withhold), report=tuple(report))
             params, data, rng = call.args[:3]
             settings = {"lift": "site", "kwargs": ()}
             slot = f"{SLOT}.{number}" if number else SLOT
@@ -104,8 +113,8 @@ def _check_bit(call: Node, withhold: Sequence[Test], graph: Graph) -> None:
     telling = [test.name for test in withhold if not isinstance(test, RowsBehind)]
     if private is not None and telling:
         raise PassError(
-            f"airlock: the training of {graph.name} ({call.where}) is differentially private, and that a site "
-            f"withholds by {telling} tells what its epsilon does not cover: move these to report"
+            f"airlock: the training of {graph.name} ({call.where}) is differentially private, and that a "
+            f"site withholds by {telling} tells what its epsilon does not cover: move these to report"
         )
 
 
@@ -119,7 +128,9 @@ def _leaving(graph: Graph) -> list[tuple[Node, Node]]:
             continue
         if node.name == UPDATE and node.placement is Placement.SERVER:
             if node.args[0].params.get("lift") != "check":
-                raise PassError(f"airlock: another pass has changed {node.name} ({node.where}): put airlock first")
+                raise PassError(
+                    f"airlock: another pass has changed {node.name} ({node.where}): put airlock first"
+                )
             found[deltas[0].args[0]] = node.args[0]  # of several trainings in a row, the first starts
         others |= {delta.args[0]: delta for delta in deltas}
     if not others:
@@ -138,8 +149,16 @@ def _deltas(node: Node) -> list[Node]:
     return [
         step
         for step in _at_sites(node.args)
-        if step.op is Op.GET and step.params["key"] == "delta" and hasattr(step.args[0].fn, "row_losses")
+        if step.op is Op.GET and step.params["key"] == "delta" and training_of(step.args[0]) is not None
     ]
+
+
+def training_of(call: Node) -> Any:
+    """Return the local training that a node calls, also inside of a budget or of noise; None else."""
+    fn: Any = call.fn
+    while fn is not None and not hasattr(fn, "row_losses"):
+        fn = getattr(fn, "inner", getattr(fn, "training", None))
+    return fn
 
 
 def _at_sites(nodes: Sequence[Node]) -> Iterator[Node]:
@@ -167,7 +186,7 @@ def of_policy(
 
     Raises ValueError on a name that is no setting.
     """
-    tests: dict[str, Test | None] = {
+    tests: Mapping[str, Test | None] = {
         "min_rows": None if min_rows is None else RowsBehind(min_rows),
         "max_rebuilt": None if max_rebuilt is None else Rebuilt(max_rebuilt),
         "membership": None if membership is None else Membership(membership),

@@ -15,7 +15,7 @@ TINY = 1e-12  # a bias that has not moved, in units of the largest that has
 
 
 def ratios(delta: Mapping[str, Tensor], width: int) -> Tensor:
-    """Return the candidates for rows of this width, (candidates, width), of all layers that could see rows."""
+    """Return the candidates for rows of this width, (candidates, width), of all layers that may see rows."""
     found = []
     for name in delta:
         if name.rpartition(".")[2] != "weight" or delta[name].dim() != 2 or delta[name].shape[1] != width:
@@ -34,7 +34,8 @@ def relative_errors(candidates: Tensor, rows: Tensor) -> Tensor:
     rows = rows.flatten(1).double().nan_to_num()
     if not len(candidates):
         return torch.full((len(rows),), torch.inf, dtype=torch.float64, device=rows.device)
-    return torch.cdist(rows, candidates).amin(1) / rows.norm(dim=1).clamp_min(1e-300)
+    found: Tensor = torch.cdist(rows, candidates).amin(1) / rows.norm(dim=1).clamp_min(1e-300)
+    return found
 
 
 def rebuilt_rows(delta: Mapping[str, Tensor], rows: Tensor, tolerance: float = 0.1) -> Tensor | None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -85,18 +85,15 @@ class Leaving:
 
     @property
     def held_out(self) -> Batch | None:
-        """The site's validation rows. Test rows are not for this: what is withheld by them is chosen by them."""
+        """The site's validation rows. Test rows are no part of it: who withholds by them selects by them."""
         return valid_rows(self.data)
 
 
 class Test(Protocol):
     """Look at an update before it leaves. Frozen, with settings only; a finding depends on one site alone."""
 
-    __test__ = False  # not a test of a program
-
-    @property
-    def name(self) -> str:
-        """What is measured, in words."""
+    name: ClassVar[str]
+    """What is measured, in words."""
 
     def check(self, leaving: Leaving) -> Finding:
         """Return what was found."""
