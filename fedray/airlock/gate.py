@@ -22,19 +22,20 @@ covers that bit. So a training that promises patients differential privacy may b
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fedray.airlock.checks import Membership, Norm, Rebuilt, RowsBehind
 from fedray.airlock.leaving import Finding, Leaving, Test
-from fedray.core.graph import CROSSING, MADE_UP, Graph, Node, Op, Placement, toposort
+from fedray.core.graph import CROSSING, MADE_UP, Claim, Graph, Node, Op, Placement, toposort
 from fedray.core.rewrite import Pass
 from fedray.errors import PassError, Withheld
 from fedray.frozen import UPDATE
 
 SITES = Placement.SITES
 SLOT = "airlock"
+BIT = "that a site withholds is a bit about it in each round, which no epsilon covers"
 UNKNOWN = -1e300  # stands for what could not be measured in what a site keeps: NaN equals nothing
 NOTE = "Sites test their updates before they leave, and may withhold them: the server learns who did."
 _log = logging.getLogger(__name__)
@@ -81,6 +82,8 @@ def airlock(withhold: Sequence[Test] = (), report: Sequence[Test] = ()) -> Pass:
     if not names or len(set(names)) < len(names):
         raise ValueError(f"airlock: tests {names}: give at least one, each once, under withhold or report")
 
+    claim = Claim(by="airlock", text=f"before an update leaves, its site tests: {', '.join(names)}", but=BIT)
+
     def run(graph: Graph) -> Graph:
         added = {}
         for number, (call, leaves) in enumerate(_leaving(graph)):
@@ -97,7 +100,8 @@ def airlock(withhold: Sequence[Test] = (), report: Sequence[Test] = ()) -> Pass:
             outputs={**graph.outputs, **added},
             inits={**graph.inits, **dict.fromkeys(added, _nothing)},
             name=f"{graph.name} + airlock",
-            note=f"{graph.note} {NOTE}".strip(),
+            note="\n".join(filter(None, [graph.note, NOTE])),
+            claims=(*graph.claims, claim),
         )
 
     run.__name__ = "airlock"
@@ -161,18 +165,14 @@ def training_of(call: Node) -> Any:
     return fn
 
 
-def _at_sites(nodes: Sequence[Node]) -> Iterator[Node]:
-    """Return what values are computed from without another message, arguments first."""
-    start = [node for node in nodes if node.placement is SITES]
-    cut = {id(step) for step in toposort(start) if step.op in CROSSING}
-    reached: dict[int, Node] = {}
-    todo = list(start)
-    while todo:
-        step = todo.pop()
-        if id(step) not in reached and id(step) not in cut:
-            reached[id(step)] = step
-            todo.extend(step.args)
-    return iter([step for step in toposort(start) if id(step) in reached])
+def _at_sites(nodes: Sequence[Node]) -> list[Node]:
+    """Return what values are computed from at the sites without another message, arguments first."""
+    order = toposort([node for node in nodes if node.placement is SITES])
+    inside = set(nodes)
+    for step in reversed(order):
+        if step in inside and step.op not in CROSSING:
+            inside.update(step.args)
+    return [step for step in order if step in inside and step.op not in CROSSING]
 
 
 def of_policy(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fedray as fr
+from fedray import config
 from fedray.airlock import (
     Canaries,
     Exposure,
@@ -110,6 +111,17 @@ def test_a_run_is_resumed_with_its_findings(tmp_path):
     resumed, found = fitted(passes, rounds=4, checkpoint=Checkpoints(tmp_path), resume=True, look=kept)
     whole, expected = fitted(passes, rounds=4, look=kept)
     assert resumed.params_sha256 == whole.params_sha256 and found == expected
+
+
+def test_a_secure_sum_goes_on_without_who_withholds():
+    passes = [
+        airlock([RowsBehind(12)]),
+        fr.passes.secure_sum(mode="ideal", min_cohort=4, clip=4.0, weight_cap=32),
+    ]
+    found, _ = fitted(passes)
+    assert [record.counted for record in found.metrics] == [4, 4]
+    plain, _ = fitted([airlock([RowsBehind(12)])])
+    assert (found.params.buffer - plain.params.buffer).abs().max() < 1e-6
 
 
 def test_too_many_withheld_sites_fail_the_round_as_any_failure_does():
@@ -238,6 +250,16 @@ def test_a_policy_withholds_small_batches_and_reports_membership_unless_told_oth
     assert strict.withhold == (Rebuilt(0), Membership(0.1), Norm(5.0)) and not strict.report
     with pytest.raises(ValueError, match=r"report=\['norm'\] are none of min_rows"):
         of_policy(report=["norm"])
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [
+    (["policy=hospital"], ["airlock", "require"]), (["policy=open"], []),
+    (["policy=hospital", "policy.airlock=null"], ["require"]),
+    (["policy=hospital", "compression=topk"], ["airlock", "topk(0.01)", "require"]),
+])  # fmt: skip
+def test_the_airlock_of_a_configuration_comes_before_all_other_passes(chosen, expected):
+    experiment = config.build(config.compose("experiment=debug", "evaluate.per_site=false", *chosen))
+    assert [step.__name__ for step in experiment.passes] == expected
 
 
 def test_a_finding_of_a_test_of_ones_own_decides():
