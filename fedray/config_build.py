@@ -2,7 +2,7 @@
 
 The order is that of what is known: the data set first (sites, features, outcome), then the model for its
 width, the local training for the model, the algorithm for both. Passes are collected in the one legal order:
-compression, privacy, robustness, secure, policy.
+the policy's airlock, compression, privacy, robustness, secure, policy.
 """
 
 import sys
@@ -147,8 +147,7 @@ def build_experiment(tree: Mapping[str, Any], keep: Keep | None = None) -> Exper
         "rounds": tree["rounds"], "sampling": _sampling(schedule), "num_params": num_params(training.init),
         "weight_cap": float(max(data.sizes.values())) if data.sizes else None,
     }
-    chosen = [group for group in PASS_GROUPS if "_target_" in tree[group]]
-    passes = tuple(call(group, tree[group], allow, **known) for group in chosen)
+    passes = _passes(tree, allow, known)
     return Experiment(tree=tree, data=data, training=training, schedule=schedule, passes=passes,
                       early_stop=_early_stop(tree["evaluate"]), keep=keep)
 
@@ -161,6 +160,16 @@ def _sampling(schedule: Any) -> str | None:
 def num_params(init: Any) -> int:
     """Return how many numbers a model has."""
     return sum(leaf.schema.num_elements for _, leaf in fr.tree.leaves(init) if isinstance(leaf, fr.tree.Flat))
+
+
+def _passes(tree: Mapping[str, Any], allow: Sequence[str], known: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the passes in the one legal order. The airlock of the policy sees updates as they are made."""
+    policy = {key: value for key, value in tree["policy"].items() if key != "airlock"}
+    groups = {**{group: tree[group] for group in PASS_GROUPS}, "policy": policy}
+    airlock = tree["policy"].get("airlock")
+    first = (call("policy.airlock", airlock, allow),) if airlock else ()
+    chosen = {group: settings for group, settings in groups.items() if "_target_" in settings}
+    return (*first, *(call(group, settings, allow, **known) for group, settings in chosen.items()))
 
 
 def _schedule(tree: Mapping[str, Any], training: Training) -> Any:

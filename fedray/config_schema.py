@@ -17,6 +17,7 @@ from fedray import config_schema_labels as labels
 from fedray import config_schema_learn as learn
 from fedray import config_schema_passes as passes
 from fedray import config_schema_personal as personal
+from fedray import config_schema_policy as policy
 from fedray import config_schema_privacy as privacy
 from fedray import config_schema_robust as robust
 from fedray import config_schema_secure as secure
@@ -303,16 +304,11 @@ class Regions:
 
 
 @dataclass
-class Hospital:
-    """Refuse a plan that shows the server the value of a single site."""
+class Open:
+    """Every plan may run."""
 
-    _target_: str = "fedray.passes.policy.require"
-    released: list[str] | None = None
-    """Names that may leave as a sum; null allows every name."""
-    visible: list[str] = field(default_factory=list)
-    """Names that may leave site by site."""
-    hub: str = "trusted"
-    """`curious`: the server may not be trusted with plaintext: sums are masked, and its noise is refused."""
+    airlock: Any = None
+    """How a site tests its update before it leaves: a `_target_` and its settings; null does not test."""
 
 
 @dataclass
@@ -387,7 +383,9 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "privacy": {"none": Nothing, **privacy.SCHEMAS}, "robustness": {"none": Nothing, **robust.SCHEMAS},
     "secure": {"none": Nothing, "secure_sum": secure.SecureSum, "group_secure_sum": secure.GroupSecureSum,
                "two_server": secure.TwoServer},
-    "policy": {"open": Nothing, "hospital": Hospital},
+    "policy": {"open": Nothing, "hospital": policy.Hospital},
+    "privacy": {"none": Nothing}, "robustness": {"none": Nothing},
+    "secure": {"none": Nothing}, "policy": {"open": Open, "hospital": policy.Hospital},
     "topology": {"flat": Nothing, "regions": Regions},
     "schedule": {"synchronous": Synchronous, "buffered": Buffered, "cyclic": Synchronous, "oort": Oort,
                  "power_of_choice": PowerOfChoice, "trace": OfTrace},

@@ -17,6 +17,7 @@
       LedgerError       a privacy ledger was cut, edited or removed
       BudgetError       a release would spend more privacy than is allowed
       HostError         a process that holds sites did not answer
+      Withheld          a site keeps its update to itself
       SecrecyError      a party of a secure sum refuses; `code` says why
 
 Messages say what happened, where, what was expected and what to do. They never hold a patient value.
@@ -100,6 +101,14 @@ class HostError(FedrayError):
     """A process that holds sites did not answer."""
 
 
+class Withheld(FedrayError):
+    """A site keeps its update to itself. The message says what was found, in numbers, and stays at the site;
+    `kind` is all that a record at the server says.
+    """
+
+    kind = "withheld"
+
+
 class SecrecyError(FedrayError):
     """A party of a secure sum refuses or gives up. `code` is a name such as E_COHORT for logs and tests."""
 
@@ -115,8 +124,8 @@ LATE = "late"  # the kind of failure of a site that a deadline has passed over
 class SiteError:
     """One site's failure in one stage, as it may leave the site: never a message, which could hold a value.
 
-    `kind` is the class of the error ("ValueError", "not finite", "late", "host lost"); `where` is the
-    `file:line` inside the mapped function, without its folder.
+    `kind` is the class of the error, or a word of ours ("not finite", "late", "host lost", "withheld");
+    `where` is the `file:line` inside the mapped function, without its folder.
     """
 
     site: str

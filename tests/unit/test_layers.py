@@ -4,6 +4,7 @@ Arrows may be imported; what is not listed as a layer (config, cli, data, report
 
     tree, rows, coded, frozen, rng, noise, errors  <-  core  <-  passes      algorithms -> core, learn
     tree, rows, coded, frozen, rng, noise, errors  <-  learn      runtime -> core      errors  <-  accounting
+    core, learn  <-  airlock: its pass reads graphs, its tests read models and rows
     errors  <-  secrecy  <-  passes: masks and shares are read and tested without a graph, a model or torch
 
 What spends privacy (passes, learn) carries a record of accounting, and the runtime charges it.
@@ -38,6 +39,7 @@ LAYERS = {
     "fedray.algorithms": (*FOUNDATION, "fedray.core", "fedray.learn", "fedray.algorithms"),
     "fedray.runtime": (*FOUNDATION, "fedray.core", "fedray.accounting", "fedray.runtime"),
     "fedray.accounting": ("fedray.errors", "fedray.accounting"),
+    "fedray.airlock": (*FOUNDATION, "fedray.core", "fedray.learn", "fedray.data.site", "fedray.airlock"),
     "fedray.secrecy": ("fedray.errors", "fedray.secrecy"),
 }
 EXCEPTIONS = {
