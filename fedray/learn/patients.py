@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedray import noise
 from fedray.accounting import Mechanism
+from fedray.errors import DataError
 from fedray.learn.batches import Batch, num_rows
 from fedray.learn.ghost import Units
 from fedray.learn.layout import BLOCK, block_width
@@ -87,7 +88,7 @@ class Records:
 
 
 def records_of(batch: Batch, privacy: Privacy, rng: Key) -> Records:
-    """Return a site's records. Raises ValueError where the column of units is missing or holds no numbers.
+    """Return a site's records. Raises DataError where the column of units is missing or holds no numbers.
 
     Of a unit with more than `max_records` rows, so many are chosen, the same in every round.
     """
@@ -96,9 +97,9 @@ def records_of(batch: Batch, privacy: Privacy, rng: Key) -> Records:
         rows = torch.arange(total)
         return Records(rows, rows, total)
     if privacy.unit not in batch or batch[privacy.unit].is_floating_point():
-        raise ValueError(
+        raise DataError(
             f"private_sgd: site {rng.site or '?'} has no column {privacy.unit!r} of whole numbers, one a "
-            "patient: add it (SiteData.with_columns), or unit=None for a guarantee per row"
+            "patient. Fix: add it (SiteData.with_columns), or unit=None for a guarantee per row"
         )
     _, unit = torch.unique(batch[privacy.unit].cpu(), return_inverse=True)
     order = torch.argsort(unit, stable=True)

@@ -10,6 +10,7 @@ from torch import nn
 import fedray as fr
 from fedray import learn, noise, tree
 from fedray.data.site import Dataset, SiteData
+from fedray.errors import DataError
 from fedray.learn import clipping, patients, private_training
 from fedray.learn.stacked import Training
 from fedray.rng import Key
@@ -266,7 +267,7 @@ def test_a_patient_with_more_records_than_a_block_is_refused_with_a_fix():
 def test_a_missing_column_of_patients_is_refused_by_name():
     local = learn.private_sgd(learn.logistic(FEATURES), 0.1, sampling_rate=0.5, noise_multiplier=1.0,
                               unit="person")  # fmt: skip
-    with pytest.raises(ValueError, match=r"site h has no column 'person'"):
+    with pytest.raises(DataError, match=r"site h has no column 'person'"):
         local(learn.logistic(FEATURES).init(0), data_of(9, 1), Key(0, 0, "h"))
 
 
