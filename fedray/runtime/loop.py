@@ -153,7 +153,8 @@ def _check_sites(plan: Plan, schedule: Synchronous | Buffered, federation: Feder
             f"and the schedule asks {schedule.expected_cohort(num_sites)}: use schedule.cohort=1.0"
         )
     there = set(federation.sites)
-    if plan.sites and set(plan.sites) != there:
+    among = getattr(schedule, "among", None)  # of a coalition: see fedray/contribution
+    if plan.sites and set(plan.sites) not in (there, among):
         strange, missing = sorted(set(plan.sites) - there), sorted(there - set(plan.sites))
         told = [f"{', '.join(found[:3])}{', ...' * (len(found) > 3)} {what}" for found, what in
                 ((strange, "not in the federation"), (missing, "not named")) if found]  # fmt: skip

@@ -45,7 +45,11 @@ def test_leave_one_out_and_drawn_orders_agree_with_the_closed_form_and_share_tra
 @pytest.mark.parametrize("make", [
     lambda local: lambda sites: fr.algorithms.scaffold(local, len(sites)),
     lambda local: lambda sites: fr.algorithms.fedavg(local, fr.learn.optimizer.yogi(0.1)),
-], ids=["scaffold", "fedyogi"])  # fmt: skip
+    lambda local: lambda sites: fr.algorithms.swarm(local, sites),
+    lambda local: lambda sites: fr.algorithms.dpsgd(local, sites),
+    lambda local: lambda sites: fr.algorithms.push_sum(local, sites),
+    lambda local: lambda sites: fr.algorithms.afl(local, sites),
+], ids=["scaffold", "fedyogi", "swarm", "dpsgd", "push_sum", "afl"])  # fmt: skip
 def test_replay_has_the_bits_of_a_federation_of_its_sites_alone(make):
     model, table = fr.learn.linear(3), cases.single()[1]
     algorithm = make(fr.learn.sgd(model, lr=0.05, epochs=2, batch_size=4))
