@@ -268,5 +268,20 @@ def _pairs(tree: Tree) -> Iterator[str]:
         yield "runtime.packs and runtime.sites_per_actor say the same thing twice. Fix: runtime.packs=null"
 
 
+def _kinds_of_rounds(tree: Tree) -> Iterator[str]:
+    """Find algorithms of two kinds of rounds whose second kind, that of the model that is measured, is none."""
+    algorithm, rounds = tree.get("algorithm") or {}, tree.get("rounds")
+    name = str(algorithm.get("_target_")).rpartition(".")[2]
+    first = algorithm.get({"pretrain": "rounds", "hierfavg": "period"}.get(name, ""))
+    if not (_is_number(first) and _is_number(rounds) and rounds >= 1):
+        return
+    if name == "pretrain" and first >= rounds:
+        yield (f"algorithm.rounds={first} of rounds={rounds} are pre-training, and none is left for labels. "
+               f"Fix: algorithm.rounds={rounds // 2} or rounds={2 * first}")
+    if name == "hierfavg" and first > rounds:
+        yield (f"algorithm.period={first} is more than rounds={rounds}: no round is over all sites, and the "
+               f"model would stay as it starts. Fix: algorithm.period={rounds} or rounds={first}")
+
+
 FINDERS = (_unset, _strangers, _targets, _numbers, _schedule, _rates, _data, _runs_dir, _extras, _words,
-           _pairs)
+           _pairs, _kinds_of_rounds)

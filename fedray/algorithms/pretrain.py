@@ -94,7 +94,7 @@ def drawn(model: Any, columns: int | None, params: Any, seed: int) -> dict[str, 
 
 
 def pretrain(
-    local: Any, rounds: int = 20, share: float = 0.3, weight: float = 2.0, frozen: bool = False,
+    local: Any, rounds: int = 10, share: float = 0.3, weight: float = 2.0, frozen: bool = False,
     head: Sequence[str] | None = None, features: Callable[[Any, Any], Tensor] | None = None,
     first_estimators: Mapping[str, Tensor] | None = None, optimizer: ServerOptimizer | None = None,
     weighted: bool = True, num_features: int | None = None, seed: int = 0,
