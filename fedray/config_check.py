@@ -269,7 +269,7 @@ def _pairs(tree: Tree) -> Iterator[str]:
 
 
 def _kinds_of_rounds(tree: Tree) -> Iterator[str]:
-    """Find algorithms of two kinds of rounds whose second kind, that of the model that is measured, is none."""
+    """Find algorithms of two kinds of rounds that would never come to the kind that makes the model."""
     algorithm, rounds = tree.get("algorithm") or {}, tree.get("rounds")
     name = str(algorithm.get("_target_")).rpartition(".")[2]
     first = algorithm.get({"pretrain": "rounds", "hierfavg": "period"}.get(name, ""))

@@ -28,6 +28,7 @@ from fedray.learn.objectives import features_of, pursuing
 from fedray.learn.optimizer import ServerOptimizer, sgd
 from fedray.learn.supervision import labelled_rows, target_of
 from fedray.rng import SERVER, Key
+from fedray.settings import check_numbers, check_whole
 
 ESTIMATORS = parts.Part((WORD,))
 
@@ -73,7 +74,7 @@ class Phases:
 
 @dataclass(frozen=True)
 class Anew:
-    """Start the server optimizer anew with the second phase: what was held or left would go on moving else."""
+    """Start the server optimizer anew with the second phase: what is held then would go on moving else."""
 
     optimizer: ServerOptimizer
     rounds: int
@@ -106,9 +107,10 @@ def pretrain(
     feature.weight, feature.bias) are for losses that are functions of their own.
     Raises ValueError on settings that cannot be.
     """
-    if rounds < 0 or not 0 < share < 1 or weight < 0:
-        raise ValueError(f"pretrain: rounds={rounds} and weight={weight} must be 0 or more, share={share} in "
-                         "(0, 1)")  # fmt: skip
+    check_whole("pretrain", least=0, rounds=rounds)
+    check_whole("pretrain", or_none=True, num_features=num_features)
+    check_numbers("pretrain", above=0, below=1, share=share)
+    check_numbers("pretrain", least=0, weight=weight)
     still = parts.part_of(head, local, parts.last_layer).rest if frozen else None
     optimizer = optimizer or sgd(1.0)
     objective = MaskedRows(features=features or features_of(local, "pretrain"), share=share, weight=weight)

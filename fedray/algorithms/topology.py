@@ -234,7 +234,7 @@ def symmetric(
 
     Raises ValueError on another name, or a matrix that `check_doubly` refuses.
     """
-    if not isinstance(graph, str):
+    if isinstance(graph, Mapping):
         return check_doubly(graph, sites, who)
     if graph not in UNDIRECTED:
         raise ValueError(f"{who}: graph={graph!r}: choose one of {', '.join(UNDIRECTED)}, or give a matrix")
@@ -248,7 +248,7 @@ def directed(graph: str | Matrix, sites: Sequence[str], who: str) -> Matrix | On
 
     Raises ValueError on another name, or a matrix that `check_columns` refuses.
     """
-    if not isinstance(graph, str):
+    if isinstance(graph, Mapping):
         return check_columns(graph, sites, who)
     if graph == "one_peer":
         return OnePeer(tuple(_named(sites)))

@@ -101,7 +101,7 @@ class Replays:
         return made if isinstance(made, fr.Algorithm) else made(tuple(sorted(sites)))
 
     def replay(self, coalition: Coalition) -> Replay:
-        """Train one coalition and measure its model; without sites, or a row, that is the first parameters."""
+        """Train one coalition and measure its model: without sites or rows that is the first parameters."""
         started, rows = time.monotonic(), self.federation.hello()
         if any(rows[site] for site in coalition):
             result = self.fit(self.algorithm_of(coalition), coalition)

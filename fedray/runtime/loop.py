@@ -74,6 +74,7 @@ def fit(
     programs = {split: compile(program, policies(passes)) for split, program in (evaluate or {}).items()}
     for each in (plan, *programs.values()):
         _check_regions(each, federation)
+    _check_number(algorithm, schedule, federation)
     run = _Run(federation, plan, tracker, programs, server_evaluate, early_stop, checkpoint, seed)
     with interruptible() as interrupt:
         run.begin(algorithm.init(_flat(init)), schedule, resume)
@@ -160,6 +161,16 @@ def _check_sites(plan: Plan, schedule: Synchronous | Buffered, federation: Feder
                 ((strange, "not in the federation"), (missing, "not named")) if found]  # fmt: skip
         raise ConfigError(f"{plan.name} was made for other sites than there are ({'; '.join(told)}): "
                           "give it sites=tuple(federation.sites)")  # fmt: skip
+
+
+def _check_number(algorithm: Algorithm, schedule: Synchronous | Buffered, federation: Federation) -> None:
+    """Raise ConfigError where the algorithm divides by another number of sites than there are."""
+    among = getattr(schedule, "among", None)  # a coalition
+    if algorithm.num_sites not in (None, federation.num_sites, len(among or ())):
+        raise ConfigError(
+            f"{algorithm.title} was made with num_sites={algorithm.num_sites}, and there are "
+            f"{federation.num_sites}: give it num_sites={federation.num_sites}, the number of ALL sites"
+        )
 
 
 class _Run:
