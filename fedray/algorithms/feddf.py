@@ -100,6 +100,8 @@ def feddf(
     rows = dict(noise_rows(num_features, seed) if public is None else public)
     if not rows or not len(next(iter(rows.values()))):
         raise ValueError("feddf: there is no public row")
+    if others := [name for name, column in rows.items() if not isinstance(column, Tensor)]:
+        raise ValueError(f"feddf: public {', '.join(others)} must be tensors: use torch.as_tensor")
     said = logits_of(local, "feddf", logits)
     of_one = OnPublic(said, rows)
     fuse = Fuse(pursuing(student or local, Distil(said), "feddf"), rows, steps, lr, seed)

@@ -34,6 +34,7 @@ from fedray.runtime.rehearsal import ToRehearse
 from fedray.runtime.result import EarlyStop, Result, params_of
 from fedray.runtime.round import Training
 from fedray.runtime.schedule import Synchronous, synchronous
+from fedray.settings import is_whole
 
 logger = logging.getLogger(__name__)
 ALL_SITES = synchronous()
@@ -133,10 +134,10 @@ def _check(
     evaluate: Mapping[str, Algorithm] | None,
 ) -> None:
     problems = []
-    if rounds < 1:
-        problems.append(f"rounds={rounds}: train for at least 1 round")
-    if every < 1:
-        problems.append(f"every={every}: evaluate every 1 or more rounds")
+    if not is_whole(rounds, 1):
+        problems.append(f"rounds={rounds!r}: train for at least 1 round, a whole number")
+    if not is_whole(every, 1):
+        problems.append(f"every={every!r}: evaluate every 1 or more rounds")
     if select not in ("last", "best_valid"):
         problems.append(f"select={select!r}: choose 'last' or 'best_valid'")
     if (early_stop is not None or select == "best_valid") and "valid" not in (evaluate or {}):
@@ -154,8 +155,7 @@ def _check_sites(plan: Plan, schedule: Synchronous | Buffered, federation: Feder
             f"and the schedule asks {schedule.expected_cohort(num_sites)}: use schedule.cohort=1.0"
         )
     there = set(federation.sites)
-    among = getattr(schedule, "among", None)  # of a coalition: see fedray/contribution
-    if plan.sites and set(plan.sites) not in (there, among):
+    if plan.sites and set(plan.sites) not in (there, getattr(schedule, "among", None)):  # or of a coalition
         strange, missing = sorted(set(plan.sites) - there), sorted(there - set(plan.sites))
         told = [f"{', '.join(found[:3])}{', ...' * (len(found) > 3)} {what}" for found, what in
                 ((strange, "not in the federation"), (missing, "not named")) if found]  # fmt: skip

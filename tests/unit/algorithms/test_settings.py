@@ -152,6 +152,22 @@ def test_what_is_no_whole_number_is_refused_by_name(make, setting, given):
         make(**{setting: given})
 
 
+@pytest.mark.parametrize("wrong", [{"rounds": "3"}, {"rounds": 2.5}, {"rounds": 0}, {"every": NAN}])
+def test_rounds_are_whole_numbers(wrong):
+    (name,) = wrong
+    with fr.simulate(tables) as federation, pytest.raises(ConfigError, match=f"{name}={wrong[name]!r}"):
+        fr.fit(A.fedavg(local), federation, **{"init": INIT, "rounds": 1, **wrong})
+
+
+def test_public_rows_are_tensors_and_layers_have_a_width():
+    with pytest.raises(ValueError, match="public x must be tensors"):
+        A.feddf(layers, {"x": [[1.0, 2.0, 3.0]]})
+    with pytest.raises(ValueError, match=r"hidden\[1\]=-1"):
+        fr.learn.mlp(3, hidden=(4, -1))
+    with pytest.raises(ValueError, match=r"hidden\[0\]=-1"):
+        mlp_tower(hidden=(-1,))
+
+
 @pytest.mark.parametrize("make", [A.scaffold, A.feddyn])
 @pytest.mark.parametrize("number", [2, 6, 500])
 def test_another_number_of_sites_than_there_are_is_refused(make, number):
