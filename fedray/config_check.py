@@ -320,5 +320,20 @@ def _privacy(tree: Tree) -> Iterator[str]:
                "makes them negative. Fix: model.norm=layer, or algorithm=fedbn")
 
 
+def _kinds_of_rounds(tree: Tree) -> Iterator[str]:
+    """Find algorithms of two kinds of rounds that would never come to the kind that makes the model."""
+    algorithm, rounds = tree.get("algorithm") or {}, tree.get("rounds")
+    name = str(algorithm.get("_target_")).rpartition(".")[2]
+    first = algorithm.get({"pretrain": "rounds", "hierfavg": "period"}.get(name, ""))
+    if not (_is_number(first) and _is_number(rounds) and rounds >= 1):
+        return
+    if name == "pretrain" and first >= rounds:
+        yield (f"algorithm.rounds={first} of rounds={rounds} are pre-training, and none is left for labels. "
+               f"Fix: algorithm.rounds={rounds // 2} or rounds={2 * first}")
+    if name == "hierfavg" and first > rounds:
+        yield (f"algorithm.period={first} is more than rounds={rounds}: no round is over all sites, and the "
+               f"model would stay as it starts. Fix: algorithm.period={rounds} or rounds={first}")
+
+
 FINDERS = (_unset, _strangers, _targets, _numbers, _schedule, _rates, _data, _runs_dir, _extras, _words,
-           _pairs, _privacy, _ledger)
+           _pairs, _kinds_of_rounds, _privacy, _ledger)

@@ -304,14 +304,6 @@ class Regions:
 
 
 @dataclass
-class Open:
-    """Every plan may run."""
-
-    airlock: Any = None
-    """How a site tests its update before it leaves: a `_target_` and its settings; null does not test."""
-
-
-@dataclass
 class Evaluate:
     """Evaluation on all sites."""
 
@@ -383,9 +375,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "privacy": {"none": Nothing, **privacy.SCHEMAS}, "robustness": {"none": Nothing, **robust.SCHEMAS},
     "secure": {"none": Nothing, "secure_sum": secure.SecureSum, "group_secure_sum": secure.GroupSecureSum,
                "two_server": secure.TwoServer},
-    "policy": {"open": Nothing, "hospital": policy.Hospital},
-    "privacy": {"none": Nothing}, "robustness": {"none": Nothing},
-    "secure": {"none": Nothing}, "policy": {"open": Open, "hospital": policy.Hospital},
+    "policy": {"open": policy.Open, "hospital": policy.Hospital},
     "topology": {"flat": Nothing, "regions": Regions},
     "schedule": {"synchronous": Synchronous, "buffered": Buffered, "cyclic": Synchronous, "oort": Oort,
                  "power_of_choice": PowerOfChoice, "trace": OfTrace},

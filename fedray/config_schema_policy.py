@@ -38,3 +38,11 @@ class Hospital:
     """`curious`: the server may not be trusted with plaintext: sums are masked, and its noise is refused."""
     airlock: Any = field(default_factory=Airlock)
     """How a site tests its update before it leaves; null lets every update leave."""
+
+
+@dataclass
+class Open:
+    """Every plan may run."""
+
+    airlock: Any = None
+    """How a site tests its update before it leaves: a `_target_` and its settings; null does not test."""

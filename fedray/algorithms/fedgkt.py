@@ -27,6 +27,7 @@ from fedray.learn.distilling import Taught
 from fedray.learn.objectives import features_of, pursuing
 from fedray.learn.supervision import Logits, logits_of, target_of
 from fedray.rng import SERVER, Key
+from fedray.settings import check_numbers, check_whole
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,10 @@ def fedgkt(
     where losses are functions of their own. A site's own model is the small one.
     Raises ValueError on settings that cannot be.
     """
-    if weight < 0 or temperature <= 0 or epochs < 1:
-        raise ValueError(f"fedgkt: {weight=} must be 0 or more, {temperature=} above 0, {epochs=} 1 or more")
+    check_numbers("fedgkt", least=0, weight=weight)
+    check_numbers("fedgkt", above=0, temperature=temperature)
+    check_whole("fedgkt", epochs=epochs)
+    check_whole("fedgkt", least=2, num_classes=num_classes)
     server = server or server_of(local, hidden, num_classes)
     sees, says = features or features_of(local, "fedgkt"), logits_of(local, "fedgkt", logits)
     extract = Extract(sees, says, target_of(local))

@@ -9,6 +9,7 @@ from fedray.runtime.federation import Federation
 from fedray.runtime.plan import Plan
 from fedray.runtime.result import EarlyStop
 from fedray.runtime.schedule import Synchronous
+from fedray.settings import is_whole
 
 
 def check_settings(
@@ -20,10 +21,10 @@ def check_settings(
 ) -> None:
     """Raise ConfigError, with all problems, on settings of `fit` that cannot be."""
     problems = []
-    if rounds < 1:
-        problems.append(f"rounds={rounds}: train for at least 1 round")
-    if every < 1:
-        problems.append(f"every={every}: evaluate every 1 or more rounds")
+    if not is_whole(rounds, 1):
+        problems.append(f"rounds={rounds!r}: train for at least 1 round, a whole number")
+    if not is_whole(every, 1):
+        problems.append(f"every={every!r}: evaluate every 1 or more rounds")
     if select not in ("last", "best_valid"):
         problems.append(f"select={select!r}: choose 'last' or 'best_valid'")
     if (early_stop is not None or select == "best_valid") and "valid" not in (evaluate or {}):
@@ -54,9 +55,19 @@ def check_sites(plan: Plan, schedule: Synchronous | Buffered, federation: Federa
             f"and the schedule asks {schedule.expected_cohort(num_sites)}: use schedule.cohort=1.0"
         )
     there = set(federation.sites)
-    if plan.sites and set(plan.sites) != there:
+    if plan.sites and set(plan.sites) not in (there, getattr(schedule, "among", None)):  # or of a coalition
         strange, missing = sorted(set(plan.sites) - there), sorted(there - set(plan.sites))
         told = [f"{', '.join(found[:3])}{', ...' * (len(found) > 3)} {what}" for found, what in
                 ((strange, "not in the federation"), (missing, "not named")) if found]  # fmt: skip
         raise ConfigError(f"{plan.name} was made for other sites than there are ({'; '.join(told)}): "
                           "give it sites=tuple(federation.sites)")  # fmt: skip
+
+
+def check_number(algorithm: Algorithm, schedule: Synchronous | Buffered, federation: Federation) -> None:
+    """Raise ConfigError where the algorithm divides by another number of sites than there are."""
+    among = getattr(schedule, "among", None)  # a coalition
+    if algorithm.num_sites not in (None, federation.num_sites, len(among or ())):
+        raise ConfigError(
+            f"{algorithm.title} was made with num_sites={algorithm.num_sites}, and there are "
+            f"{federation.num_sites}: give it num_sites={federation.num_sites}, the number of ALL sites"
+        )

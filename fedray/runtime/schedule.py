@@ -12,6 +12,7 @@ import torch
 
 from fedray.errors import ScheduleError
 from fedray.rng import SERVER, Key
+from fedray.settings import is_number, is_whole
 
 SAMPLINGS = ("uniform", "poisson", "weighted", "cyclic", "shuffled")
 ON_FAILURE = ("retry", "skip", "raise")
@@ -211,18 +212,23 @@ def synchronous(
 
 def _problems(schedule: Synchronous) -> list[str]:
     cohort, quorum, deadline_s = schedule.cohort, schedule.quorum, schedule.deadline_s
-    is_number = isinstance(cohort, int) and not isinstance(cohort, bool)
+    is_count = isinstance(cohort, int) and not isinstance(cohort, bool)
     is_fraction = isinstance(cohort, float) and 0 < cohort <= 1
     checks = {
-        f"cohort={cohort}: give a fraction in (0, 1], or a whole number of sites": is_number or is_fraction,
-        f"cohort={cohort}: ask at least 1 site": not is_number or cohort >= 1,
+        f"cohort={cohort!r}: give a fraction in (0, 1], or a whole number of sites": is_count or is_fraction,
+        f"cohort={cohort}: ask at least 1 site": not is_count or cohort >= 1,
         f"sampling={schedule.sampling!r}: choose one of {', '.join(SAMPLINGS)}": schedule.sampling
         in SAMPLINGS,
-        f"quorum={quorum}: give a fraction in (0, 1] of the sites asked": 0 < quorum <= 1,
+        f"quorum={quorum!r}: give a fraction in (0, 1] of the sites asked": is_number(quorum)
+        and 0 < quorum <= 1,
         f"on_failure={schedule.on_failure!r}: choose one of {', '.join(ON_FAILURE)}": schedule.on_failure
         in ON_FAILURE,
-        f"deadline_s={deadline_s}: give seconds above 0, or none": deadline_s is None or deadline_s > 0,
-        "retries and wait_for are 0 or more": schedule.retries >= 0 and schedule.wait_for >= 0,
+        f"deadline_s={deadline_s!r}: give seconds above 0, or none": deadline_s is None
+        or (is_number(deadline_s) and deadline_s > 0),
+        f"retries={schedule.retries!r}: give a whole number, 0 or more": is_whole(schedule.retries),
+        f"wait_for={schedule.wait_for!r}: give a whole number, 0 or more": is_whole(schedule.wait_for),
+        f"wait_s={schedule.wait_s!r}: give seconds above 0": is_number(schedule.wait_s)
+        and schedule.wait_s > 0,
     }
     return [problem for problem, is_fine in checks.items() if not is_fine]
 

@@ -180,6 +180,15 @@ def test_split_learning_brings_its_schedule_and_vertical_algorithms_ask_everybod
     check(compose("algorithm=vertical_towers", "data=parties", "experiment=none"))
 
 
+@pytest.mark.parametrize(("algorithm", "setting", "fix"), [
+    ("pretrain", "algorithm.rounds=20", "algorithm.rounds=10 or rounds=40"),
+    ("hierfavg", "algorithm.period=21", "algorithm.period=20 or rounds=21")])
+def test_the_rounds_that_make_the_model_must_come(algorithm, setting, fix):
+    (found,) = problems_of(f"algorithm={algorithm}", setting)
+    assert found.startswith(setting) and found.endswith(f"Fix: {fix}")
+    check(compose(f"algorithm={algorithm}"))
+
+
 def test_settings_of_algorithms_against_drift_are_checked_with_their_fix():
     assert "algorithm.control=batch" in problems_of("algorithm=mime", "algorithm.control=site")[0]
     assert "algorithm.eps=0.001" in problems_of("algorithm=fedexp", "algorithm.eps=0")[0]
