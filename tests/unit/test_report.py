@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fedray as fr
+from fedray.core.explain import egress_rows
 from fedray.errors import ConfigError
 from fedray.learn.intervals import auroc, delong_se
 from fedray.report import commands, page, statistics
@@ -103,6 +105,18 @@ def test_page_says_how_many_hospitals_have_no_auroc(run, text):
 
 def test_page_claims_no_privacy_that_was_not_there(text):
     assert "No differential privacy" in text and "No secure summation" in text and "A simulation" in text
+
+
+@pytest.mark.parametrize(("secure", "says"), [
+    ([], "No secure summation"),
+    ([fr.passes.secure_sum()], "Secure sums were simulated"),
+    ([fr.passes.secure_sum("real")], "uses sums over hospitals only"),
+])
+def test_page_says_of_secure_sums_what_was_done(secure, says):
+    plan = fr.compile(fr.algorithms.fedavg(fr.learn.sgd(fr.learn.logistic(3), lr=0.1)), secure)
+    config = {"secure": {"_target_": "fedray.passes.secure_sum"} if secure else {}}
+    told = [item["text"] for item in page._privacy({"egress": egress_rows(plan)}, {}, config)]
+    assert any(says in text for text in told) and not any("single hospitals: " in text for text in told)
 
 
 def test_page_shows_no_folder_of_this_machine(text, run):
