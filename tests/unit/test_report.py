@@ -107,11 +107,14 @@ def test_page_claims_no_privacy_that_was_not_there(text):
     assert "No differential privacy" in text and "No secure summation" in text and "A simulation" in text
 
 
-@pytest.mark.parametrize(("secure", "says"), [
-    ([], "No secure summation"),
-    ([fr.passes.secure_sum()], "Secure sums were simulated"),
-    ([fr.passes.secure_sum("real")], "uses sums over hospitals only"),
-])
+@pytest.mark.parametrize(
+    ("secure", "says"),
+    [
+        ([], "No secure summation"),
+        ([fr.passes.secure_sum()], "Secure sums were simulated"),
+        ([fr.passes.secure_sum("real")], "uses sums over hospitals only"),
+    ],
+)
 def test_page_says_of_secure_sums_what_was_done(secure, says):
     plan = fr.compile(fr.algorithms.fedavg(fr.learn.sgd(fr.learn.logistic(3), lr=0.1)), secure)
     config = {"secure": {"_target_": "fedray.passes.secure_sum"} if secure else {}}
