@@ -63,6 +63,8 @@ class Settings:
             f"threshold={self.threshold}: give a fraction in (0, 1), or a number of sites": is_fraction
             or is_number
             or self.threshold is None,
+            f"cohort={self.cohort} is below min_cohort={self.min_cohort}: ask more sites": self.cohort is None
+            or self.cohort >= self.min_cohort * (self.groups or 1),
             f"weight_cap={self.weight_cap}: give the most rows of a site": self.weight_cap is None
             or self.weight_cap > 0,
         }
@@ -204,7 +206,7 @@ def _claim(name: str, settings: Settings) -> Claim:
     return Claim(
         by=name,
         text=text,
-        trusts=TRUSTS[settings.server],
+        trusts=("in each group, " if settings.groups else "") + TRUSTS[settings.server],
         but=BUT,
         is_hidden=True,
     )

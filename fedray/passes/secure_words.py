@@ -10,6 +10,7 @@ most the agreed number of sites is in the sum.
 Start reading at `Words`, the row's layout, which travels with it as the schema of a `Flat` of uint32.
 """
 
+import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,9 +24,11 @@ from fedray.errors import QuorumError, SecrecyError
 from fedray.rows import Column, Group, Ragged
 from fedray.secrecy.encoding import NUM_LANES, Encoding, decode, encode
 
+logger = logging.getLogger(__name__)
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
 DIGITS = 4  # words of a wide number
 TOP_BITS = 50  # a wide number lies below 2^50: sums of squares of a million rows of laboratory values do
+CUT_WEIGHT = 1e-3  # weights that differ by more than rounding does were cut
 START_BOUND = 16.0  # of a leaf of which nothing is known yet: the range that plain sums start with
 START_WEIGHT = 2.0**14  # rows of the largest site, where nothing is known yet
 
@@ -45,7 +48,9 @@ class Agreed:
     def bound(self, name: str, leaf: int) -> float:
         """Return the bound of a leaf."""
         known = self.bounds.get(name, START_BOUND)
-        return known[leaf] if isinstance(known, tuple) else known
+        if isinstance(known, tuple):
+            return known[leaf] if leaf < len(known) else START_BOUND
+        return known
 
     def encoding(self, name: str, leaf: int, is_weighted: bool) -> Encoding:
         """Return how a leaf of narrow floats is encoded."""
@@ -228,7 +233,8 @@ class OpenedSum:
             raise QuorumError(
                 "the weights of the sites that delivered add up to 0: no site had a row to learn from"
             )
-        if self.own_weight is not None and weight > self.own_weight * (1 + 1e-3):
+        if self.own_weight is not None and weight > self.own_weight * (1 + CUT_WEIGHT):
+            logger.warning("secure_sum: a weight of %s was cut at its cap", self.sections[0].name)
             weight = self.own_weight
         found = [
             _shaped(leaf / weight, section) for leaf, section in zip(self.leaves, self.sections, strict=True)

@@ -79,7 +79,7 @@ class ShowKey:
 class Split:
     """Hide a site's words under a fresh seed, and seal the seed for the second aggregator."""
 
-    guard: ClassVar[str] = "split between two aggregators"
+    guard: ClassVar[str] = "split between two aggregators, simulated"
     grants: ClassVar[Label] = Label.MASKED
     one_shot: ClassVar[bool] = True
 

@@ -30,6 +30,7 @@ SENTENCES = {
     "listed": "Evaluation shows the server figures of each hospital:",
     "open": "No secure summation: whoever runs the server's process could read the numbers of one hospital "
     "before they are summed.",
+    "ideal": "Secure sums were simulated: their bits were computed, and nothing was hidden from the server.",
     "no_noise": "No differential privacy: no noise was added to bound what one patient changes, so there "
     "is no epsilon. The trained model may say something about single patients.",
     "simulation": "A simulation: all hospitals' data lay on machines of one owner. It shows what training "
@@ -302,8 +303,9 @@ def _privacy(
     listed = _visible(plan.get("evaluations", []))
     if listed:
         yield {"sign": "no", "text": f"{SENTENCES['listed']} {', '.join(listed)}."}
-    if not _is_on(config.get("secure")):
-        yield {"sign": "no", "text": SENTENCES["open"]}
+    simulated = any("simulated" in row.get("guards", "") for row in plan.get("egress", []))
+    if not _is_on(config.get("secure")) or simulated:
+        yield {"sign": "no", "text": SENTENCES["ideal" if simulated else "open"]}
     if result.get("privacy"):
         yield from spent.sentences(result["privacy"], rounds)
     else:
@@ -317,7 +319,8 @@ def _privacy(
 def _visible(plans: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the names under which the server is shown the value of a single site."""
     rows = [row for plan in plans for row in plan.get("egress", [])]
-    return sorted({row["name"] for row in rows if str(row["visible"]).startswith("yes")})
+    shown = [row for row in rows if str(row["visible"]).startswith("yes")]
+    return sorted({row["name"] for row in shown if "public by design" not in row["visible"]})
 
 
 def _is_on(group: Any) -> bool:

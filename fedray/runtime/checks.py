@@ -63,8 +63,11 @@ def check_sites(plan: Plan, schedule: Synchronous | Buffered, federation: Federa
                           "give it sites=tuple(federation.sites)")  # fmt: skip
 
 
-def check_number(algorithm: Algorithm, schedule: Synchronous | Buffered, federation: Federation) -> None:
-    """Raise ConfigError where the algorithm divides by another number of sites than there are."""
+def check_fit(
+    algorithm: Algorithm, schedule: Synchronous | Buffered, federation: Federation, plans: Sequence[Plan]
+) -> None:
+    """Raise ConfigError where a plan needs regions, or the algorithm another number of sites."""
+    check_regions(plans, federation)
     among = getattr(schedule, "among", None)  # a coalition
     if algorithm.num_sites not in (None, federation.num_sites, len(among or ())):
         raise ConfigError(

@@ -26,7 +26,7 @@ from fedray.errors import CheckpointError, QuorumError, SiteError
 from fedray.runtime import memory
 from fedray.runtime.buffered import Buffered
 from fedray.runtime.checkpoint import Checkpoints
-from fedray.runtime.checks import check_number, check_regions, check_settings, check_sites
+from fedray.runtime.checks import check_fit, check_regions, check_settings, check_sites
 from fedray.runtime.federation import Federation, device_of
 from fedray.runtime.interrupt import interruptible
 from fedray.runtime.learnt import Learnt
@@ -76,8 +76,7 @@ def fit(
     schedule.check_sites(federation.num_sites)
     plan = compile(algorithm, passes, schedule, fold)
     programs = {split: compile(program, policies(passes)) for split, program in (evaluate or {}).items()}
-    check_regions((plan, *programs.values()), federation)
-    check_number(algorithm, schedule, federation)
+    check_fit(algorithm, schedule, federation, (plan, *programs.values()))
     run = _Run(federation, plan, tracker, programs, server_evaluate, early_stop, checkpoint, ledger, seed)
     with interruptible() as interrupt:
         run.begin(algorithm.init(_flat(init)), schedule, resume, rounds)

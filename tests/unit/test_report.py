@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fedray as fr
+from fedray.core.explain import egress_rows
 from fedray.errors import ConfigError
 from fedray.learn.intervals import auroc, delong_se
 from fedray.report import commands, page, statistics
@@ -117,6 +119,21 @@ def test_page_tells_the_epsilon_by_round_and_what_left_without_noise(tmp_path):
     assert "Epsilon was 0.75 after round 3, 1.5 after round 6, 2.25 after round 9, 3 after round 12" in text
     assert "Released without noise, outside of this epsilon: metrics." in text
     assert "No differential privacy" not in text
+
+
+@pytest.mark.parametrize(
+    ("secure", "says"),
+    [
+        ([], "No secure summation"),
+        ([fr.passes.secure_sum()], "Secure sums were simulated"),
+        ([fr.passes.secure_sum("real")], "uses sums over hospitals only"),
+    ],
+)
+def test_page_says_of_secure_sums_what_was_done(secure, says):
+    plan = fr.compile(fr.algorithms.fedavg(fr.learn.sgd(fr.learn.logistic(3), lr=0.1)), secure)
+    config = {"secure": {"_target_": "fedray.passes.secure_sum"} if secure else {}}
+    told = [item["text"] for item in page._privacy({"egress": egress_rows(plan)}, {}, config, [])]
+    assert any(says in text for text in told) and not any("single hospitals: " in text for text in told)
 
 
 def test_page_shows_no_folder_of_this_machine(text, run):
