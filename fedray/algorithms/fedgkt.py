@@ -149,14 +149,13 @@ def fedgkt(
     server = server or server_of(local, hidden, num_classes)
     sees, says = features or features_of(local, "fedgkt"), logits_of(local, "fedgkt", logits)
     extract = Extract(sees, says, target_of(local))
-    learn = Learn(pursuing(local, Taught(extract.logits, weight, temperature), "fedgkt"))
+    learn = Learn(pursuing(local, Taught(says, weight, temperature), "fedgkt"))
     answers = logits_of(server, "fedgkt", server_logits)
     taught = pursuing(server, Taught(answers, weight, temperature), "fedgkt")
     teach = Teach(taught, answers, extract.target, epochs, seed)
 
     def init(params: Any) -> GktState:
-        net = server.model.init(seed) if start is None else start
-        return GktState(tree.flatten(params), tree.flatten(net))
+        return GktState(tree.flatten(params), tree.flatten(server.model.init(seed) if start is None else start))
 
     def round(state: Any, site: Any) -> fr.Outputs:
         update = fr.map(learn, site.state.net, site.state.teacher, site.data, site.rng)
