@@ -140,22 +140,22 @@ def fedgkt(
     `server` is the local update that trains the server's model, one call a site for `epochs` passes over the
     sites, `start` its first parameters; without, it is a fully connected model of widths `hidden` that is
     trained as the sites train. `features`, `logits` and `server_logits` are functions of (params, batch)
-    where losses are functions of their own. A site's own model is the small one.
-    Raises ValueError on settings that cannot be.
+    where losses are own ones. A site's own model is the small one. Raises ValueError on wrong settings.
     """
     check_numbers("fedgkt", least=0, weight=weight)
     check_numbers("fedgkt", above=0, temperature=temperature)
     check_whole("fedgkt", epochs=epochs)
     server = server or server_of(local, hidden, num_classes)
-    sees, says = features or features_of(local, "fedgkt"), logits_of(local, "fedgkt", logits)
-    extract = Extract(sees, says, target_of(local))
+    says = logits_of(local, "fedgkt", logits)
+    extract = Extract(features or features_of(local, "fedgkt"), says, target_of(local))
     learn = Learn(pursuing(local, Taught(says, weight, temperature), "fedgkt"))
     answers = logits_of(server, "fedgkt", server_logits)
     taught = pursuing(server, Taught(answers, weight, temperature), "fedgkt")
     teach = Teach(taught, answers, extract.target, epochs, seed)
 
     def init(params: Any) -> GktState:
-        return GktState(tree.flatten(params), tree.flatten(server.model.init(seed) if start is None else start))
+        net = server.model.init(seed) if start is None else start
+        return GktState(tree.flatten(params), tree.flatten(net))
 
     def round(state: Any, site: Any) -> fr.Outputs:
         update = fr.map(learn, site.state.net, site.state.teacher, site.data, site.rng)
