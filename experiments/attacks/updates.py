@@ -196,4 +196,4 @@ class Mean:
 
 def mean() -> Robust:
     """Gather, and average with equal weights."""
-    return Robust(Mean())
+    return Robust(Mean(), "no bad site")

@@ -20,14 +20,14 @@ rows, in robust_memory.py; their arithmetic is in gram.py and coordinate.py.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from fedray.coded import Decode
 from fedray.core import trace as fr
-from fedray.core.graph import MADE_UP, Graph, Label, Op, toposort
+from fedray.core.graph import MADE_UP, Claim, Graph, Label, Op, toposort
 from fedray.core.rewrite import on_reduce
 from fedray.core.trace import Site
 from fedray.core.value import Value
@@ -38,6 +38,8 @@ from fedray.rng import Key
 from fedray.rows import one_thread
 
 UPDATES = ("delta",)
+MINORITY = "fewer than half of the sites, whatever they send"
+NOT_SEEN = "the aggregate from sites whose updates stay near those of honest ones, or lie in other sums"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,16 +112,23 @@ def mean_of(stack: Stack) -> Vectors:
 
 @dataclass(frozen=True)
 class Robust:
-    """The pass of a rule. `at_site` is mapped over what is sent, `root` makes the server's own update."""
+    """The pass of a rule that bears with `bears`, in words.
+
+    `at_site` is mapped over what is sent, `root` makes the server's own update.
+    """
 
     rule: Rule
+    bears: str
     only: Names = UPDATES
     at_site: Callable[..., Any] | None = None
     root: Callable[..., Any] | None = None
 
     def __call__(self, graph: Graph) -> Graph:
         """Replace the means. Raises PassError where there are none of these names."""
-        return on_reduce("mean", self.only, self.rule.title)(self.replaced)(graph)
+        made = on_reduce("mean", self.only, self.rule.title)(self.replaced)(graph)
+        text = f"{', '.join(sorted(self.only))} is aggregated so that it bears with {self.bears}"
+        claim = Claim(by=self.rule.title, text=text, but=NOT_SEEN)
+        return replace(made, claims=(*made.claims, claim))
 
     def replaced(self, x: Value, weight: Value | None, name: str, site: Site) -> Value:
         """Return what takes the place of one mean."""
@@ -155,6 +164,11 @@ def check_attackers(who: str, attackers: float) -> None:
         raise ValueError(
             f"{who}: attackers={attackers}: give a number of sites, or a share below 0.5, say 0.2"
         )
+
+
+def bad_sites(attackers: float) -> str:
+    """Say in words how many attackers are assumed."""
+    return f"{attackers} bad sites" if isinstance(attackers, int) else f"{attackers:.0%} bad sites"
 
 
 def attackers_among(attackers: float, stack: Stack) -> int:

@@ -12,7 +12,7 @@ from fedray.frozen import without_frozen
 from fedray.passes import gram
 from fedray.passes.clipping import ClipByNorm
 from fedray.passes.compression import Names
-from fedray.passes.robust import UPDATES, Asked, Outcome, Robust, need
+from fedray.passes.robust import MINORITY, UPDATES, Asked, Outcome, Robust, need
 from fedray.passes.stack import Array, Stack, Vectors
 from fedray.rng import Key
 
@@ -54,7 +54,8 @@ def norm_bound(max_norm: float | None = None, only: Names = UPDATES) -> Robust:
     """
     if max_norm is not None and not 0 < max_norm < float("inf"):
         raise ValueError(f"norm_bound: max_norm={max_norm} is not above 0; leave it out for the median")
-    return Robust(Bounded(max_norm), tuple(only), None if max_norm is None else ClipByNorm(max_norm))
+    limited = "no site for certain: it limits how far one moves a round"
+    return Robust(Bounded(max_norm), limited, tuple(only), None if max_norm is None else ClipByNorm(max_norm))
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def centred_clipping(iterations: int = 1, radius: float | None = None, only: Nam
         raise ValueError(
             f"centred_clipping: iterations={iterations}, radius={radius}: give 1 or more, and above 0 or none"
         )
-    return Robust(CentredClipping(iterations, radius), tuple(only))
+    return Robust(CentredClipping(iterations, radius), MINORITY, tuple(only))
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ def foolsgold(only: Names = UPDATES) -> Robust:
     coordinates count alike, with confidence 1. Source: Fung, Yoon, Beschastnikh, The limitations of federated
     learning in Sybil settings, RAID 2020, Algorithm 1.
     """
-    return Robust(FoolsGold(), tuple(only))
+    bears = "sites that send alike over the rounds, where honest sites do not"
+    return Robust(FoolsGold(), bears, tuple(only))
 
 
 @dataclass(frozen=True)
@@ -169,4 +171,5 @@ def fltrust(local: Any, data: Any, only: Names = UPDATES) -> Robust:
     root set is like the sites' rows. Source: Cao, Fang, Liu, Gong, FLTrust: Byzantine-robust federated
     learning via trust bootstrapping, NDSS 2021, Algorithm 2.
     """
-    return Robust(FlTrust(), tuple(only), root=RootUpdate(local, data))
+    bears = "any number of sites, as far as the server's own rows are like those of honest sites"
+    return Robust(FlTrust(), bears, tuple(only), root=RootUpdate(local, data))

@@ -11,12 +11,14 @@ import torch
 from fedray.passes import coordinate, gram
 from fedray.passes.compression import Names
 from fedray.passes.robust import (
+    MINORITY,
     UPDATES,
     Asked,
     Outcome,
     Robust,
     Rule,
     attackers_among,
+    bad_sites,
     check_attackers,
     need,
     rule_of,
@@ -53,7 +55,7 @@ def median(only: Names = UPDATES) -> Robust:
     every update while it works. Weights are ignored. Source: Yin, Chen, Ramchandran, Bartlett,
     Byzantine-robust distributed learning, ICML 2018, Definition 1.
     """
-    return Robust(Trimmed(None), tuple(only))
+    return Robust(Trimmed(None), MINORITY, tuple(only))
 
 
 def trimmed_mean(attackers: float = 0.2, only: Names = UPDATES) -> Robust:
@@ -63,7 +65,7 @@ def trimmed_mean(attackers: float = 0.2, only: Names = UPDATES) -> Robust:
     fewer deliver. Source: Yin et al., ICML 2018, Definition 2.
     """
     check_attackers("trimmed_mean", attackers)
-    return Robust(Trimmed(attackers), tuple(only))
+    return Robust(Trimmed(attackers), bad_sites(attackers), tuple(only))
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def krum(attackers: float = 0.2, only: Names = UPDATES) -> Robust:
     Machine learning with adversaries, NeurIPS 2017, section 4.
     """
     check_attackers("krum", attackers)
-    return Robust(Krum(attackers, 1), tuple(only))
+    return Robust(Krum(attackers, 1), bad_sites(attackers), tuple(only))
 
 
 def multi_krum(attackers: float = 0.2, keep: int | None = None, only: Names = UPDATES) -> Robust:
@@ -109,7 +111,7 @@ def multi_krum(attackers: float = 0.2, keep: int | None = None, only: Names = UP
     check_attackers("multi_krum", attackers)
     if keep is not None and keep < 1:
         raise ValueError(f"multi_krum: keep={keep} is not at least 1 site")
-    return Robust(Krum(attackers, keep), tuple(only))
+    return Robust(Krum(attackers, keep), bad_sites(attackers), tuple(only))
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def bulyan(attackers: float = 0.1, only: Names = UPDATES) -> Robust:
     hidden vulnerability of distributed learning in Byzantium, ICML 2018, section 4.
     """
     check_attackers("bulyan", attackers)
-    return Robust(Bulyan(attackers), tuple(only))
+    return Robust(Bulyan(attackers), bad_sites(attackers), tuple(only))
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ def rfa(iterations: int = 8, smoothing: float = 1e-6, only: Names = UPDATES) -> 
     """
     if iterations < 1 or smoothing <= 0:
         raise ValueError(f"rfa: iterations={iterations}, smoothing={smoothing}: give 1 or more, and above 0")
-    return Robust(Rfa(iterations, smoothing), tuple(only))
+    return Robust(Rfa(iterations, smoothing), MINORITY, tuple(only))
 
 
 def three_sigma(sigmas: float = 3.0, only: Names = UPDATES) -> Robust:
@@ -193,7 +195,7 @@ def three_sigma(sigmas: float = 3.0, only: Names = UPDATES) -> Robust:
     """
     if sigmas <= 0:
         raise ValueError(f"three_sigma: sigmas={sigmas} is not above 0, say 3")
-    return Robust(Rfa(8, 1e-6, sigmas), tuple(only))
+    return Robust(Rfa(8, 1e-6, sigmas), MINORITY, tuple(only))
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,8 @@ def residual_reweighting(
     if iterations < 1 or bound <= 0 or not 0 <= least < 1:
         raise ValueError(f"residual_reweighting: iterations={iterations}, bound={bound}, least={least}: give "
                          "1 or more, above 0, and in [0, 1)")  # fmt: skip
-    return Robust(Reweighted(iterations, bound, least), tuple(only))
+    few = "a few sites that lie far from all others"
+    return Robust(Reweighted(iterations, bound, least), few, tuple(only))
 
 
 @dataclass(frozen=True)
@@ -279,7 +282,10 @@ def bucketing(size: int = 2, then: Robust | None = None, only: Names = UPDATES) 
     """
     if size < 1:
         raise ValueError(f"bucketing: size={size} is not at least 1 site, say 2")
-    return Robust(Mixed(rule_of("bucketing", then or median()), size), tuple(only))
+    inner = then or median()
+    rule = rule_of("bucketing", inner)
+    bears = f"{inner.bears}, buckets of {size} sites taken for sites: one bad site spoils its bucket"
+    return Robust(Mixed(rule, size), bears, tuple(only))
 
 
 def nnm(attackers: float = 0.2, then: Robust | None = None, only: Names = UPDATES) -> Robust:
@@ -290,4 +296,4 @@ def nnm(attackers: float = 0.2, then: Robust | None = None, only: Names = UPDATE
     """
     check_attackers("nnm", attackers)
     rule = rule_of("nnm", then or trimmed_mean(attackers))
-    return Robust(Mixed(rule, attackers=attackers), tuple(only))
+    return Robust(Mixed(rule, attackers=attackers), bad_sites(attackers), tuple(only))

@@ -7,7 +7,6 @@ import fedray as fr
 from fedray.core.explain import egress_rows
 from fedray.core.trace import trace
 from fedray.errors import PassError, QuorumError, SecurityConflict
-from fedray.passes.robust import Robust
 from fedray.runtime.checkpoint import Checkpoints
 from tests.unit.algorithms.test_egress import promised
 from tests.unit.passes import robust_papers as papers
@@ -94,11 +93,20 @@ def test_other_reductions_are_left_untouched(name):
 
 
 def test_a_rule_takes_several_means_each_by_itself():
-    result, _ = fitted([Robust(P.median().rule, ("delta", "drift"))], "scaffold")
+    result, _ = fitted([P.median(only=("delta", "drift"))], "scaffold")
     kinds = {row["name"]: row["kind"] for row in egress_rows(result.plan)}
     assert kinds == {"delta": "gather", "drift": "gather", "metrics": "sum", "metrics.weight": "sum"} or (
         kinds["delta"] == kinds["drift"] == "gather"
     )
+
+
+@pytest.mark.parametrize("name", ROBUST)
+def test_what_a_rule_bears_with_is_a_line_of_the_trust_statement(name):
+    plan = fr.compile(ALGORITHMS["fedavg"](), [ROBUST[name]()])
+    (claim,) = plan.graph.claims
+    assert claim.text.startswith("delta is aggregated so that it bears with ")
+    assert f"{claim.by}: {claim.text}" in fr.explain(plan)
+    assert not claim.is_hidden and claim.but
 
 
 def test_a_name_that_no_mean_has_is_refused():
