@@ -53,6 +53,8 @@ class _Rewriting:
     def __init__(self, graph: Graph, hiding: Hiding) -> None:
         self.graph, self.hiding = graph, hiding
         self.stage = stages(graph.nodes)
+        noisy = [node for node in graph.nodes if getattr(node.fn, "mechanism", None) is not None]
+        self.learns = not any(node.placement is SERVER for node in noisy)
         self.opened: dict[int, Node] = {}  # stage of the sum -> what was opened
         self.stored: dict[Key, Node] = {}
         self.new: dict[Node, Node] = {}
@@ -103,7 +105,7 @@ class _Rewriting:
         bounds = {name: self.hiding.bound_of(name, node.args[value]) for name, value, _, _ in lanes}
         fixed = {name: bound for name, bound in bounds.items() if bound is not None}
         weighted = tuple(name for name, _, weight, _ in lanes if weight is not None)
-        memory = Node(Op.INPUT, SERVER, params={"slot": f"{prefix}.bounds"}, where=where)
+        memory = self._memory(f"{prefix}.bounds", where)
         asked = Node(Op.REDUCE, SERVER, params={"kind": "count"}, name="count", where=where)
         agree = Agree(fixed, weighted, self.hiding.weight_cap)
         agreed = call(agree, SERVER, (asked, memory), where)
@@ -111,6 +113,15 @@ class _Rewriting:
         words = call(Write(lanes, self.hiding.guard), SITES, (told, *args), where)
         grouped = tuple(name for name, *_ in lanes if name in self.hiding.grouped)
         found = self.hiding.hide(Fused(node, words, lanes, prefix, agreed, self.site_id, grouped))
-        learnt = call(Learn(), SERVER, (memory, agreed, found), where)
-        self.stored[SERVER, f"{prefix}.bounds"] = learnt
+        if self.learns:
+            learnt = call(Learn(), SERVER, (memory, agreed, found), where)
+            self.stored[SERVER, f"{prefix}.bounds"] = learnt
         return found
+
+    def _memory(self, slot: str, where: str) -> Node:
+        """Return what the server remembers of sums: nothing where it adds noise to them, for a bound that
+        follows a sum would tell of it without its noise.
+        """
+        if not self.learns:
+            return Node(Op.CONST, Placement.ANY, params={"value": None}, where=where)
+        return Node(Op.INPUT, SERVER, params={"slot": slot}, where=where)

@@ -30,7 +30,7 @@ SERVERS = ("active", "curious")
 MIN_COHORT = 5  # of three with one colluder, two are left, and their sum is the other's value
 TRUSTS = {
     "active": "more than two thirds of the sites do not collude with the server; the server, for which key "
-    "belongs to which site: keys are shown through it at the start of a run (a site agent pins a roster)",
+    "belongs to which site: keys are shown through it in each round (a site agent pins a roster)",
     "curious": "the server follows the protocol, and more than half of the sites do not collude with it",
 }
 BUT = (
@@ -200,7 +200,11 @@ def _claim(name: str, settings: Settings) -> Claim:
     """Return what the pass says in the trust statement."""
     if not settings.is_real:
         return Claim(by=name, text=IDEAL, but="everything that secure_sum(mode='real') hides", is_hidden=True)
-    who = "even a server that lies" if settings.server == "active" else "the server"
+    who = (
+        "a server that lies of anything but whose key is whose"
+        if settings.server == "active"
+        else "the server"
+    )
     what = "the sum of each group" if settings.groups else "their sum"
     text = f"{who} sees no site's own value, but {what}, of {settings.min_cohort} sites at least"
     return Claim(

@@ -216,6 +216,25 @@ def test_a_threshold_that_two_halves_of_the_sites_could_reach_is_refused():
     assert fitted([secure_sum("real", threshold=0.8)]).metrics[0].counted == 5
 
 
+def test_bounds_do_not_follow_a_sum_to_which_the_server_adds_noise():
+    @dataclass(frozen=True)
+    class Noise:
+        mechanism: Any = "of the server"
+        grants: Any = Label.DP
+
+        def __call__(self, total):
+            return total
+
+    @on_reduce("mean", only={"x"}, title="noise")
+    def noise(x, weight, name, site):
+        return fr.apply(Noise(), fr.mean(x, name=name))
+
+    plain, noisy = (fr.compile(numbers(), [*passes, secure_sum()]) for passes in ([], [noise]))
+    slots = [{slot for _, slot in plan.outputs} for plan in (plain, noisy)]
+    assert slots[0] - slots[1] == {"secure.bounds"}
+    assert fitted([noise, secure_sum()]).metrics[0].counted == 5
+
+
 def test_other_reductions_are_left_as_they_are():
     plain, summed = (fr.compile(numbers(), passes) for passes in ([], [secure_sum()]))
     functions = [{repr(node.fn) for node in plan.nodes if node.op is Op.CALL} for plan in (plain, summed)]
