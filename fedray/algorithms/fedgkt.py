@@ -121,8 +121,17 @@ class Teach:
 
 
 def server_of(local: Any, hidden: Sequence[int], num_classes: int) -> Any:
-    """Return a fully connected model on the features of a site's last layer, trained as the sites train."""
-    (name,) = parts.last_layer(getattr(local, "model", None))
+    """Return a fully connected model on the features of a site's last layer, trained as the sites train.
+
+    Raises ValueError where that is not known.
+    """
+    try:
+        (name,) = parts.last_layer(getattr(local, "model", None))
+    except ValueError as error:
+        raise ValueError(
+            "fedgkt: features of a last layer are not known of this model: use one of layers (model=mlp), or "
+            "give server=, start=, features= and server_logits="
+        ) from error
     width = local.model.module.get_submodule(name).in_features
     net = models.mlp(width, hidden, num_classes, task=local.model.task)
     return replace(local, model=replace(net, target=local.model.target))
