@@ -2,7 +2,7 @@
 
 The order is that of what is known: the data set first (sites, features, outcome), then the model for its
 width, the local training for the model, the algorithm for both. Passes are collected in the one legal order:
-compression, privacy, robustness, secure, policy.
+the policy's airlock, compression, privacy, robustness, secure, policy.
 """
 
 import sys
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 import fedray as fr
+from fedray.accounting import PrivacyLedger
 from fedray.config_check import cohort_problem
 from fedray.config_schema import SCHEMAS
 from fedray.config_targets import call, realise
@@ -96,6 +97,11 @@ class Experiment:
         """Whether columns are brought to one scale over all sites before training."""
         return bool(self.tree["data"].get("standardise", False))
 
+    def ledger(self) -> Any:
+        """Open the privacy ledger that the run charges; None where each run counts for itself."""
+        settings = self.tree.get("ledger") or {}  # a run of an older version has none
+        return PrivacyLedger(**settings) if settings.get("path") is not None else None
+
     def federate(self, here: bool = False) -> Any:
         """Open the federation: start processes, or join the cluster. The caller closes it.
 
@@ -136,11 +142,34 @@ def build_experiment(tree: Mapping[str, Any], keep: Keep | None = None) -> Exper
         raise ConfigError(wrong)
     training = _training(tree, data)
     schedule = _schedule(tree, training)
-    known = {"num_sites": len(data), "cohort": schedule.expected_cohort(len(data))}
-    chosen = [group for group in PASS_GROUPS if "_target_" in tree[group]]
-    passes = tuple(call(group, tree[group], allow, **known) for group in chosen)
+    known = {
+        "num_sites": len(data), "cohort": schedule.expected_cohort(len(data)), "population": len(data),
+        "rounds": tree["rounds"], "sampling": _sampling(schedule), "num_params": num_params(training.init),
+        "weight_cap": float(max(data.sizes.values())) if data.sizes else None,
+    }
+    passes = _passes(tree, allow, known)
     return Experiment(tree=tree, data=data, training=training, schedule=schedule, passes=passes,
                       early_stop=_early_stop(tree["evaluate"]), keep=keep)
+
+
+def _sampling(schedule: Any) -> str | None:
+    """Return the kind of sampling that amplifies privacy, where the schedule samples so."""
+    return "poisson" if getattr(schedule, "sampling", None) == "poisson" else None
+
+
+def num_params(init: Any) -> int:
+    """Return how many numbers a model has."""
+    return sum(leaf.schema.num_elements for _, leaf in fr.tree.leaves(init) if isinstance(leaf, fr.tree.Flat))
+
+
+def _passes(tree: Mapping[str, Any], allow: Sequence[str], known: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the passes in the one legal order. The airlock of the policy sees updates as they are made."""
+    policy = {key: value for key, value in tree["policy"].items() if key != "airlock"}
+    groups = {**{group: tree[group] for group in PASS_GROUPS}, "policy": policy}
+    airlock = tree["policy"].get("airlock")
+    first = (call("policy.airlock", airlock, allow),) if airlock else ()
+    chosen = {group: settings for group, settings in groups.items() if "_target_" in settings}
+    return (*first, *(call(group, settings, allow, **known) for group, settings in chosen.items()))
 
 
 def _schedule(tree: Mapping[str, Any], training: Training) -> Any:

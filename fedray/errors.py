@@ -6,6 +6,7 @@
       VerifyError       a graph breaks a rule of flow, naming or placement
       PassError         a pass cannot be applied
         PolicyError     a plan releases more than the policy allows
+        SecurityConflict  two protections, or a protection and an algorithm, cannot both hold
       ScheduleError     a schedule and a plan, or a schedule and a federation, do not fit
       QuorumError       too few sites were counted; the server state is unchanged
       FoldError         values or weights outside what an exact sum can hold
@@ -13,7 +14,11 @@
       ConfigError       a configuration cannot run; `problems` lists all that was found
       MemoryForecastError  the run would not fit into memory
       CheckpointError   a checkpoint is missing, broken or of another plan
+      LedgerError       a privacy ledger was cut, edited or removed
+      BudgetError       a release would spend more privacy than is allowed
       HostError         a process that holds sites did not answer
+      Withheld          a site keeps its update to itself
+      SecrecyError      a party of a secure sum refuses; `code` says why
 
 Messages say what happened, where, what was expected and what to do. They never hold a patient value.
 """
@@ -44,6 +49,12 @@ class PassError(FedrayError):
 
 class PolicyError(PassError):
     """A plan releases more than the policy allows."""
+
+
+class SecurityConflict(PassError):
+    """Two protections, or a protection and what an algorithm needs, cannot both hold. Names both and a
+    fix.
+    """
 
 
 class ScheduleError(FedrayError):
@@ -78,8 +89,32 @@ class CheckpointError(FedrayError):
     """A checkpoint is missing, broken or of another plan."""
 
 
+class LedgerError(FedrayError):
+    """E_LEDGER: a privacy ledger was cut, edited or removed. Nothing is released before it is restored."""
+
+
+class BudgetError(FedrayError):
+    """E_BUDGET: a release would spend more privacy than is allowed. It was not made."""
+
+
 class HostError(FedrayError):
     """A process that holds sites did not answer."""
+
+
+class Withheld(FedrayError):
+    """A site keeps its update to itself. The message says what was found, in numbers, and stays at the site;
+    `kind` is all that a record at the server says.
+    """
+
+    kind = "withheld"
+
+
+class SecrecyError(FedrayError):
+    """A party of a secure sum refuses or gives up. `code` is a name such as E_COHORT for logs and tests."""
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        super().__init__(f"{code}: {message}")
 
 
 LATE = "late"  # the kind of failure of a site that a deadline has passed over
@@ -89,8 +124,8 @@ LATE = "late"  # the kind of failure of a site that a deadline has passed over
 class SiteError:
     """One site's failure in one stage, as it may leave the site: never a message, which could hold a value.
 
-    `kind` is the class of the error ("ValueError", "not finite", "late", "host lost"); `where` is the
-    `file:line` inside the mapped function, without its folder.
+    `kind` is the class of the error, or a word of ours ("not finite", "late", "host lost", "withheld");
+    `where` is the `file:line` inside the mapped function, without its folder.
     """
 
     site: str

@@ -121,17 +121,9 @@ class Teach:
 
 
 def server_of(local: Any, hidden: Sequence[int], num_classes: int) -> Any:
-    """Return a fully connected model on the features of a site's last layer, trained as the sites train.
-
-    Raises ValueError where that is not known.
-    """
-    try:
-        (name,) = parts.last_layer(getattr(local, "model", None))
-    except ValueError as error:
-        raise ValueError(
-            "fedgkt: features of a last layer are not known of this model: use one of layers (model=mlp), or "
-            "give server=, start=, features= and server_logits="
-        ) from error
+    """Return a fully connected model on the features of a site's last layer, trained as the sites train."""
+    (name,) = parts.last_layer(getattr(local, "model", None))
+    check_whole("fedgkt", least=2, num_classes=num_classes)
     width = local.model.module.get_submodule(name).in_features
     net = models.mlp(width, hidden, num_classes, task=local.model.task)
     return replace(local, model=replace(net, target=local.model.target))
@@ -148,20 +140,18 @@ def fedgkt(
     `server` is the local update that trains the server's model, one call a site for `epochs` passes over the
     sites, `start` its first parameters; without, it is a fully connected model of widths `hidden` that is
     trained as the sites train. `features`, `logits` and `server_logits` are functions of (params, batch)
-    where losses are functions of their own. A site's own model is the small one.
-    Raises ValueError on settings that cannot be.
+    where losses are own ones. A site's own model is the small one. Raises ValueError on wrong settings.
     """
     check_numbers("fedgkt", least=0, weight=weight)
     check_numbers("fedgkt", above=0, temperature=temperature)
     check_whole("fedgkt", epochs=epochs)
-    check_whole("fedgkt", least=2, num_classes=num_classes)
     server = server or server_of(local, hidden, num_classes)
-    sees, says = features or features_of(local, "fedgkt"), logits_of(local, "fedgkt", logits)
-    extract = Extract(sees, says, target_of(local))
-    learn = Learn(pursuing(local, Taught(extract.logits, weight, temperature), "fedgkt"))
+    says = logits_of(local, "fedgkt", logits)
+    extract = Extract(features or features_of(local, "fedgkt"), says, target_of(local))
+    learn = Learn(pursuing(local, Taught(says, weight, temperature), "fedgkt"))
     answers = logits_of(server, "fedgkt", server_logits)
-    teach = Teach(pursuing(server, Taught(answers, weight, temperature), "fedgkt"), answers, extract.target,
-                  epochs, seed)  # fmt: skip
+    taught = pursuing(server, Taught(answers, weight, temperature), "fedgkt")
+    teach = Teach(taught, answers, extract.target, epochs, seed)
 
     def init(params: Any) -> GktState:
         net = server.model.init(seed) if start is None else start

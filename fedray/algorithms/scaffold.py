@@ -69,9 +69,7 @@ def scaffold(local: Any, num_sites: int, server_lr: float = 1.0, option: str = "
     check_num_sites(num_sites, "scaffold")
     check_rates("scaffold", server_lr=server_lr)
     if option not in ("I", "II") or (option == "I" and not hasattr(local, "gradient")):
-        raise ValueError(
-            f"scaffold: option={option!r}: choose 'II', or 'I' with a local update that has gradient()"
-        )
+        raise ValueError(f"scaffold: option={option!r}: choose 'II', or 'I' where local has gradient()")
     optimizer = sgd(server_lr)
 
     def init(params: Any) -> ScaffoldState:

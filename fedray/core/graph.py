@@ -33,15 +33,24 @@ class Placement(StrEnum):
 
 
 class Label(StrEnum):
-    """What a value may reveal, weakest first (security.md section 1)."""
+    """What a value may reveal, weakest first, and two carriers, which hide what is inside until it is opened.
+
+    A function that a pass places says by an attribute `grants: Label` what its result may reveal, whatever it
+    was computed from; by `needs: Label` what it cannot work without: VISIBLE (at the server: each site's own
+    value) or MASKED (at the sites: that its result leaves masked). See verify.py.
+    """
 
     PUBLIC = "public"
+    DP = "differentially private"
     AGG = "aggregate"
     VISIBLE = "one site visible"
     PRIVATE = "private"
+    MASKED = "masked"
+    SEALED = "sealed"
 
 
-LABEL_ORDER = list(Label)
+LABEL_ORDER = [Label.PUBLIC, Label.DP, Label.AGG, Label.VISIBLE, Label.PRIVATE]
+CARRIERS = (Label.MASKED, Label.SEALED)
 IN_REGION = " @ "  # stands between the name of a sum by region and the region, where both are one key
 MADE_UP = ("rehearsal", "probe0", "probe1", "probe2")  # sites tried before a run, which no matrix names
 Slot = str
@@ -67,17 +76,46 @@ class Node:
         return f"<{self.op} {self.name or getattr(self.fn, '__name__', '')} @ {self.placement} {self.where}>"
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The server's input "asked": which attempt at which round this is, and whom it asks. Public."""
+
+    run: str
+    round: int
+    attempt: int
+    cohort: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What a pass says of a plan: one line of its trust statement.
+
+    `by` is the pass. `trusts` names who must be trusted for it to hold, `but` what it does not protect.
+    `is_hidden` demands that nothing a site sends shows that site's value: every reduction is then masked,
+    sealed, differentially private or public, or the plan is refused. `hub` is "curious" where the server may
+    not be trusted with plaintext: noise that it adds protects nobody then.
+    """
+
+    by: str
+    text: str
+    trusts: str = ""
+    but: str = ""
+    is_hidden: bool = False
+    hub: str = "trusted"
+
+
 @dataclass(frozen=True)
 class Graph:
     """The outputs of a round by (placement, slot), and how a site's or the server's slot starts.
 
-    `note` is a sentence for `explain` and `egress`: what nodes cannot say.
+    `note` is a sentence for `explain` and `egress`: what nodes cannot say; `claims` are those of its passes.
     """
 
     outputs: Mapping[Key, Node]
     inits: Mapping[Key, Callable[..., Any]] = field(default_factory=dict)
     name: str = ""
     note: str = ""
+    claims: tuple[Claim, ...] = ()
 
     @property
     def nodes(self) -> list[Node]:
@@ -98,8 +136,26 @@ class Graph:
 
 
 def is_one_site(node: Node) -> bool:
-    """Tell whether a reduction shows the value of a single site."""
+    """Tell whether a reduction gives the server the value of a single site, whatever hides it."""
     return node.params["kind"] in ("gather", "mix") or bool(node.params.get("alone"))
+
+
+def names_of(node: Node) -> tuple[str, ...]:
+    """Return the names of what a reduction carries: its own, or those of the sums that a pass has hidden in
+    it.
+    """
+    return tuple(node.params.get("names", (node.name,)))
+
+
+def function_name(fn: Any) -> str:
+    """Return a short name for a function or a callable record."""
+    name = getattr(fn, "__qualname__", type(fn).__name__)
+    return str(name).replace(".<locals>", "").split(".")[-1]
+
+
+def is_one_shot(node: Node) -> bool:
+    """Tell whether a function draws from the system's entropy: it runs once, and never again for a replay."""
+    return bool(getattr(node.fn, "one_shot", False))
 
 
 def toposort(roots: Iterable[Node]) -> list[Node]:

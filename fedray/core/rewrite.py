@@ -14,7 +14,7 @@ from typing import Any
 from fedray.core.graph import Graph, Key, Node, Op, Placement, toposort
 from fedray.core.trace import Site
 from fedray.core.value import Value
-from fedray.errors import PassError
+from fedray.errors import PassError, SecurityConflict
 
 Pass = Callable[[Graph], Graph]
 Rule = Callable[[Node], Node | None]
@@ -133,14 +133,18 @@ def coders_of(node: Node) -> list[Any]:
 
 
 def refuse_coded(node: Node, title: str) -> None:
-    """Raise PassError where a pass that hides rows in a sum would mask rows that do not add up coded."""
+    """Raise SecurityConflict where a pass that hides rows in a sum would mask rows that do not add up
+    coded.
+    """
     for coder in coders_of(node):
         if coder.conflict:
-            raise PassError(
+            raise SecurityConflict(
                 f"{title}: {node.name} ({node.where}) was compressed by {coder.title}, and {coder.conflict}"
             )
 
 
 def policies(passes: Sequence[Pass]) -> list[Pass]:
-    """Return the policies among some passes: they hold for evaluations too, which no other pass rewrites."""
-    return [step for step in passes if getattr(step, "is_policy", False)]
+    """Return the policies among some passes: they hold for evaluations too, which no other pass rewrites; in
+    the form that they have there (`of_evaluations`), where they have one.
+    """
+    return [getattr(step, "of_evaluations", step) for step in passes if getattr(step, "is_policy", False)]

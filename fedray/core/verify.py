@@ -1,33 +1,19 @@
-"""Legality of a graph: placements, names, and the flow of labels (security.md section 1).
+"""Legality of a graph: placements, names, and the flow of labels, which is in `flow.py`.
 
 `verify` runs after all passes, and again on every host that receives a plan. It guards against mistakes,
 hand-built graphs among them; it is no proof against a malicious author of mapped functions.
 """
 
-from fedray.core.graph import IN_REGION, LABEL_ORDER, Graph, Label, Node, Op, Placement, is_one_site
+from fedray.core.flow import check_flow
+from fedray.core.graph import IN_REGION, Graph, Node, Op, Placement
 from fedray.errors import VerifyError
 
 SERVER, SITES, ANY = Placement.SERVER, Placement.SITES, Placement.ANY
-_SITE_LABEL = {"id": Label.PUBLIC, "rng": Label.PUBLIC}
 KINDS = ("sum", "mean", "gather", "count", "mix")
 
 
-def labels(graph: Graph) -> dict[Node, Label]:
-    """Return what each value may reveal. A value computed from several reveals the most of them."""
-    found: dict[Node, Label] = {}
-    for node in graph.nodes:
-        most = max((found[arg] for arg in node.args), key=LABEL_ORDER.index, default=Label.PUBLIC)
-        if node.op is Op.INPUT:
-            slot = node.params["slot"].split(":")[0]
-            most = _SITE_LABEL.get(slot, Label.PRIVATE) if node.placement is SITES else Label.AGG
-        elif node.op is Op.REDUCE:
-            most = Label.VISIBLE if is_one_site(node) else Label.AGG
-        found[node] = most
-    return found
-
-
 def verify(graph: Graph) -> None:
-    """Raise VerifyError at the first rule that the graph breaks."""
+    """Raise VerifyError at the first rule that the graph breaks, SecurityConflict where protections clash."""
     seen: dict[str, Node] = {}
     for node in graph.nodes:
         _check_placement(graph, node)
@@ -47,12 +33,7 @@ def verify(graph: Graph) -> None:
                     f"{node.where}): give one another name="
                 )
             seen[node.name] = node
-    for node, label in labels(graph).items():
-        if node.placement is SERVER and label is Label.PRIVATE:
-            raise VerifyError(
-                f"{graph.name}, {node.where}: a site's own value reaches the server without a named "
-                "reduction: use sum(), mean() or gather()"
-            )
+    check_flow(graph)
     for (placement, slot), node in graph.outputs.items():
         if node.placement not in (placement, ANY):
             raise VerifyError(

@@ -86,7 +86,6 @@ class Chain:
     inputs: int  # features of a row, words of a bag are any number (0)
     outputs: int
     num_dropouts: int
-    can_clip_records: bool
     kind: str = "by hand"
 
     def layers(self) -> list[Any]:
@@ -126,7 +125,6 @@ def chain_of(module: nn.Module) -> Chain | None:
         first,
         width,
         1 + max((layer.number for layer in layers if isinstance(layer, Dropout)), default=-1),
-        not any(isinstance(layer, Bag) for layer in layers),
     )
 
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from fedray import tree
 from fedray.learn.batches import Batch, num_rows
+from fedray.learn.clipping import Clipping
+from fedray.learn.ghost import CLIP_EPS, Units
 from fedray.learn.models import Model
-from fedray.learn.stacked import CLIP_EPS
 from fedray.learn.stopping import Watch
 from fedray.rng import Key
 from fedray.tree import Flat
@@ -71,7 +72,9 @@ class Descent:
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"the loss must be one number, the mean over the rows of a batch; got {shape}")
         if local.record_clip is not None:
-            found = self._clipped_records(batch, local.record_clip)
+            rows = num_rows(batch)
+            found = self._clipped_sum(batch, Units.alone(rows, self.weights.device))
+            torch._foreach_div_(found, rows)
         else:
             found = torch.autograd.grad(loss, list(self.leaves.values()), materialize_grads=True)
         torch._foreach_copy_(self.slots, list(found))
@@ -98,21 +101,19 @@ class Descent:
             return model(given, batch)
         return model.loss(given, batch, self.step, self.local.pos_weight)
 
-    def _clipped_records(self, batch: Batch, bound: float) -> list[Tensor]:
-        """Return the mean of the rows' gradients, each scaled to a norm of at most `bound`."""
-        names = list(self.leaves)
-        total = [torch.zeros_like(self.leaves[name]) for name in names]
-        rows = num_rows(batch)
-        for row in range(rows):
-            with torch.enable_grad():
-                loss = self._loss(
-                    {**self.leaves, **self.still}, {n: c[row : row + 1] for n, c in batch.items()}
-                )
-            found = torch.autograd.grad(loss, [self.leaves[name] for name in names], materialize_grads=True)
-            norm = torch.stack([part.square().sum() for part in found]).sum().sqrt()
-            factor = torch.clamp(bound / (norm + CLIP_EPS), max=1.0) / rows
-            torch._foreach_add_(total, [part * factor for part in found])
-        return total
+    def clip_units(self, batch: Batch, units: Units, divisor: float, step: int) -> None:
+        """Put the sum of the units' clipped gradients over a divisor into `gradient`."""
+        if self.step is not None:
+            self.step.step = step
+        found = self._clipped_sum(batch, units)
+        torch._foreach_div_(found, divisor)
+        torch._foreach_copy_(self.slots, found)
+
+    def _clipped_sum(self, batch: Batch, units: Units) -> list[Tensor]:
+        local = self.local
+        assert local.record_clip is not None
+        clipping = local.clipping if local.objective is None else Clipping(self._loss)
+        return clipping.clipped_sum(self.leaves, self.still, batch, units, local.record_clip, self.step)
 
     def refresh(self) -> None:
         """Bring weights back to where the objective wants them, and leaves that are no views up to them."""

@@ -54,7 +54,10 @@ def _placements(y: ArrayLike, score: ArrayLike) -> tuple[Array, Array]:
 
 def auroc(y: ArrayLike, score: ArrayLike) -> float:
     """Return the exact area under the ROC curve, ties counting a half; NaN where one class is missing."""
-    of_events, _ = _placements(y, score)
+    return _area(_placements(y, score)[0])
+
+
+def _area(of_events: Array) -> float:
     return float(of_events.mean()) if len(of_events) else math.nan
 
 
@@ -64,7 +67,10 @@ def delong_se(y: ArrayLike, score: ArrayLike) -> float:
     Source: DeLong, DeLong, Clarke-Pearson, Biometrics 1988; computed by midranks as in Sun and Xu, Fast
     implementation of DeLong's algorithm, IEEE Signal Processing Letters 2014.
     """
-    of_events, of_others = _placements(y, score)
+    return _delong_se(*_placements(y, score))
+
+
+def _delong_se(of_events: Array, of_others: Array) -> float:
     if min(len(of_events), len(of_others)) < 2:
         return math.nan
     return math.sqrt(of_events.var(ddof=1) / len(of_events) + of_others.var(ddof=1) / len(of_others))
@@ -72,7 +78,8 @@ def delong_se(y: ArrayLike, score: ArrayLike) -> float:
 
 def delong_interval(y: ArrayLike, score: ArrayLike) -> Interval:
     """Return AUROC with DeLong's 95 % interval, cut to [0, 1]."""
-    value, se = auroc(y, score), delong_se(y, score)
+    placements = _placements(y, score)
+    value, se = _area(placements[0]), _delong_se(*placements)
     low, high = np.clip([value - Z95 * se, value + Z95 * se], 0.0, 1.0)  # NaN stays NaN
     return Interval(value, se, float(low), float(high))
 

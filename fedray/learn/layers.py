@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedray.learn.dropout import hash32
+from fedray.learn.ghost import table_norms
 from fedray.learn.planes import Planes, Space
 
 aten = torch.ops.aten
@@ -64,9 +65,20 @@ class Frame:
             target.add_(gradient.sum(1))
 
 
-def row_norms(x: Tensor, g: Tensor, has_bias: bool) -> Tensor:
-    """Return the squared norm of each row's own gradient of a linear layer, whose input is x: |x|^2 |g|^2."""
-    return (x.square().sum(2) + (1 if has_bias else 0)) * g.square().sum(2)
+def row_norms(x: Tensor, g: Tensor, has_bias: bool, same: Tensor | None) -> Tensor:
+    """Return the squared norm of each row's own gradient of a linear layer, whose input is x: |x|^2 |g|^2.
+
+    With `same` (sites, rows, rows), 1 where two rows are of one unit: the row's part of its unit's.
+    """
+    if same is None:
+        return (x.square().sum(2) + (1 if has_bias else 0)) * g.square().sum(2)
+    pairs = torch.bmm(x, x.mT)
+    return ((pairs + 1 if has_bias else pairs) * torch.bmm(g, g.mT) * same).sum(2)
+
+
+def unit_norms(rows: Tensor, same: Tensor | None) -> Tensor:
+    """Return the squared norm of each row, or its part of that of the sum of its unit's rows."""
+    return rows.square().sum(2) if same is None else (torch.bmm(rows, rows.mT) * same).sum(2)
 
 
 @dataclass
@@ -109,9 +121,9 @@ class Linear:
         self.g = g
         return torch.bmm(g, self.w, out=self.gx) if needs_input else None
 
-    def norms(self) -> Tensor:
-        """Return the squared norm of each row's own gradient, (active, width)."""
-        return row_norms(self.x, self.g, self.has_bias)
+    def norms(self, same: Tensor | None) -> Tensor:
+        """Return the squared norm of each row's own gradient, or its part of its unit's, (active, width)."""
+        return row_norms(self.x, self.g, self.has_bias, same)
 
     def learn(self) -> None:
         """Move W, or collect its gradient."""
@@ -168,9 +180,8 @@ class Activation:
             return torch.autograd.grad(self.out, self.saved, g)[0]
         return self.derivative(g, self.saved)
 
-    def norms(self) -> Tensor | None:
+    def norms(self, same: Tensor | None) -> None:
         """Nothing is learnt here."""
-        return None
 
     def learn(self) -> None:
         """Nothing is learnt here."""
@@ -215,13 +226,12 @@ class LayerNorm:
             inner.contiguous(), self.x, [self.width], self.mean, self.scale, None, None, [True, False, False]
         )[0]
 
-    def norms(self) -> Tensor | None:
-        """Return the squared norm of each row's own gradient, (active, width)."""
-        total = None
-        for has, found in ((self.has_scale, self.g * self.plain), (self.has_bias, self.g)):
-            if has:
-                total = found.square().sum(2) if total is None else total + found.square().sum(2)
-        return total
+    def norms(self, same: Tensor | None) -> Tensor | None:
+        """Return the squared norm of each row's own gradient, or its part of its unit's, (active, width)."""
+        if not self.has_scale:
+            return None
+        found = unit_norms(self.g * self.plain, same)
+        return found + unit_norms(self.g, same) if self.has_bias else found
 
     def learn(self) -> None:
         """Collect the gradient."""
@@ -262,9 +272,8 @@ class Dropout:
         """Return the gradient of x."""
         return g * self.mask if needs_input else None
 
-    def norms(self) -> Tensor | None:
+    def norms(self, same: Tensor | None) -> None:
         """Nothing is learnt here."""
-        return None
 
     def learn(self) -> None:
         """Nothing is learnt here."""
@@ -314,9 +323,18 @@ class Bag:
         self.g = g
         return None
 
-    def norms(self) -> Tensor | None:
-        """Refused for record-level clipping: a row may hold a word twice."""
-        return None
+    def norms(self, same: Tensor | None) -> Tensor:
+        """Return the squared norm of each row's own gradient, or its part of its unit's, (active, width).
+
+        A unit's vectors for one word are summed first.
+        """
+        active, width, _ = self.share.shape
+        rows = torch.arange(active * width, device=self.g.device).view(active, width)
+        if same is not None:
+            rows = rows[:, :1] + same.argmax(2)  # the first row of the unit stands for it
+        unit = rows.unsqueeze(2).expand_as(self.share).reshape(-1)
+        spread = (self.g.unsqueeze(2) * self.share.unsqueeze(3)).view(-1, self.width)
+        return table_norms(unit, active * width, self.at, spread).view(active, width)
 
     def learn(self) -> None:
         """Move the vectors, or collect their gradient."""

@@ -85,6 +85,8 @@ class Layout:
     chunks: tuple[Chunk, ...]
     is_static: bool  # every batch is a whole table: gathered once
     is_wide: bool  # a step may have several blocks
+    drawn: Tensor | None = None  # row numbers, where a draw is no order of the whole table: Poisson batches
+    units: Tensor | None = None  # (blocks, width) whose rows are clipped together, -1 for padding
 
     @property
     def is_sorted(self) -> bool:
@@ -111,7 +113,7 @@ def layout(
     is_static = bool((is_whole := batch == size).all())
     draws = np.where(is_whole, size, rows_drawn(size, taken, batch))
     starts = np.concatenate([[0], np.cumsum(draws)])
-    chunks, step, block, site = _moves(taken, wide, is_static, max(1, chunk_bytes // (width * row_bytes)))
+    chunks, step, block, site = moves_of(taken, wide, is_static, max(1, chunk_bytes // (width * row_bytes)))
     begin, length = _batches(step, batch[site], size[site])
     lane = np.arange(width)[None, :]
     is_real = lane < np.clip(length - block * width, 0, width)[:, None]
@@ -169,10 +171,15 @@ def rows_drawn(size: np.ndarray, steps: np.ndarray, batch: np.ndarray) -> np.nda
     return steps // per_epoch * size + np.minimum(steps % per_epoch * batch, size)
 
 
-def _moves(
+def moves_of(
     steps: np.ndarray, wide: np.ndarray, is_static: bool, blocks_at_once: int
 ) -> tuple[tuple[Chunk, ...], np.ndarray, np.ndarray, np.ndarray]:
-    """Return chunks, and for every block its step, its number within the batch and its site."""
+    """Return chunks, and for every block its step, its number within the batch and its site.
+
+    `wide` says how many blocks a site's step has, (sites, steps), or (sites,) where all have as many.
+    """
+    if wide.ndim == 1:
+        wide = np.broadcast_to(wide[:, None], (len(wide), int(steps.max(initial=0))))
     last = int(steps.max(initial=0))
     found: list[tuple[int, int, int]] = []  # step, number, active
     chunks: list[Chunk] = []
@@ -181,12 +188,12 @@ def _moves(
     offsets: dict[int, int] = {}
     for step in range(last):
         stepping = int((steps > step).sum())
-        blocks = int(wide[:stepping].max())
+        blocks = int(wide[:stepping, step].max())
         if not is_static and moves and total - first_block + stepping * blocks > blocks_at_once:
             chunks.append(Chunk(slice(first_block, total), tuple(moves)))
             moves, first_block = [], total
         for number in range(blocks):
-            active = int(np.flatnonzero(wide[:stepping] > number)[-1]) + 1  # who needs less gets padding
+            active = int(np.flatnonzero(wide[:stepping, step] > number)[-1]) + 1  # less: padding
             if not is_static or step == 0:
                 offsets[number] = total - first_block
                 found.append((step, number, active))

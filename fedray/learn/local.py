@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from fedray import tree
-from fedray.learn import dropout
 from fedray.learn.batches import Batch, batches, count_steps, num_rows, training_rows, valid_rows
+from fedray.learn.clipping import Clipping, check_clippable
 from fedray.learn.descent import Descent, Pull
 from fedray.learn.losses import PosWeight, check_pos_weight
 from fedray.learn.models import Model
@@ -86,19 +86,8 @@ class LocalTraining:
             raise ValueError(f"local training: {kind} is neither a model nor a function loss(params, batch)")
         is_own_loss = not isinstance(self.model, Model) or self.model.custom_loss is not None
         check_pos_weight(None if is_own_loss else self.model.task, self.pos_weight)
-        if (
-            self.record_clip is not None
-            and isinstance(self.model, Model)
-            and dropout.layers(self.model.module)
-        ):
-            raise ValueError(
-                "local training: record_clip needs a model without dropout: every row is clipped alone"
-            )
-        if self.record_clip is not None and isinstance(self.pos_weight, (list, tuple)):
-            raise ValueError(
-                "local training: record_clip with class weights: a row alone has no mean over weights to be "
-                "part of; leave one of them out"
-            )
+        if self.record_clip is not None:
+            check_clippable(self.model, self.pos_weight)
         if self.form in ("stacked", "vmap") and isinstance(self._stackable, str):
             raise ValueError(f"local training: form={self.form!r} is not possible: {self._stackable}")
 
@@ -110,9 +99,20 @@ class LocalTraining:
         """How many sites are trained at once, or why they are not."""
         return "form='loop' was asked for" if self.form == "loop" else stackable(self)
 
+    @cached_property
+    def clipping(self) -> Clipping:
+        """How the gradients of single rows are clipped in the plain form."""
+        return Clipping(self.model, self.pos_weight)
+
     def with_objective(self, objective: Objective) -> "LocalTraining":
         """Return the same training of another objective (`objectives.py`), which is done site by site."""
         return replace(self, objective=objective)
+
+    def lock_step(self, **options: Any) -> Any:
+        """Return one private step of this training without its noise, for a pass (`distributed_record`)."""
+        from fedray.learn.private_training import lock_step  # which stands on this file
+
+        return lock_step(self, **options)
 
     @property
     def how(self) -> str:
@@ -193,7 +193,7 @@ class LocalTraining:
         Metrics: `loss`, the mean over the rows seen, before each step and without penalties.
         """
         params = tree.flatten(params)
-        pull = self._pull(params, correction, anchor, prox)
+        pull = self.pull(params, correction, anchor, prox)
         rate = self.rate(rng.round) if lr is None else lr
         rows, valid = training_rows(data), None if self.patience is None else valid_rows(data)
         limit = self.steps if steps is None else steps
@@ -266,7 +266,8 @@ class LocalTraining:
             raise ValueError("an anchor without prox pulls nowhere: give prox=")
         return strength
 
-    def _pull(self, params: Flat, correction: Any, anchor: Any, prox: float | None) -> Pull:
+    def pull(self, params: Flat, correction: Any, anchor: Any, prox: float | None) -> Pull:
+        """Return what acts on gradients besides the loss."""
         strength = self.pull_of(anchor is not None, prox)
         trainable = params.schema.trainable
 

@@ -61,9 +61,8 @@ class Mapped:
         del self.out
         return None
 
-    def norms(self) -> Tensor | None:
+    def norms(self, same: Tensor | None) -> None:
         """Refused for record-level clipping."""
-        return None
 
     def learn(self) -> None:
         """Move matrices, or collect their gradient; collect that of vectors."""
@@ -100,7 +99,7 @@ def mapped_chain(local: "LocalTraining") -> Chain | str:
     if not shapes or any(not value.requires_grad for value in module.parameters()):
         return "the model has frozen parameters or none"
     matrices = tuple(name for name, shape in shapes.items() if len(shape) >= 2)
-    return Chain((lambda: Mapped(module, shapes, matrices),), Matrices(matrices), 0, 0, 0, False, HOW)
+    return Chain((lambda: Mapped(module, shapes, matrices),), Matrices(matrices), 0, 0, 0, HOW)
 
 
 @torch.no_grad()

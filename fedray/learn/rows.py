@@ -3,8 +3,9 @@
 `LocalTraining` (local.py) says what is computed; `stacked.py` computes it for many sites as one program.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,8 +61,6 @@ def stackable(local: "LocalTraining") -> Stackable | str:
         return chain
     if chain is None:
         return f"{type(model.module).__name__} has a layer without a stacked form"
-    if local.record_clip is not None and not chain.can_clip_records:
-        return "record-level clipping of embeddings"
     if model.task == "classes" and local.pos_weight is not None and is_wide(local.batch_size):
         return f"class weights over batches of more than {WIDE} rows"
     head = head_of(model.task, chain.outputs or 1, local.pos_weight)  # 0: known from the first rows
@@ -85,13 +84,13 @@ def buffer_of(tagged: Tagged, schema: tree.Schema) -> Tensor:
     )
 
 
-def _items(tagged: Tagged, k: int) -> Sequence[Any]:
+def items_of(tagged: Tagged, k: int) -> Sequence[Any]:
     if isinstance(tagged, Rows) and isinstance(tagged.value, Ragged):
         return tagged.value.items
     return [tagged.value] * k
 
 
-def _numbers(tagged: Tagged | None, k: int, otherwise: Any) -> list[Any]:
+def numbers_of(tagged: Tagged | None, k: int, otherwise: Any) -> list[Any]:
     """Return one number per row."""
     if tagged is None or tagged.value is None:
         return [otherwise] * k
@@ -105,29 +104,29 @@ def train_rows(
     given: Mapping[str, Tagged],
 ) -> Update:  # fmt: skip
     """Train the sites of a group and return their updates as rows; `given` are a `LocalUpdate`'s extras."""
-    k, keys, items = group.k, _items(rng, group.k), _items(data, group.k)
+    k, keys, items = group.k, items_of(rng, group.k), items_of(data, group.k)
     schema = params.value.schema if isinstance(params.value, Flat) else how.schema
     start = buffer_of(params, schema)
     read = _read(group, local, how, items)
     if not read.fits or not can_train(local, how, schema):
-        return _one_by_one(local, how, group, (params, data, rng), given)
-    rows, extras = read.rows, _extras(local, schema, start, keys, given)
-    seat, is_still = together.current(), holds_still(schema)
+        train = partial(train_rows, local, how)
+        return one_by_one(local, how, group, (params, data, rng), given, train, local)
+    rows, extras = read.rows, extras_from(local, schema, start, keys, given)
+    seat, is_still, found = together.current(), holds_still(schema), []
     if seat is not None and not is_still and together.fits(local, how, given):
         rates = torch.tensor([[local.rate(keys[0].round)]], dtype=torch.float64)
         request = together.Request(local, how, schema, start, read, keys, extras, rates, group)
         return seat.train(request)
-    most = _numbers(given.get("steps"), k, local.steps)
+    most = numbers_of(given.get("steps"), k, local.steps)
     sizes, taken = read.sizes, steps_of(read.sizes, local.batch_size, local.epochs, most)
     is_large = not is_still and OneStep.fits(local, extras, start[0].nbytes)
     lone = {i for i in range(k) if is_large and taken[i] <= 1}
     parts = [[i] for i in sorted(lone)] + ([rest] if (rest := [i for i in range(k) if i not in lone]) else [])
-    found = []
     for part in parts:
         shape = [sizes[i] for i in part], [taken[i] for i in part]
         plan = layout_of(group.cache, *shape, local.batch_size, rows[part[0]], schema.dtype)
         kind = OneStep if part[0] in lone else _kind(local, is_still)
-        training = _training(group, kind, local, how, schema, start.device, len(part), plan.width)
+        training = training_of(group, kind, local, how, schema, start.device, len(part), plan.width)
         training.begin(plan, _of(part, k, start), _extras_of(part, k, extras), [keys[i] for i in part])
         if isinstance(training, Watched):
             training.watch([valid_rows(items[i]) for i in part])
@@ -183,17 +182,14 @@ def fits_chain(local: "LocalTraining", how: Stackable, batch: Batch) -> bool:
     return is_target and x.is_floating_point() and width == how.chain.inputs
 
 
-def _one_by_one(
-    local: "LocalTraining",
-    how: Stackable,
-    group: Group,
-    inputs: Sequence[Tagged],
-    given: Mapping[str, Tagged],
-) -> Update:
+def one_by_one(
+    local: "LocalTraining", how: Stackable, group: Group, inputs: Sequence[Tagged],
+    given: Mapping[str, Tagged], train: Callable[..., Update], plain: Callable[..., Update],
+) -> Update:  # fmt: skip
     """Train a group in which some sites do not fit: those by the plain form, the others as if alone."""
-    found = []
     schema = inputs[0].value.schema if isinstance(inputs[0].value, Flat) else how.schema
     is_trainable = can_train(local, how, schema)
+    found = []
     for place, site in enumerate(group.ids):
         params, data, rng, *extras = (
             value if isinstance(value, Same) else Rows(only(value.value, place))
@@ -203,15 +199,15 @@ def _one_by_one(
         item = row(data, 0)
         if is_trainable and fits_chain(local, how, training_rows(item)):
             single = Group([site], group.cache)
-            found.append(row(Rows(train_rows(local, how, single, params, data, rng, named)), 0))
+            found.append(row(Rows(train(single, params, data, rng, named)), 0))
         else:
-            plain = {name: row(value, 0) for name, value in named.items()}
-            found.append(local(row(params, 0), item, row(rng, 0), **plain))
+            told = {name: row(value, 0) for name, value in named.items()}
+            found.append(plain(row(params, 0), item, row(rng, 0), **told))
     stacked: Update = stack(found).value
     return stacked
 
 
-def _training(group: Group, kind: type[Training], local: "LocalTraining", *shape: Any) -> Training:
+def training_of(group: Group, kind: type[Training], local: "LocalTraining", *shape: Any) -> Training:
     """Return the training of so many sites, with the buffers that it had the last time."""
     kept: dict[Any, Training] = group.cache.setdefault("trainings", {})
     key = (kind, id(local), *shape[1:])
@@ -222,7 +218,7 @@ def _training(group: Group, kind: type[Training], local: "LocalTraining", *shape
     return kept[key]
 
 
-def _extras(
+def extras_from(
     local: "LocalTraining",
     schema: tree.Schema,
     start: Tensor,
@@ -232,7 +228,7 @@ def _extras(
     lr = given.get("lr")
     rates = [local.rate(keys[0].round)]
     if lr is not None:
-        rates = [float(rate) for rate in _numbers(lr, len(keys), rates[0])]
+        rates = [float(rate) for rate in numbers_of(lr, len(keys), rates[0])]
     return Extras(
         None if (fix := given.get("correction")) is None else buffer_of(fix, schema),
         start if (anchor := given.get("anchor")) is None else buffer_of(anchor, schema),
@@ -270,7 +266,7 @@ def _one(tagged: Tagged | None) -> float | None:
     if tagged is None or tagged.value is None:
         return None
     k = len(tagged.value.numbers) if isinstance(tagged.value, Column) else 1
-    found = set(_numbers(tagged, k, None))
+    found = set(numbers_of(tagged, k, None))
     if len(found) > 1:
         raise ValueError("prox differs between the sites of a group: give one number")
     return float(found.pop())

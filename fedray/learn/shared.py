@@ -54,9 +54,9 @@ class Shared:
         self.g = g
         return None
 
-    def norms(self) -> Tensor:
-        """Return the squared norm of each row's own gradient, (active, width)."""
-        return row_norms(self.x.repeat_interleave(self.lanes, 0), self.g, self.inner.has_bias)
+    def norms(self, same: Tensor | None) -> Tensor:
+        """Return the squared norm of each row's own gradient, or its part of its unit's, (active, width)."""
+        return row_norms(self.x.repeat_interleave(self.lanes, 0), self.g, self.inner.has_bias, same)
 
     def learn(self) -> None:
         """Move W, or collect its gradient."""

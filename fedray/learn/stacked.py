@@ -19,6 +19,7 @@ from torch import Tensor
 from fedray import tree
 from fedray.learn.batches import Batch
 from fedray.learn.dropout import words_of
+from fedray.learn.ghost import CLIP_EPS
 from fedray.learn.layers import Frame
 from fedray.learn.layout import Layout, Move, draw, table_of
 from fedray.learn.mapped import width_of
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from fedray.learn.rows import Stackable
 
 KEPT_TRAININGS = 8  # whose buffers are kept for the next round
-CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6; kept so that both clip alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +195,9 @@ class Training:
         plan, model = self.plan, self.local.model
         if not plan.chunks:
             return
-        draws = draw(plan, self.keys, self.local.batch_size, self.generator)
+        draws = plan.drawn
+        if draws is None:
+            draws = draw(plan, self.keys, self.local.batch_size, self.generator)
         tables = [(name, *self._table(name, rows)) for name in (model.inputs[0], model.target)]
         for chunk in plan.chunks:
             at = plan.slots[chunk.blocks].view(-1)
@@ -242,7 +244,9 @@ class Training:
         self.head.start(self._spread(y), weights, self._moves(weights, blocks))
         shape = (x.shape[0] * self.lanes, self.width, self.chain.outputs or self._outputs(x))
         outputs = self.space.take("outputs", shape, self.schema.dtype, self.device)
-        columns = (x, outputs, self.head.target, self.head.moves)
+        columns = [x, outputs, self.head.target, self.head.moves]
+        if self.plan.units is not None:
+            columns.append(self.plan.units[blocks].to(self.device))
         for move, pieces in zip(moves, self._pieces(moves, columns), strict=True):
             active, stepping = move.active * self.lanes, move.stepping * self.lanes
             self.layers = self._bound.get((self.kind, active)) or self._bind(active)
@@ -306,7 +310,9 @@ class Training:
             return weights * self.rate[self._rows(blocks).to(self.device)]
         return weights * self.rate
 
-    def _block(self, x: Tensor, kept: Tensor, target: Tensor, moves: Tensor) -> None:
+    def _block(
+        self, x: Tensor, kept: Tensor, target: Tensor, moves: Tensor, units: Tensor | None = None
+    ) -> None:
         """Go forward and back through the chain for one block of each active site."""
         layers, clip = self.layers, self.local.record_clip
         for layer in layers:
@@ -321,12 +327,16 @@ class Training:
         if clip is None:
             layers[0].learn()
         else:
-            self._clip_records(clip, moves.abs())  # a row's gradient was multiplied by its move
+            self._clip_records(clip, moves.abs(), units)  # a row's gradient was multiplied by its move
 
-    def _clip_records(self, bound: float, share: Tensor) -> None:
-        """Scale each row's own gradient to a norm of at most `bound`, then learn."""
-        norms = [(layer, norm) for layer in self.layers if (norm := layer.norms()) is not None]
-        total = torch.stack([norm for _, norm in norms]).sum(0).sqrt_()
+    def _clip_records(self, bound: float, share: Tensor, units: Tensor | None) -> None:
+        """Scale the gradient of each row, or of each unit, to a norm of at most `bound`, then learn."""
+        same = None if units is None else (units.unsqueeze(2) == units.unsqueeze(1)).to(share.dtype)
+        norms = [(layer, norm) for layer in self.layers if (norm := layer.norms(same)) is not None]
+        total = torch.stack([norm for _, norm in norms]).sum(0)
+        if same is not None:
+            total = (same * total.unsqueeze(1)).sum(2).clamp_min_(0)  # rounding may go below
+        total.sqrt_()
         factor = torch.clamp(bound * share / (total + CLIP_EPS * share), max=1.0).nan_to_num_(0.0)
         for layer, _ in norms:
             layer.g = layer.g * factor.unsqueeze(2)

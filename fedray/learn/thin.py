@@ -58,9 +58,9 @@ class Thin:
         torch.mul(g, self.w, out=self.product)
         return torch.sum(self.product, 2, keepdim=True, out=self.gx)
 
-    def norms(self) -> Tensor:
-        """Return the squared norm of each row's own gradient, (active, width)."""
-        return row_norms(self.x, self.g, self.has_bias)
+    def norms(self, same: Tensor | None) -> Tensor:
+        """Return the squared norm of each row's own gradient, or its part of its unit's, (active, width)."""
+        return row_norms(self.x, self.g, self.has_bias, same)
 
     def learn(self) -> None:
         """Collect the gradient."""
@@ -123,9 +123,9 @@ class Single:
         self.g = g
         return torch.mul(g, self.first, out=self.gx) if needs_input else None
 
-    def norms(self) -> Tensor:
-        """Return the squared norm of each row's own gradient, (active, width)."""
-        return row_norms(self.x, self.g, self.has_bias)
+    def norms(self, same: Tensor | None) -> Tensor:
+        """Return the squared norm of each row's own gradient, or its part of its unit's, (active, width)."""
+        return row_norms(self.x, self.g, self.has_bias, same)
 
     def gradient_columns(self) -> Tensor:
         """Return the gradient of y as columns, (active, 2, rows); the second is zero."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedray import tree
-from fedray.core.graph import IN_REGION, Node, Op, Placement
+from fedray.core.graph import IN_REGION, Asked, Node, Op, Placement
 from fedray.errors import LATE, QuorumError, SiteError, VerifyError
 from fedray.rng import SERVER, Key
 from fedray.runtime import totals
@@ -202,9 +202,11 @@ class Attempt:
             raise
 
     def _input(self, slot: str) -> Any:
-        """Return what the server has under a name: state, a key, or a pass's memory."""
+        """Return what the server has under a name: state, a key, who was asked, or a pass's memory."""
         if slot == "state":
             return self.state
+        if slot == "asked":
+            return Asked(self.setting.run, self.round, self.number, self.cohort)
         if slot.startswith("rng:"):
             return Key(self.seed, self.round, SERVER, slot[4:])
         return self.memory.get(slot)
@@ -254,6 +256,8 @@ class Attempt:
         """Return what the partial sums under a key come to, each of them times its factor."""
         found = [(factor, totals.result(parts, self.grids[key], True)) for factor, parts in sums]
         total = totals.scaled(found, is_exact)
+        if adds_noise(self.plan):
+            return total  # its hash, and a grid that follows it, would tell of the sum without its noise
         read = total.parts if is_exact else total
         self.hashes[key] = sha256_of(read)[:16]
         grids = [
@@ -287,3 +291,8 @@ class Attempt:
             f"{is_needed or f'the quorum is {needed}'} ({why}{first}). The server state is unchanged; {fix}, "
             "raise schedule.deadline_s, or mend the sites"
         )
+
+
+def adds_noise(plan: Plan) -> bool:
+    """Tell whether the server adds noise to sums before it releases them."""
+    return any(node.placement is Placement.SERVER and hasattr(node.fn, "mechanism") for node in plan.nodes)

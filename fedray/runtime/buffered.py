@@ -11,6 +11,7 @@ from typing import Any
 
 from fedray.core.graph import Node, Op, Placement
 from fedray.errors import ScheduleError
+from fedray.runtime.schedule import check_asked
 from fedray.runtime.traces import Trace, read_trace
 from fedray.settings import is_number, is_whole
 
@@ -120,9 +121,17 @@ class Buffered:
                 f"once: set schedule.size to at most {num_sites}"
             )
 
-    def check(self, plan: Any) -> None:
+    def check(self, plan: Any, num_sites: int | None = None) -> None:
         """Raise ScheduleError where a plan cannot be run with answers of several ages."""
+        for node in plan.nodes:
+            if node.op is Op.REDUCE and node.params.get("masked"):
+                raise ScheduleError(
+                    f"buffered() scales each contribution by its age and asks sites at different times, and "
+                    f"{node.name!r} ({node.where}) of {plan.name} is masked among sites that agreed on keys "
+                    "before they trained: drop the secure sum, or use synchronous()"
+                )
         self._check_stages(plan)
+        check_asked(plan, self, num_sites)
         if plan.needs_all:
             raise ScheduleError(
                 f"buffered() does not wait for all sites, and {plan.name} needs them all: use synchronous()"
@@ -140,11 +149,6 @@ class Buffered:
         if plan.fold != "exact":
             raise ScheduleError(f"buffered() adds up exactly, and {plan.name} has fold='fast': leave it out")
         for node in plan.nodes:
-            if node.op is Op.REDUCE and node.params.get("masked"):
-                raise ScheduleError(
-                    f"buffered() scales each contribution by its age, and {node.name!r} ({node.where}) of "
-                    f"{plan.name} is masked: drop the secure sum, or use synchronous()"
-                )
             is_gather = node.op is Op.REDUCE and node.params["kind"] == "gather"
             if is_gather and not isinstance(self.discount, Constant):
                 raise ScheduleError(

@@ -182,11 +182,15 @@ def read_sites(
     """Return the state of these sites from all site files of a round."""
     state = {}
     for path in sorted(Path(directory).glob(f"sites-{round}-*.json")):
-        spec, tensors = _read(path.with_suffix(""))
-        for slot, site, value in spec:
-            if site in sites:
-                state[slot, site] = decode(value, tensors, kinds)
+        found = read_part(path.with_suffix(""), kinds)
+        state.update({key: value for key, value in found.items() if key[1] in sites})
     return state
+
+
+def read_part(path: Path, kinds: Mapping[str, type]) -> dict[tuple[str, str], Any]:
+    """Return the state in one host's file, by slot and site."""
+    spec, tensors = _read(path)
+    return {(slot, site): decode(value, tensors, kinds) for slot, site, value in spec}
 
 
 def write_server(

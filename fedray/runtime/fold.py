@@ -11,6 +11,9 @@ numbers are in `lanes.py`.
 
 A plan with `fold="fast"` sums model-shaped leaves (a `Flat` of floats of at most 32 bits) in one float32
 buffer instead: a quarter of the bytes, no equal bits. Numbers and tensors stay exact.
+
+A `Flat` of uint32 is a row of the ring of integers mod 2^32, as secure sums send it: it is added word by
+word, wrapping, and needs no grid. That is exact in any order too.
 """
 
 import math
@@ -51,6 +54,11 @@ class LeafSpec:
         self.shape, self.dtype, self.schema, self.is_fast = shape, dtype, schema, is_fast
 
     @property
+    def is_ring(self) -> bool:
+        """Tell whether sums wrap at 2^32."""
+        return self.schema is not None and self.dtype == torch.uint32
+
+    @property
     def size(self) -> int:
         """Number of elements, padding included."""
         return self.schema.stride if self.schema else math.prod(self.shape)
@@ -63,6 +71,8 @@ class LeafSpec:
     @property
     def start(self) -> int:
         """The first round's exponent."""
+        if self.is_ring:
+            return 0
         return START_EXPONENT if self.num_lanes == 2 else START_EXPONENT_WIDE
 
     @property
@@ -73,16 +83,18 @@ class LeafSpec:
     @property
     def sum_bytes(self) -> int:
         """Bytes of a partial sum."""
-        return self.size * (4 if self.is_fast else self.num_lanes * 8)
+        return self.size * (4 if self.is_fast or self.is_ring else self.num_lanes * 8)
 
     def zeros(self) -> Tensor:
         """Return an empty sum."""
         return self.buffer().zero_()
 
     def buffer(self) -> Tensor:
-        """Return memory for a sum: (num_lanes, size) of float64, or (1, size) of float32 for a fast one."""
-        if self.is_fast:
-            return torch.empty(1, self.size)
+        """Return memory for a sum: (num_lanes, size) of float64, or (1, size) of float32 for a fast one, of
+        uint32 in the ring.
+        """
+        if self.is_fast or self.is_ring:
+            return torch.empty(1, self.size, dtype=torch.uint32 if self.is_ring else torch.float32)
         return torch.empty(self.num_lanes, self.size, dtype=torch.float64)
 
     def __eq__(self, other: object) -> bool:
@@ -204,7 +216,9 @@ def operand(
     matrices = tuple(_matrix(leaf, weights.shape[0]) for _, leaf in tree.leaves(value))
     spec = spec_of(value, kind)
     needs = tuple(
-        lanes.NO_NEED if leaf.is_fast else lanes.exponent_of(_largest(matrix, weights, known or {}))
+        lanes.NO_NEED
+        if leaf.is_fast or leaf.is_ring
+        else lanes.exponent_of(_largest(matrix, weights, known or {}))
         for matrix, leaf in zip(matrices, specs(spec), strict=True)
     )
     sent = tuple(leaf for _, leaf in tree.leaves(wire)) if wire is not None else ()
@@ -231,11 +245,22 @@ def add(
     leaves = specs(items[0].spec)
     for index, (buffer, exponent, leaf) in enumerate(zip(buffers, exponents, leaves, strict=True)):
         rows = [(item.matrices[index], item.weights) for item in items]
-        if leaf.is_fast:
+        if leaf.is_ring:
+            add_in_ring(buffer.zero_() if is_new else buffer, rows)
+        elif leaf.is_fast:
             lanes.accumulate_fast(buffer[0].zero_() if is_new else buffer[0], rows)
         else:
             need = max(item.needs[index] for item in items)
             lanes.accumulate(buffer, rows, exponent, is_new, need)
+
+
+def add_in_ring(buffer: Tensor, rows: Sequence[lanes.Rows]) -> None:
+    """Add the rows that count to a buffer (1, size), modulo 2^32."""
+    words = buffer.numpy()[0]
+    for matrix, weights in rows:
+        for row in torch.nonzero(weights).flatten().tolist():
+            added = matrix[row]
+            np.add(words, added.numpy() if isinstance(added, Tensor) else added, out=words)
 
 
 def summed(items: Sequence[Operand], exponents: Sequence[int]) -> list[Tensor]:
@@ -286,9 +311,13 @@ def _lift_into(buffers: Sequence[Tensor], rows: Sequence[LaneSum], exponents: Se
     """
     weights = [torch.tensor([float(row.weight)], dtype=torch.float64) for row in rows]
     read = [row.matrices() for row in rows]
-    for index, (buffer, exponent) in enumerate(zip(buffers, exponents, strict=True)):
-        matrices = [leaves[index] for leaves in read]
-        lanes.accumulate(buffer, list(zip(matrices, weights, strict=True)), exponent)
+    leaf_specs = specs(rows[0].spec)
+    for index, (buffer, exponent, leaf) in enumerate(zip(buffers, exponents, leaf_specs, strict=True)):
+        lifted = list(zip([leaves[index] for leaves in read], weights, strict=True))
+        if leaf.is_ring:
+            add_in_ring(buffer, lifted)
+        else:
+            lanes.accumulate(buffer, lifted, exponent)
 
 
 def check_weight(name: str, weight: int) -> None:

@@ -160,8 +160,8 @@ class Folded:
     def _let_go(self) -> None:
         """Add large operands to their sums, so that the pack keeps few of them."""
         for item in self.sums.values():
-            is_final = self.can_run_again or all(leaf.is_fast for leaf in item.leaves)
-            if item.is_fast and is_final and item.nbytes >= FAST_BYTES:
+            is_gridless = all(leaf.is_fast or leaf.is_ring for leaf in item.leaves)
+            if (is_gridless or (item.is_fast and self.can_run_again)) and item.nbytes >= FAST_BYTES:
                 item.let_go(self._grid(item, self.call))
         kept = sum(item.nbytes for item in self.sums.values())
         if self.call.is_apart or not self.can_run_again or kept <= KEPT_BYTES or len(self.delivered) == 1:

@@ -102,7 +102,8 @@ class Load:
     for it, the region of each site.
 
     `is_start` begins a run: plans and site state of the run before are forgotten, and `restore` names the
-    checkpoint (directory, round) to go on from, if there is one.
+    checkpoint (directory, round) to go on from, if there is one. `journal` is the folder, at the host, where
+    answers of one-shot rounds are written down; "" writes none (made-up sites).
     """
 
     plan: Plan
@@ -110,6 +111,7 @@ class Load:
     is_start: bool = False
     restore: tuple[str, int] | None = None
     regions: Mapping[str, str] = field(default_factory=dict)
+    journal: str = ""
 
 
 class Host(Protocol):

@@ -5,8 +5,9 @@ that counts the site; a call that is asked twice is answered with the same bytes
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from fedray import rows, tree
 from fedray.coded import arrived
 from fedray.core.graph import Placement
 from fedray.core.verify import verify
-from fedray.errors import DataError, HostError
+from fedray.errors import DataError, HostError, SiteError
 from fedray.rng import Keys
 from fedray.rows import Group, one_thread
 from fedray.runtime import checkpoint, devices
+from fedray.runtime.answered import AGAIN, Answered, Pending, RoundKey
 from fedray.runtime.folded import Folded
 from fedray.runtime.host import Commit, Contribution, Load, StageCall
 from fedray.runtime.interpret import Interpreter, Step, steps_of
@@ -27,7 +29,6 @@ from fedray.runtime.memory import LARGE_BYTES, keep_freed_memory, sites_together
 from fedray.runtime.plan import Plan, lane_names
 from fedray.runtime.site_table import SiteTable
 
-RoundKey = tuple[str, int, int]  # plan, round, attempt
 KEPT_GROUPS = 64  # groups whose sites' data are kept as a sequence
 BLANK_ROWS = 4  # of a made-up site
 
@@ -74,12 +75,13 @@ class Pack:
         self._plans: dict[str, Load] = {}
         self._steps: dict[tuple[str, int], list[Step]] = {}  # of a plan's stages
         self._state: dict[str, SiteTable] = {}  # slot -> current values
-        self._pending: dict[RoundKey, list[tuple[str, Group, rows.Tagged]]] = {}
+        self._pending: dict[RoundKey, list[Pending]] = {}
         self._groups: dict[RoundKey, list[Group]] = {}
         self._last_dealt: tuple[Any, Sequence[tuple[str, ...]]] = (None, ())
         self._broken: set[str] = set()  # sites that broke a twin: each is a group of its own from then on
         self._last: tuple[Any, Folded] | None = None
         self._kept = Kept()
+        self._answered: Answered | None = None  # of one-shot rounds
 
     def hello(self) -> dict[str, int]:
         """Open every site's data and return its number of training rows.
@@ -150,14 +152,20 @@ class Pack:
             self._steps, self._broken, self._last_dealt = {}, set(), (None, ())
             self._kept.forget()
         self._plans[load.plan.digest] = load
+        if load.journal and load.plan.is_one_shot and self._answered is None:
+            kinds = checkpoint.record_kinds(*load.initial.values())
+            self._answered = Answered(Path(load.journal) / f"answered-{self.name}.jsonl", kinds)
 
     def commit(self, commits: Sequence[Commit]) -> None:
         """Make pending state of counted sites current; what else is pending for the plan is dropped, but for
         what a commit keeps.
         """
         for commit in commits:
-            for slot, group, tagged in self._pending.get((commit.plan, commit.round, commit.attempt), ()):
-                kept = [row for row in group.alive if group.ids[row] in commit.counted]
+            key = (commit.plan, commit.round, commit.attempt)
+            if key not in self._pending:
+                self._take_written(key, commit.counted)
+            for slot, group, written, tagged in self._pending.get(key, ()):
+                kept = [row for row in written if group.ids[row] in commit.counted]
                 value = rows.expand(devices.Fetched(group)(tagged) if self._tables else tagged, group.k)
                 self._table(slot, commit.plan).store(group.ids, value, kept)
             mine = [key for key in self._pending if key[0] == commit.plan]
@@ -165,10 +173,18 @@ class Pack:
                 if key[1:] not in commit.keeps:
                     del self._pending[key]
 
+    def _take_written(self, key: RoundKey, counted: Collection[str]) -> None:
+        """Take the state that a process before this one had written down for sites that were then counted."""
+        for (slot, site), value in self._answered.state_of(key).items() if self._answered else ():
+            if site in counted:
+                self._table(slot, key[0]).load([(site, value)])
+
     def save(self, directory: str, round: int) -> None:
         """Write the current state of all sites."""
         state = {(slot, site): value for slot, table in self._state.items() for site, value in table.items()}
         checkpoint.write_sites(directory, round, self.name, state)
+        if self._answered is not None:
+            self._answered.thin()
 
     def state_of(self, site: str, slot: str = "state") -> Any:
         """Return a site's current state (simulation and tests)."""
@@ -184,12 +200,23 @@ class Pack:
         if call.plan not in self._plans:
             raise HostError(f"pack {self.name} was asked to run a plan that it was never given")
         identity = (call.run, call.plan, call.round, call.attempt, call.stage, call.cohort)
-        if self._last is None or self._last[0] != identity or not self._last[1].can_answer(call):
+        is_known = self._last is not None and self._last[0] == identity and self._last[1].can_answer(call)
+        is_one_shot = self._plans[call.plan].plan.is_one_shot and self._answered is not None
+        again = self._answered.again(call) if is_one_shot and not is_known and self._answered else []
+        if again:
+            failures = tuple(SiteError(site, call.round, call.stage, AGAIN) for site in call.cohort)
+            return Contribution(delivered=(), failures=failures)
+        if not is_known:
             self._last = None  # before the stage runs: an answer can be as large as four models
             with one_thread():
                 self._last = (identity, self._compute(call, downlink))
+        assert self._last is not None
         with one_thread():
             answer = self._last[1].answer(call)
+        if is_one_shot and not is_known and self._answered is not None:
+            key = (call.plan, call.round, call.attempt)
+            is_counted = call.stage == self._plans[call.plan].plan.counting_stage
+            self._answered.record(call, answer, self._pending.get(key, ()) if is_counted else ())
         work_s, opened = time.monotonic() - started, self._kept.take_opened()
         return replace(answer, work_s=work_s, opened_bytes=opened)
 
@@ -222,7 +249,8 @@ class Pack:
             interpreter.run(group)
             folded.take(group, interpreter)
             group.largest = {}  # it holds what was reduced, and the group lives until the next round
-            pending.extend((slot, group, group.values[index]) for slot, index in outputs if group.alive)
+            written = list(group.alive)  # later stages may lose one that is counted
+            pending.extend((slot, group, written, group.values[index]) for slot, index in outputs if written)
             if call.stage == plan.site_stages[-1]:
                 group.values = {}
         self._set_apart(interpreter.broke_group)

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from fedray.core.digest import digest
-from fedray.core.graph import Graph, Key, Node, Op, Placement, stages
+from fedray.core.graph import Graph, Key, Label, Node, Op, Placement, is_one_shot, stages
 from fedray.core.rewrite import Pass, policies
 from fedray.core.trace import Algorithm, trace
 from fedray.core.verify import verify
@@ -71,6 +71,14 @@ class Plan:
         return self._stages.is_by_region
 
     @property
+    def is_one_shot(self) -> bool:
+        """Tell whether a round draws from the system's entropy (keys of masks, noise): it is never replayed.
+
+        A host that is lost has lost its round, and what it answered once it never answers otherwise.
+        """
+        return self._stages.is_one_shot
+
+    @property
     def last_stage(self) -> int:
         """The highest stage number."""
         return self._stages.last
@@ -82,7 +90,9 @@ class Plan:
 
     @property
     def counting_stage(self) -> int:
-        """The last site stage whose reductions reach the server's next state."""
+        """The last site stage whose reductions reach the server's next state; a protocol's own messages are
+        not among them: a site that is lost while masks are taken off is in the sum.
+        """
         return self._stages.counting
 
     def received(self, stage: int) -> list[int]:
@@ -124,6 +134,11 @@ class Plan:
         }
 
     @property
+    def num_gathered(self) -> int:
+        """How often the server holds a value of every site at a time, for a function that compares them."""
+        return sum(getattr(node.fn, "needs", None) is Label.VISIBLE for node in self.nodes)
+
+    @property
     def slots(self) -> list[str]:
         """Names of what the sites keep between rounds."""
         return [slot for placement, slot in self.outputs if placement is SITES]
@@ -161,6 +176,7 @@ class _Stages:
         self.last = max(plan.stage, default=0)
         self.at_sites = sorted({at for _, node, at in placed if at % 2 == 1 and node.placement is SITES})
         self.counting = _counting_stage(plan, self.at_sites)
+        self.is_one_shot = any(is_one_shot(node) for node in plan.nodes)
         self.is_by_region = any(node.params.get("by") for node in plan.nodes)
         users: dict[int, list[Node]] = {}
         for _, node, args in zip(range(len(plan.nodes)), plan.nodes, plan.args, strict=True):
@@ -203,7 +219,9 @@ def _counting_stage(plan: Plan, site_stages: Sequence[int]) -> int:
     found = [
         plan.stage[i] - 1
         for i in reached
-        if plan.nodes[i].op is Op.REDUCE and plan.nodes[i].params["kind"] != "count"
+        if plan.nodes[i].op is Op.REDUCE
+        and plan.nodes[i].params["kind"] != "count"
+        and not plan.nodes[i].params.get("is_protocol")
     ]
     return max(found, default=max(site_stages, default=0))
 

@@ -74,6 +74,7 @@ class Region:
         # prepare, hello and load calls, for a host that starts again
         self.setup: list[tuple[str, tuple[Any, ...]]] = []
         self.stateful: set[str] = set()  # plans whose sites keep state: only they are replayed
+        self.one_shot: set[str] = set()  # plans whose rounds are never replayed, whatever they keep
         self.restore: tuple[str, int] | None = None
         self.calls: deque[CallRecord] = deque(maxlen=KEPT_CALLS)
         self.bytes_up: dict[str, int] = {}
@@ -132,10 +133,13 @@ class Region:
         if load.is_start:
             self.setup = [item for item in self.setup if item[0] != "load"]
             self.restore, self.stateful, self._away = load.restore, set(), {}
+            self.one_shot = set()
             for child in self.children.values():
                 child.journal, child.owed = [], []
         if load.plan.slots:
             self.stateful.add(load.plan.digest)
+        if load.plan.is_one_shot:
+            self.one_shot.add(load.plan.digest)
         self.setup.append(("load", (load,)))
         self._all("load", load)
 
@@ -217,9 +221,10 @@ class Region:
                 return away.call, answered[1]
             if away.starts == self.children[away.host].starts:  # else it was started again meanwhile
                 lost[away.host] = lost.get(away.host, 0) + 1
-                if lost[away.host] > MAX_RESTARTS:
+                if lost[away.host] <= MAX_RESTARTS:
+                    self._revive(away.host)
+                if lost[away.host] > MAX_RESTARTS or away.call.plan in self.one_shot:
                     return away.call, _lost(away.call, f"host lost ({answered[1].reason})")
-                self._revive(away.host)
             self._send(away.host, away.call, away.downlink)
 
     def forget(self, site: str) -> None:
@@ -240,6 +245,10 @@ class Region:
                     parts.append(answer)
                 elif restarts >= MAX_RESTARTS:
                     parts.append(_lost(part, f"host lost ({answer.reason})"))
+                elif part.plan in self.one_shot:  # its keys are gone, and noise is drawn once
+                    parts.append(_lost(part, f"host lost ({answer.reason})"))
+                    restarts += 1
+                    self._revive(name)
                 else:
                     restarts += 1
                     self._revive(name)
@@ -264,7 +273,7 @@ class Region:
     def _book(self, name: str, part: StageCall, downlink: Any, answer: Contribution) -> None:
         for lane, size in answer.bytes_by_name().items():
             self.bytes_up[lane] = self.bytes_up.get(lane, 0) + size
-        if self.is_replaying and part.plan in self.stateful:
+        if self.is_replaying and part.plan in self.stateful - self.one_shot:
             self.children[name].journal.append(("run", (part, downlink)))
 
     @property

@@ -106,8 +106,7 @@ class Aggregator:
 
         Raises CheckpointError where the checkpoint belongs to another plan or another start.
         """
-        self.training, self.state, self._start = training, state, sha256_of(state)
-        self.memory = {}
+        self.training, self.state, self.memory, self._start = training, state, {}, sha256_of(state)
         self._work, self._sender, self._flights = Work(), Sender(), self._new_flights(training)
         self._loaded.clear()
         for kind in training.plan.kinds:
@@ -152,12 +151,15 @@ class Aggregator:
         if plan.digest not in self._loaded:
             regions = self.regions if plan.is_by_region else {}
             shipped = replace(plan, every={}) if plan.every else plan  # each kind is loaded by itself
-            self.root.load(Load(plan=shipped, initial=initial, regions=regions, **start))
+            journal = ""  # a host in this process ends with it, and is not asked again by another
+            if plan.is_one_shot and self.root.transport.can_restart:
+                journal = f"{self._scratch_folder()}/answered"
+            self.root.load(Load(plan=shipped, initial=initial, regions=regions, journal=journal, **start))
             self._loaded.add(plan.digest)
 
-    def run_round(self, round: int) -> RoundRecord:
-        """Run one round. Raises QuorumError where too few sites were counted and the schedule does not
-        skip.
+    def run_round(self, round: int, number: int = 0) -> RoundRecord:
+        """Run one round, its attempts numbered from `number`. Raises QuorumError where too few sites were
+        counted and the schedule does not skip.
         """
         training = self._in_training()
         schedule, started = training.schedule, self.root.transport.now()
@@ -168,11 +170,11 @@ class Aggregator:
         known = self._names, self.sizes, self.memory, self.latency
         candidates = schedule.candidates_of(round, training.seed, *known)
         cohort, silent, down = self._chosen(training, schedule, round, candidates)
-        attempt, failures, error = self._ask(training, schedule, round, cohort)
+        attempt, failures, error = self._ask(training, schedule, round, cohort, number)
         self._trained = attempt.processes
         if error is not None and schedule.on_failure != "skip":
             raise error
-        is_counted = error is None and bool(cohort)
+        is_counted = not error and bool(cohort)
         return self._record(
             attempt,
             asked=len(cohort),
@@ -246,13 +248,13 @@ class Aggregator:
         return chosen, tuple(attempt.failures), attempt.bytes_down
 
     def _ask(
-        self, training: Training, schedule: Synchronous, round: int, cohort: tuple[str, ...]
+        self, training: Training, schedule: Synchronous, round: int, cohort: tuple[str, ...], first: int
     ) -> tuple[Attempt, tuple[SiteError, ...], QuorumError | None]:
         """Ask the cohort as often as the schedule allows; return the last attempt and what went wrong."""
         failures: list[SiteError] = []
         error: QuorumError | None = None
         attempt = self._attempt(training, schedule, round)
-        for number in range(schedule.attempts if cohort else 0):  # poisson sampling may ask nobody
+        for number in range(first, first + schedule.attempts * bool(cohort)):  # nobody: poisson sampling
             attempt, error = self._attempt(training, schedule, round, number), None
             try:
                 attempt.run(cohort)
@@ -268,10 +270,11 @@ class Aggregator:
     def _move_in_where_small(self, training: Training, round: int) -> None:
         """Take the sites into this process where their rounds are small, and no bit can change by it.
 
-        Not where a deadline has to pass over a site that hangs, nor where a site has taken its process down.
+        Not where a deadline has to pass over a site that hangs, nor where a site has taken its process down
+        or has keys, which stay there.
         """
         is_needed_outside = training.schedule.deadline_s is not None or self.root.restarts > 0
-        is_wanted = self._work.is_small and training.is_layout_free
+        is_wanted = self._work.is_small and training.is_layout_free and not training.plan.is_one_shot
         if self._make_inside is None or is_needed_outside or not is_wanted:
             return
         if self.root.is_replaying:
@@ -296,12 +299,8 @@ class Aggregator:
         )
 
     def _setting(self) -> Setting:
-        return Setting(
-            root=self.root,
-            latency=self.latency,
-            run=self.training.run if self.training else "",
-            sender=self._sender,
-        )
+        run = self.training.run if self.training else ""
+        return Setting(root=self.root, latency=self.latency, run=run, sender=self._sender)
 
     def _accept(self, attempt: Attempt, commits: Sequence[Commit]) -> None:
         # what a pass keeps stays as it is in a round of a kind that it is not part of
@@ -312,7 +311,7 @@ class Aggregator:
         self._work.take(attempt.work_s)
         if self.root.is_replaying:
             self._kept_bytes += attempt.bytes_down
-            if self._kept_bytes > JOURNAL_BYTES:
+            if self._kept_bytes > JOURNAL_BYTES or attempt.plan.is_one_shot:
                 self._save_sites(self._scratch_folder(), attempt.round)
 
     def _scratch_folder(self) -> str:

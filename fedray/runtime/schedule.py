@@ -96,6 +96,10 @@ class Synchronous:
                 f"set it to at most {num_sites}"
             )
 
+    def check(self, plan: Any, num_sites: int | None = None) -> None:
+        """Raise ScheduleError where a function of the plan reckons with another schedule."""
+        check_asked(plan, self, num_sites)
+
     def cohort_of(
         self, round: int, seed: int, sites: Sequence[str], sizes: Mapping[str, int]
     ) -> tuple[str, ...]:
@@ -104,7 +108,7 @@ class Synchronous:
         With a `choice` these are its candidates.
         """
         names = self._taking_part(sites)
-        size = self.expected_cohort(len(names))
+        size = min(self.expected_cohort(len(names)), len(names))
         if self.choice is not None:
             size = self.choice.num_candidates(size, len(names))
         if self.sampling in ("cyclic", "shuffled"):
@@ -129,7 +133,12 @@ class Synchronous:
         self, round: int, seed: int, sites: Sequence[str], sizes: Mapping[str, int],
         memory: Mapping[str, Any], latency: "Latency | None",
     ) -> tuple[str, ...]:  # fmt: skip
-        """Return whom the schedule draws, or picks by what the server has learnt of the sites."""
+        """Return whom the schedule draws, or picks by what the server has learnt of the sites.
+
+        Nobody whom a pass has left out for this round is among them.
+        """
+        away = left_out(memory, round)
+        sites = [site for site in sites if site not in away] if away else sites
         if self.learner is None:
             return self.cohort_of(round, seed, sites, sizes)
         names, slot = self._taking_part(sites), self.learner.slot
@@ -148,6 +157,23 @@ class Synchronous:
         keys = {done: Key(seed, done, SERVER, "order") for done, _ in turns}
         orders = {done: torch.randperm(num_sites, generator=key.generator()) for done, key in keys.items()}
         return [int(orders[done][place]) for done, place in turns]
+
+
+def check_asked(plan: Any, schedule: Any, num_sites: int | None) -> None:
+    """Let the functions of a plan judge whom a schedule asks: noise is made for a cohort, and may claim that
+    sites were drawn by lot. `num_sites` is None before a federation is there.
+    """
+    for node in plan.nodes:
+        if (check := getattr(node.fn, "check_run", None)) is not None:
+            check(schedule, num_sites)
+
+
+def left_out(memory: Mapping[str, Any], round: int) -> frozenset[str]:
+    """Return the sites that are not asked in a round: a pass says until when, under `left_out` of its
+    memory.
+    """
+    told = (kept.get("left_out") or {} for kept in memory.values() if isinstance(kept, Mapping))
+    return frozenset(site for until in told for site, again in until.items() if again > round)
 
 
 def synchronous(

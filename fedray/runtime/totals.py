@@ -202,13 +202,26 @@ def result(parts: Sequence[LaneSum], exponents: Sequence[int], is_exact: bool) -
     summed, spec = lanes_of(parts, exponents), parts[0].spec
     leaves: list[Any] = []
     for index, (exponent, leaf) in enumerate(zip(exponents, specs(spec), strict=True)):
-        total = Total([part.arrays[index] for part in summed], exponent, leaf)
+        arrays = [part.arrays[index] for part in summed]
+        if leaf.is_ring:
+            leaves.append(_wrapped(arrays, leaf))
+            continue
+        total = Total(arrays, exponent, leaf)
         if leaf.dtype is None:
             leaves.append(total.number())
         else:
             leaves.append(total if leaf.dtype.is_floating_point else total.whole())
     found = ExactSum(tree.replace_leaves(spec, leaves), [leaf.dtype for leaf in specs(spec)])
     return found if is_exact else found.divided_by(1.0)
+
+
+def _wrapped(arrays: Sequence[np.ndarray], leaf: LeafSpec) -> tree.Flat:
+    """Return the sum of some rows of the ring, modulo 2^32, in memory of its own."""
+    assert leaf.schema is not None
+    words = arrays[0].copy()
+    for array in arrays[1:]:
+        np.add(words, array, out=words)
+    return tree.Flat(torch.from_numpy(words), leaf.schema)
 
 
 def scaled(sums: Sequence[tuple[float, Any]], is_exact: bool) -> Any:
@@ -235,6 +248,9 @@ def next_exponents(value: Any, parts: Sequence[LaneSum]) -> tuple[int, ...]:
     """Return next round's grid from this round's aggregate (public): its largest mean value and headroom."""
     found, weight = [], max(sum(part.weight for part in parts), 1)
     for (_, leaf), spec in zip(tree.leaves(value), specs(parts[0].spec), strict=True):
+        if spec.is_ring:
+            found.append(spec.start)
+            continue
         numbers = leaf.buffer if isinstance(leaf, tree.Flat) else leaf
         if isinstance(numbers, Total):
             largest = numbers.largest()

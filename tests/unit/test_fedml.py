@@ -103,7 +103,7 @@ def test_a_policy_refuses_an_own_aggregate_by_name_and_lets_the_default_pass():
 
 
 def test_the_policy_of_the_configuration_holds_for_a_runner():
-    config = compose(*DEBUG, "policy=hospital", "evaluate.per_site=false")
+    config = compose(*DEBUG, "policy=hospital", "policy.airlock=null", "evaluate.per_site=false")
     model = linear(len(build(config).data.features))
     with pytest.raises(PolicyError, match="update"):
         Runner(config, Trainer(model, config), Mean(model, config)).run()

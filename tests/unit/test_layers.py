@@ -2,8 +2,14 @@
 
 Arrows may be imported; what is not listed as a layer (config, cli, data, report, ...) may import all:
 
-    tree, rows, coded, frozen, rng, errors  <-  core  <-  passes      algorithms -> core, learn
-    tree, rows, coded, frozen, rng, errors  <-  learn      runtime -> core      accounting -> (nothing)
+    tree, rows, coded, frozen, rng, noise, settings, errors  <-  core  <-  passes
+    algorithms -> core, learn
+    tree, rows, coded, frozen, rng, noise, settings, errors  <-  learn     runtime -> core
+    errors  <-  accounting
+    core, learn  <-  airlock: its pass reads graphs, its tests read models and rows
+    errors  <-  secrecy  <-  passes: masks and shares are read and tested without a graph, a model or torch
+
+What spends privacy (passes, learn) carries a record of accounting, and the runtime charges it.
 """
 
 import ast
@@ -20,22 +26,31 @@ import fedray
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "fedray"
 FILES = sorted(PACKAGE.rglob("*.py"))
-FOUNDATION = tuple(f"fedray.{name}" for name in ("tree", "rows", "coded", "frozen", "rng", "errors"))
+FOUNDATION = tuple(
+    f"fedray.{name}" for name in ("tree", "rows", "coded", "frozen", "rng", "noise", "settings", "errors")
+)
 LAYERS = {
     "fedray.tree": FOUNDATION,
     "fedray.rows": FOUNDATION,
     "fedray.coded": FOUNDATION,
     "fedray.frozen": FOUNDATION,
     "fedray.rng": FOUNDATION,
+    "fedray.noise": FOUNDATION,
+    "fedray.settings": FOUNDATION,
     "fedray.errors": FOUNDATION,
     "fedray.core": (*FOUNDATION, "fedray.core"),
-    "fedray.passes": (*FOUNDATION, "fedray.core", "fedray.passes"),
-    "fedray.learn": (*FOUNDATION, "fedray.learn"),
+    "fedray.passes": (*FOUNDATION, "fedray.core", "fedray.accounting", "fedray.secrecy", "fedray.passes"),
+    "fedray.learn": (*FOUNDATION, "fedray.accounting", "fedray.learn"),
     "fedray.algorithms": (*FOUNDATION, "fedray.core", "fedray.learn", "fedray.algorithms"),
-    "fedray.runtime": (*FOUNDATION, "fedray.core", "fedray.runtime"),
-    "fedray.accounting": (),
+    "fedray.runtime": (*FOUNDATION, "fedray.core", "fedray.accounting", "fedray.runtime"),
+    "fedray.accounting": ("fedray.errors", "fedray.accounting"),
+    "fedray.airlock": (*FOUNDATION, "fedray.core", "fedray.learn", "fedray.data.site", "fedray.airlock"),
+    "fedray.secrecy": ("fedray.errors", "fedray.secrecy"),
 }
-EXCEPTIONS = {("fedray.runtime.plan", "fedray.passes.lowering")}  # compile() lowers every program
+EXCEPTIONS = {
+    ("fedray.runtime.plan", "fedray.passes.lowering"),  # compile() lowers every program
+    ("fedray.learn.private_training", "fedray.core.graph"),  # the label of what it lets leave
+}
 HOMES = {  # third-party package: where fedray may import it
     "ray": ("fedray.runtime.ray_*", "fedray.sweep", "fedray.cluster"),
     "hydra": ("fedray.config*", "fedray.cli", "fedray.sweep"),

@@ -163,7 +163,6 @@ def test_rounds_are_whole_numbers(wrong):
     (partial(A.fedlora, layers, variant="naiv"), "variant='naiv': choose one of stacked, naive, ffa"),
     (partial(A.fedlora, layers, init="zero"), "init='zero': choose one of kaiming"),
     (partial(A.feddf, layers, "rows.npy"), "public='rows.npy': give a mapping"),
-    (partial(A.fedgkt, fr.learn.sgd(fr.learn.logistic(3), LR)), "fedgkt: features of a last layer"),
 ])  # fmt: skip
 def test_what_to_give_instead_is_said(make, told):
     with pytest.raises(ValueError, match=told):
