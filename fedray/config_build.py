@@ -200,8 +200,15 @@ def _training(tree: Mapping[str, Any], data: Dataset) -> Training:
     if tree["evaluate"]:
         splits = ("valid", "test") if tree["evaluate"]["valid"] else ("test",)
         evaluate = {split: _evaluation(tree, model, split, algorithm) for split in splits}
-    return Training(model=model, local=local, algorithm=algorithm, evaluate=evaluate,
-                    init=model.init(tree["seed"]))
+    if algorithm.num_sites not in (None, len(data)):
+        raise ConfigError(f"algorithm.num_sites={algorithm.num_sites}, and there are {len(data)} sites: it "
+                          "is the number of ALL sites. Fix: ~algorithm.num_sites")
+    init = model.init(tree["seed"])
+    try:
+        algorithm.init(init)  # refuses a part of the model that there is not, before a run is begun
+    except ValueError as error:
+        raise ConfigError(f"algorithm: {error}. Fix: see `fedray run --explain algorithm`") from error
+    return Training(model=model, local=local, algorithm=algorithm, evaluate=evaluate, init=init)
 
 
 def algorithm_for(experiment: Experiment, sites: Sequence[str]) -> Any:

@@ -97,6 +97,11 @@ def feddf(
     check_whole("feddf", least=0, steps=steps)
     check_whole("feddf", or_none=True, num_features=num_features)
     check_numbers("feddf", above=0, or_none=True, lr=lr)
+    if not isinstance(public, Mapping | None):
+        raise ValueError(
+            f"feddf: public={public!r}: give a mapping of columns; on the command line "
+            "{_target_: fedray.data.public_rows, path: FILE.npy}"
+        )
     rows = dict(noise_rows(num_features, seed) if public is None else public)
     if not rows or not len(next(iter(rows.values()))):
         raise ValueError("feddf: there is no public row")

@@ -126,8 +126,9 @@ def fedlora(
 def _check(rank: Rank, variant: str, init: str, optimizer: Any, local: Any) -> None:
     ranks = list(rank.values()) if isinstance(rank, Mapping) else [rank]
     pursuing(local, None, "fedlora")  # refused here where it cannot have an objective
-    if variant not in VARIANTS or init not in INITS:
-        raise ValueError(f"fedlora: variant={variant!r} is one of {VARIANTS}, init={init!r} one of {INITS}")
+    for name, value, among in (("variant", variant, VARIANTS), ("init", init, INITS)):
+        if value not in among:
+            raise ValueError(f"fedlora: {name}={value!r}: choose one of {', '.join(among)}")
     if not ranks or not all(is_whole(each, 1) for each in ranks):
         raise ValueError(f"fedlora: rank={rank!r}: give a whole number, 1 or more, or one for each site")
     if variant != "stacked" and not isinstance(rank, int):

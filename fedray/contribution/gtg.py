@@ -206,7 +206,8 @@ def gtg_shapley(
     this method shows; PolicyError where a policy does not allow "updates" to be visible.
     """
     check_whole("gtg_shapley", permutations=permutations)
-    check_numbers("gtg_shapley", least=0, within=within, between=between, change=change)
+    check_numbers("gtg_shapley", least=0, within=within, change=change)
+    check_numbers("gtg_shapley", between=between)  # below 0 leaves no round out
     replays = replays_of(game, "gtg_shapley")
     _refuse_what_hides(replays.passes)
     rule, optimizer = Rule(within, between, change, permutations), optimizer or sgd(1.0)

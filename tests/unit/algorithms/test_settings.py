@@ -159,6 +159,16 @@ def test_rounds_are_whole_numbers(wrong):
         fr.fit(A.fedavg(local), federation, **{"init": INIT, "rounds": 1, **wrong})
 
 
+@pytest.mark.parametrize(("make", "told"), [
+    (partial(A.fedlora, layers, variant="naiv"), "variant='naiv': choose one of stacked, naive, ffa"),
+    (partial(A.fedlora, layers, init="zero"), "init='zero': choose one of kaiming"),
+    (partial(A.feddf, layers, "rows.npy"), "public='rows.npy': give a mapping"),
+])  # fmt: skip
+def test_what_to_give_instead_is_said(make, told):
+    with pytest.raises(ValueError, match=told):
+        make()
+
+
 def test_public_rows_are_tensors_and_layers_have_a_width():
     with pytest.raises(ValueError, match="public x must be tensors"):
         A.feddf(layers, {"x": [[1.0, 2.0, 3.0]]})
