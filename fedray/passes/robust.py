@@ -87,6 +87,11 @@ class Aggregate:
     needs: ClassVar[Label] = Label.VISIBLE
 
     @property
+    def title(self) -> str:
+        """The rule's name, which messages say."""
+        return self.rule.title
+
+    @property
     def remembers_sites(self) -> bool:
         """Whether the rule must know again who sent a row in earlier rounds: groups drawn anew do not do."""
         return bool(getattr(self.rule, "remembers_sites", False))
