@@ -31,6 +31,7 @@ fedray: federated learning for hospitals on Ray
   fedray diff A B                    name the first round and value in which two runs differ
   fedray clean [--keep 10]           remove older runs after asking
   fedray data build|get|synth|describe|validate
+  fedray privacy plan|show|verify    plan noise; read a privacy ledger
   fedray doctor                      check this machine
   fedray completion bash|zsh|fish    print the tab completion of a shell
 
@@ -59,7 +60,7 @@ Flags:
 
 _ELSEWHERE = {"contribution": "fedray.contribution.commands", "report": "fedray.report.commands",
               "diff": "fedray.report.commands", "clean": "fedray.report.commands", "doctor": "fedray.doctor",
-              "data": "fedray.data.commands"}
+              "data": "fedray.data.commands", "privacy": "fedray.accounting.commands"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -132,7 +133,8 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, errors.QuorumError):
         return BELOW_QUORUM
     if isinstance(error, (errors.ConfigError, errors.DataError, errors.ScheduleError, errors.PassError,
-                          errors.VerifyError, errors.TraceError, errors.MemoryForecastError)):
+                          errors.VerifyError, errors.TraceError, errors.MemoryForecastError,
+                          errors.BudgetError, errors.LedgerError)):
         return BAD_INPUT
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
 

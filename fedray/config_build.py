@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 import fedray as fr
+from fedray.accounting import PrivacyLedger
 from fedray.config_check import cohort_problem
 from fedray.config_schema import SCHEMAS
 from fedray.config_targets import call, realise
@@ -96,6 +97,11 @@ class Experiment:
         """Whether columns are brought to one scale over all sites before training."""
         return bool(self.tree["data"].get("standardise", False))
 
+    def ledger(self) -> Any:
+        """Open the privacy ledger that the run charges; None where each run counts for itself."""
+        settings = self.tree.get("ledger") or {}  # a run of an older version has none
+        return PrivacyLedger(**settings) if settings.get("path") is not None else None
+
     def federate(self, here: bool = False) -> Any:
         """Open the federation: start processes, or join the cluster. The caller closes it.
 
@@ -136,10 +142,24 @@ def build_experiment(tree: Mapping[str, Any], keep: Keep | None = None) -> Exper
         raise ConfigError(wrong)
     training = _training(tree, data)
     schedule = _schedule(tree, training)
-    known = {"num_sites": len(data), "cohort": schedule.expected_cohort(len(data))}
+    known = {
+        "num_sites": len(data), "cohort": schedule.expected_cohort(len(data)), "population": len(data),
+        "rounds": tree["rounds"], "sampling": _sampling(schedule), "num_params": num_params(training.init),
+        "weight_cap": float(max(data.sizes.values())) if data.sizes else None,
+    }
     passes = _passes(tree, allow, known)
     return Experiment(tree=tree, data=data, training=training, schedule=schedule, passes=passes,
                       early_stop=_early_stop(tree["evaluate"]), keep=keep)
+
+
+def _sampling(schedule: Any) -> str | None:
+    """Return the kind of sampling that amplifies privacy, where the schedule samples so."""
+    return "poisson" if getattr(schedule, "sampling", None) == "poisson" else None
+
+
+def num_params(init: Any) -> int:
+    """Return how many numbers a model has."""
+    return sum(leaf.schema.num_elements for _, leaf in fr.tree.leaves(init) if isinstance(leaf, fr.tree.Flat))
 
 
 def _passes(tree: Mapping[str, Any], allow: Sequence[str], known: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -180,8 +200,15 @@ def _training(tree: Mapping[str, Any], data: Dataset) -> Training:
     if tree["evaluate"]:
         splits = ("valid", "test") if tree["evaluate"]["valid"] else ("test",)
         evaluate = {split: _evaluation(tree, model, split, algorithm) for split in splits}
-    return Training(model=model, local=local, algorithm=algorithm, evaluate=evaluate,
-                    init=model.init(tree["seed"]))
+    if algorithm.num_sites not in (None, len(data)):
+        raise ConfigError(f"algorithm.num_sites={algorithm.num_sites}, and there are {len(data)} sites: it "
+                          "is the number of ALL sites. Fix: ~algorithm.num_sites")
+    init = model.init(tree["seed"])
+    try:
+        algorithm.init(init)  # refuses a part of the model that there is not, before a run is begun
+    except ValueError as error:
+        raise ConfigError(f"algorithm: {error}. Fix: see `fedray run --explain algorithm`") from error
+    return Training(model=model, local=local, algorithm=algorithm, evaluate=evaluate, init=init)
 
 
 def algorithm_for(experiment: Experiment, sites: Sequence[str]) -> Any:

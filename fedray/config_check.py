@@ -136,6 +136,27 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "compression.down.bucket": (lambda v: v >= 1, "at least 1, or null", "null"),
     "compression.lr": (lambda v: v > 0, "above 0", 0.001),
     "compression.rank": (lambda v: v >= 1, "at least 1", 2),
+    "privacy.clip": (lambda v: v > 0, "above 0", 1.0),
+    "privacy.noise_multiplier": (lambda v: v > 0, "above 0, or null", "null"),
+    "privacy.epsilon": (lambda v: v > 0, "above 0, or null", 8),
+    "privacy.delta": (lambda v: 0 < v < 1, "in (0, 1)", 1e-5),
+    "privacy.target": (lambda v: 0 < v < 1, "in (0, 1)", 0.5),
+    "privacy.lr": (lambda v: v > 0, "above 0", 0.2),
+    "privacy.mark_std": (lambda v: v > 0, "above 0, or null", "null"),
+    "privacy.bands": (lambda v: v >= 1, "at least 1, or null", "null"),
+    "privacy.honest": (lambda v: 0 < v <= 1, "in (0, 1]", 0.66),
+    "robustness.attackers": (lambda v: v >= 0 if isinstance(v, int) else 0 <= v < 0.5,
+                             "a number of sites, or a share below 0.5", 0.2),
+    "robustness.keep": (lambda v: v >= 1, "at least 1, or null", "null"),
+    "robustness.iterations": (lambda v: v >= 1, "at least 1", 8),
+    "robustness.size": (lambda v: v >= 1, "at least 1", 2),
+    "robustness.max_norm": (lambda v: v > 0, "above 0, or null", "null"),
+    "robustness.radius": (lambda v: v > 0, "above 0, or null", "null"),
+    "robustness.sigmas": (lambda v: v > 0, "above 0", 3.0),
+    "robustness.limit": (lambda v: v > 1, "above 1", 5.0),
+    "robustness.strikes": (lambda v: v >= 1, "at least 1", 3),
+    "robustness.rounds": (lambda v: v >= 1, "at least 1", 10),
+    "robustness.most": (lambda v: 0 < v < 0.5, "above 0 and below 0.5", 0.3),
     "schedule.quorum": (lambda v: 0 < v <= 1, "in (0, 1]", 0.8),
     "schedule.deadline_s": (lambda v: v > 0, "above 0, or null", "null"),
     "schedule.candidates": (lambda v: v >= 1, "at least 1, or null", "null"),
@@ -218,6 +239,21 @@ def _extras(tree: Tree) -> Iterator[str]:
         yield "data=digits needs scikit-learn, which is not installed. Fix: pip install 'fedray[report]'"
 
 
+def _ledger(tree: Tree) -> Iterator[str]:
+    settings = tree.get("ledger") or {}
+    epsilon, delta = settings.get("epsilon"), settings.get("delta", 1e-5)
+    if epsilon is not None and not (_is_number(epsilon) and epsilon > 0):
+        yield f"ledger.epsilon={epsilon} is not above 0, or null. Fix: ledger.epsilon=8"
+    if not _is_number(delta) or not 0 < delta < 1:
+        yield f"ledger.delta={delta} is not between 0 and 1. Fix: ledger.delta=1e-5"
+    if epsilon is not None and settings.get("path") is None:
+        yield (f"ledger.epsilon={epsilon} limits what all studies spend together, which a file has to tell. "
+               "Fix: ledger.path=ledger.jsonl, outside the runs")
+    if settings.get("path") is not None and not settings.get("dataset"):
+        yield ("ledger.path is given, and a ledger counts by version of the data. "
+               "Fix: ledger.dataset='NAME VERSION', as the holder of the data calls it")
+
+
 # key -> (the two words it may be, the one to choose)
 _WORDS: dict[str, tuple[str, str, str]] = {
     "option": ("I", "II", "II"),
@@ -268,5 +304,36 @@ def _pairs(tree: Tree) -> Iterator[str]:
         yield "runtime.packs and runtime.sites_per_actor say the same thing twice. Fix: runtime.packs=null"
 
 
+def _privacy(tree: Tree) -> Iterator[str]:
+    privacy, algorithm = tree.get("privacy") or {}, tree.get("algorithm") or {}
+    if not str(privacy.get("_target_")).startswith("fedray.passes.site_dp"):
+        return
+    name = str(privacy["_target_"]).rpartition(".")[2]
+    if (privacy.get("epsilon") is None) == (privacy.get("noise_multiplier") is None):
+        yield f"privacy={name} takes an epsilon or a noise_multiplier, one of the two. Fix: privacy.epsilon=8"
+    if algorithm.get("weighted") and privacy.get("weights") is None:
+        yield (f"privacy={name} hides a site among others that count as much, and algorithm.weighted=true "
+               "weighs sites by rows. Fix: algorithm.weighted=false, or privacy.weights=uniform")
+    is_fedbn = str(algorithm.get("_target_")).endswith("fedbn")
+    if (tree.get("model") or {}).get("norm") == "batch" and not is_fedbn:
+        yield (f"privacy={name}: with model.norm=batch running variances are part of an update, and noise "
+               "makes them negative. Fix: model.norm=layer, or algorithm=fedbn")
+
+
+def _kinds_of_rounds(tree: Tree) -> Iterator[str]:
+    """Find algorithms of two kinds of rounds that would never come to the kind that makes the model."""
+    algorithm, rounds = tree.get("algorithm") or {}, tree.get("rounds")
+    name = str(algorithm.get("_target_")).rpartition(".")[2]
+    first = algorithm.get({"pretrain": "rounds", "hierfavg": "period"}.get(name, ""))
+    if not (_is_number(first) and _is_number(rounds) and rounds >= 1):
+        return
+    if name == "pretrain" and first >= rounds:
+        yield (f"algorithm.rounds={first} of rounds={rounds} are pre-training, and none is left for labels. "
+               f"Fix: algorithm.rounds={rounds // 2} or rounds={2 * first}")
+    if name == "hierfavg" and first > rounds:
+        yield (f"algorithm.period={first} is more than rounds={rounds}: no round is over all sites, and the "
+               f"model would stay as it starts. Fix: algorithm.period={rounds} or rounds={first}")
+
+
 FINDERS = (_unset, _strangers, _targets, _numbers, _schedule, _rates, _data, _runs_dir, _extras, _words,
-           _pairs)
+           _pairs, _kinds_of_rounds, _privacy, _ledger)

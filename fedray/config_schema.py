@@ -17,9 +17,13 @@ from fedray import config_schema_labels as labels
 from fedray import config_schema_learn as learn
 from fedray import config_schema_passes as passes
 from fedray import config_schema_personal as personal
+from fedray import config_schema_policy as policy
+from fedray import config_schema_privacy as privacy
+from fedray import config_schema_robust as robust
+from fedray import config_schema_secure as secure
 from fedray import config_schema_vertical as vertical
-from fedray.config_schema_airlock import Airlock
 from fedray.config_schema_data import MISSING
+from fedray.config_schema_ledger import Ledger
 
 
 @dataclass
@@ -50,6 +54,8 @@ class Config:
     """Packages, beside fedray, whose code a `_target_` may name (the same as `--allow`)."""
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     """When the state of server and sites is written."""
+    ledger: Ledger = field(default_factory=Ledger)
+    """Where privacy that runs spend is counted over all studies, and the budget."""
     data: Any = MISSING
     """Which sites there are and what they hold."""
     model: Any = MISSING
@@ -298,27 +304,6 @@ class Regions:
 
 
 @dataclass
-class Open:
-    """Every plan may run."""
-
-    airlock: Any = None
-    """How a site tests its update before it leaves: a `_target_` and its settings; null does not test."""
-
-
-@dataclass
-class Hospital:
-    """Refuse a plan that shows the server the value of a single site; sites test what they send."""
-
-    _target_: str = "fedray.passes.policy.require"
-    released: list[str] | None = None
-    """Names that may leave as a sum; null allows every name."""
-    visible: list[str] = field(default_factory=list)
-    """Names that may leave site by site."""
-    airlock: Any = field(default_factory=Airlock)
-    """How a site tests its update before it leaves; null lets every update leave."""
-
-
-@dataclass
 class Evaluate:
     """Evaluation on all sites."""
 
@@ -360,7 +345,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
              "shards": data.Shards, "parties": vertical.Parties, "assays": data.Assays},
     "model": {"logistic": learn.Logistic, "linear": learn.Linear, "mlp": learn.Mlp, "cnn": learn.Cnn,
               "gru": learn.Gru, "bag_of_embeddings": learn.BagOfEmbeddings},
-    "local": {"sgd": learn.Sgd, "adamw": learn.Adamw},
+    "local": {"sgd": learn.Sgd, "adamw": learn.Adamw, "private_sgd": learn.PrivateSgd},
     "algorithm": {"fedsgd": learn.Fedsgd, "fedavg": learn.Fedavg, "fedavgm": learn.Fedavgm,
                   "fedadagrad": learn.Fedadagrad, "fedadam": learn.Fedadam, "fedyogi": learn.Fedyogi,
                   "fedprox": learn.Fedprox, "scaffold": learn.Scaffold, "ditto": learn.Ditto,
@@ -387,8 +372,10 @@ SCHEMAS: dict[str, dict[str, type]] = {
                     "ef21": passes.Ef21, "ef21_broadcast": passes.Ef21Broadcast,
                     "quantised_broadcast": passes.QuantisedBroadcast,
                     "bidirectional": passes.Bidirectional},
-    "privacy": {"none": Nothing}, "robustness": {"none": Nothing},
-    "secure": {"none": Nothing}, "policy": {"open": Open, "hospital": Hospital},
+    "privacy": {"none": Nothing, **privacy.SCHEMAS}, "robustness": {"none": Nothing, **robust.SCHEMAS},
+    "secure": {"none": Nothing, "secure_sum": secure.SecureSum, "group_secure_sum": secure.GroupSecureSum,
+               "two_server": secure.TwoServer},
+    "policy": {"open": policy.Open, "hospital": policy.Hospital},
     "topology": {"flat": Nothing, "regions": Regions},
     "schedule": {"synchronous": Synchronous, "buffered": Buffered, "cyclic": Synchronous, "oort": Oort,
                  "power_of_choice": PowerOfChoice, "trace": OfTrace},

@@ -95,8 +95,8 @@ class Pretrain:
     _target_: str = "fedray.algorithms.pretrain"
     unlabelled: bool = True
     """Keep training rows without a label."""
-    rounds: int = 20
-    """Rounds of pre-training; those after train on labels."""
+    rounds: int = 10
+    """Rounds of pre-training; those after train on labels, so that there must be more in all."""
     share: float = 0.3
     """Share of the entries that are masked."""
     weight: float = 2.0

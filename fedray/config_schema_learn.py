@@ -168,6 +168,57 @@ class Adamw:
 
 
 @dataclass
+class PrivateSgd:
+    """Gradient descent at a site with differential privacy for its patients (DP-SGD); the site adds the
+    noise and nobody outside sees an update without it.
+    """
+
+    _target_: str = "fedray.learn.private_sgd"
+    lr: Any = 0.5
+    """Learning rate, or a schedule of the round."""
+    clip: float = 1.0
+    """Largest norm of the gradient of one patient (or row, see unit)."""
+    sampling_rate: float | None = None
+    """Probability with which a step takes a patient, the same at all sites: one noise, one epsilon for all.
+    Give this or batch_size, the other null."""
+    batch_size: float | None = None
+    """Expected patients of a batch: every site has its own rate and epsilon (or, with epsilon, its own
+    noise)."""
+    noise_multiplier: float | None = None
+    """Deviation of the noise on a sum of gradients, in units of clip; null takes it from epsilon."""
+    epsilon: float | None = None
+    """Privacy that is spent when all rounds are done; the noise follows from it."""
+    delta: float = 1e-5
+    """At which epsilon holds: below 1 over the number of patients of a site."""
+    rounds: int | None = "${rounds}"  # type: ignore[assignment]
+    """Rounds that epsilon is spread over."""
+    steps: int | None = None
+    """Steps of a round, instead of epochs."""
+    epochs: float | None = 1.0
+    """How often a round takes a patient, on average; ignored where steps is given."""
+    unit: str | None = "patient"
+    """Column that says whose a row is; null gives a guarantee per row (a stay), and not per patient."""
+    max_records_per_unit: int | None = None
+    """Most rows of a patient that are used, chosen once; null clips all of a patient's rows together."""
+    is_secret: bool = False
+    """Draw batches from the system's entropy: for servers that may not know, by the seed, who was drawn."""
+    momentum: float = 0.0
+    """Momentum within a round."""
+    weight_decay: float = 0.0
+    """Added gradient: weight_decay times the parameters."""
+    l2: float = 0.0
+    """Penalty l2/2 times the squared weights, without the intercept."""
+    prox: float = 0.0
+    """Strength of a pull to the global model."""
+    pos_weight: float | None = None
+    """Weight of the positive class in the loss."""
+    unpenalised: list[str] = field(default_factory=lambda: ["bias"])
+    """Leaves without the l2 penalty: those whose own name starts with one of these words."""
+    form: str = "auto"
+    """How the sites of a group are trained: auto, stacked or loop."""
+
+
+@dataclass
 class ServerRule:
     """A server optimizer: how the mean update moves the global model."""
 

@@ -14,6 +14,8 @@
       ConfigError       a configuration cannot run; `problems` lists all that was found
       MemoryForecastError  the run would not fit into memory
       CheckpointError   a checkpoint is missing, broken or of another plan
+      LedgerError       a privacy ledger was cut, edited or removed
+      BudgetError       a release would spend more privacy than is allowed
       HostError         a process that holds sites did not answer
       Withheld          a site keeps its update to itself
       SecrecyError      a party of a secure sum refuses; `code` says why
@@ -85,6 +87,14 @@ class MemoryForecastError(FedrayError):
 
 class CheckpointError(FedrayError):
     """A checkpoint is missing, broken or of another plan."""
+
+
+class LedgerError(FedrayError):
+    """E_LEDGER: a privacy ledger was cut, edited or removed. Nothing is released before it is restored."""
+
+
+class BudgetError(FedrayError):
+    """E_BUDGET: a release would spend more privacy than is allowed. It was not made."""
 
 
 class HostError(FedrayError):

@@ -183,7 +183,10 @@ def prepare(experiment: "Experiment", federation: Any) -> Ready:
     """
     from fedray.core.rewrite import policies
     from fedray.data.scaling import standardising
-    fr.compile(experiment.training.algorithm, experiment.passes, experiment.schedule)  # refuses early
+    from fedray.runtime.spending import check_ledger
+    training = experiment.training
+    # refuses early
+    check_ledger(experiment.ledger(), fr.compile(training.algorithm, experiment.passes, experiment.schedule))
     for evaluation in experiment.training.evaluate.values():
         fr.compile(evaluation, policies(experiment.passes))
     federation.hello()
@@ -263,10 +266,12 @@ class _Count:
 
 def _train(ready: Ready, federation: Any, run: RunDirectory, *, show: Show | None, resume: bool,
            also_tell: Any) -> Outcome:
+    from fedray.core.rewrite import policies
     from fedray.runtime.checkpoint import Checkpoints
     experiment = ready.experiment
     training, tree = experiment.training, experiment.tree
-    also = [fr.compile(program) for program in (*ready.programs, *training.evaluate.values())]
+    rules = policies(experiment.passes)
+    also = [fr.compile(program, rules) for program in (*ready.programs, *training.evaluate.values())]
     view = show(_title(experiment), experiment.rounds, directory=str(run.path)) if show else None
     tracker = track.combine(run.plan_tracker(also), _tracker(experiment, run), view, also_tell)
     every, keep = tree["checkpoint"]["every_s"], tree["checkpoint"]["keep"]
@@ -275,7 +280,7 @@ def _train(ready: Ready, federation: Any, run: RunDirectory, *, show: Show | Non
                         passes=experiment.passes, schedule=experiment.schedule, tracker=tracker,
                         every=experiment.every, evaluate=training.evaluate, early_stop=experiment.early_stop,
                         checkpoint=Checkpoints(run.checkpoints, every_s=every, keep=keep), resume=resume,
-                        seed=experiment.seed)
+                        ledger=experiment.ledger(), seed=experiment.seed)
         summary = run.write_result(result, _facts(experiment, ready.preparation))
     opening = _report(experiment, run)
     if result.stopped == "interrupted":

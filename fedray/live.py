@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fedray.report import spent
 from fedray.report.statistics import over_sites
 from fedray.track import plain, site_row
 
@@ -58,6 +59,8 @@ class View:
     def start(self, plan: Any, facts: Mapping[str, Any]) -> None:
         """Show the head line."""
         self.facts, self.first, self.started = facts, int(facts.get("first_round", 0)), time.monotonic()
+        for line in facts.get("privacy") or ():
+            self._say(f"privacy: {line}")
         if is_plain(self.console):
             self._say(self._head())
         else:
@@ -191,6 +194,8 @@ def _note(record: Any, many: bool = False) -> Iterator[str]:
         yield "below quorum: round skipped"
     if getattr(record, "staleness_mean", None) is not None:
         yield f"age {record.staleness_mean:.1f}, at most {record.staleness_max}"
+    if getattr(record, "epsilon", None) is not None:
+        yield f"ε {record.epsilon:.3g}"
     if record.attempt:
         yield f"attempt {record.attempt + 1}"
     if record.failures:
@@ -241,9 +246,10 @@ def closing_lines(told: Mapping[str, Any]) -> list[str]:
         for arm, found in (told.get("comparison") or {}).items()
         if isinstance(found, Mapping) and "value" in found
     ]
-    ended = {"done": "done", "early": "stopped early", "interrupted": "interrupted"}.get(
-        told["stopped"], "done"
-    )
+    if told.get("privacy"):
+        lines.append(f"  {spent.headline(told['privacy'])}")
+    ways = {"early": "stopped early", "interrupted": "interrupted", "budget": "ended with its privacy budget"}
+    ended = ways.get(told["stopped"], "done")
     lines.append(
         f"{ended}: {told['rounds']} rounds in {clock(told['seconds'])}, {size(told['bytes_up'])} up and "
         f"{size(told['bytes_down'])} down in all"

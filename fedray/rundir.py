@@ -3,7 +3,7 @@
     runs/20261123-171200-icu_mortality-7f3a91/
       config.yaml overrides.txt env.json        what was asked for, on what
       STATUS log.txt                            running, done, failed or interrupted, and why
-      plan.json egress.txt                      the round, and all that leaves a site in it
+      plan.json egress.txt trust.txt            the round, all that leaves a site in it, what is protected
       rounds.jsonl evaluations.jsonl sites.jsonl  (and .parquet): see track.py
       checkpoints/ result.json model.safetensors model.json report.html
 
@@ -142,10 +142,11 @@ class RunDirectory:
         self.write("overrides.txt", "".join(f"{text}\n" for text in (*self.overrides, *overrides)))
 
     def write_plan(self, plan: Any, facts: Mapping[str, Any] | None = None, also: Sequence[Any] = ()) -> None:
-        """Write `plan.json` and `egress.txt`; `also` are the plans of evaluations, whose egress is listed
-        too.
+        """Write `plan.json`, `trust.txt` and `egress.txt`; `also` are the plans of evaluations, whose egress
+        is listed too.
         """
         from fedray.core.explain import egress, egress_rows, explain
+        from fedray.core.trust import trust_statement
 
         told = {
             "name": plan.name,
@@ -159,6 +160,7 @@ class RunDirectory:
             ],
         }
         self.write_json("plan.json", told)
+        self.write("trust.txt", trust_statement(plan) + "\n")
         titles = ["Each round of training", *["Each evaluation"] * len(also)]
         self.write(
             "egress.txt",

@@ -34,7 +34,8 @@ def write(run: "RunDirectory", result: Any, extras: Mapping[str, Any]) -> dict[s
     told = summary(run, result, extras)
     write_model(run, result.params, told, extras)
     run.write_json("result.json", told)
-    run.set_status(STATES.get(result.stopped, "done"), "early stop" if result.stopped == "early" else "")
+    reason = {"early": "early stop", "budget": "the privacy budget ended"}.get(result.stopped, "")
+    run.set_status(STATES.get(result.stopped, "done"), reason)
     return told
 
 
@@ -64,6 +65,7 @@ def summary(run: "RunDirectory", result: Any, extras: Mapping[str, Any]) -> dict
         "plan": {"name": result.plan.name, "digest": result.plan.digest},
         "params_sha256": result.params_sha256,
         "row_invariant": result.row_invariant,
+        "privacy": getattr(result, "privacy", None),
         "suppressed": suppress,
         "failures": failures(done),
         "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 KINDS = ("rounds", "evaluations", "sites")
 AGES = ("staleness_mean", "staleness_max", "versions")  # of a buffered round
+SOMETIMES = (*AGES, "epsilon")  # what rows of some runs have
 
 
 class Tracker(Protocol):
@@ -78,8 +79,8 @@ def round_row(record: Any) -> dict[str, Any]:
             "failures": failures,
         }
     )
-    ages = {name: getattr(record, name, None) for name in AGES}
-    return {**row, **{name: value for name, value in ages.items() if value is not None}}
+    others = {name: getattr(record, name, None) for name in SOMETIMES}
+    return {**row, **{name: value for name, value in others.items() if value is not None}}
 
 
 def evaluation_row(record: Any) -> dict[str, Any]:
@@ -192,7 +193,7 @@ class _TensorBoard:
 
     def round(self, record: Any) -> None:
         row = round_row(record)
-        names = ("counted", "seconds", "bytes_up", "bytes_down", *AGES)
+        names = ("counted", "seconds", "bytes_up", "bytes_down", *SOMETIMES)
         counts = {name: row[name] for name in names if name in row}
         self._scalars("round", {**counts, **row["metrics"]}, record.round)
 

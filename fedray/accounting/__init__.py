@@ -12,12 +12,12 @@ from fedray.accounting.mechanism import Mechanism
 
 if TYPE_CHECKING:
     from fedray.accounting.accountant import delta, epsilon
-    from fedray.accounting.calibrate import noise_multiplier_for
+    from fedray.accounting.calibrate import noise_multiplier
     from fedray.accounting.ledger import PrivacyLedger
 
-__all__ = ["Mechanism", "PrivacyLedger", "delta", "epsilon", "noise_multiplier_for"]
+__all__ = ["Mechanism", "PrivacyLedger", "delta", "epsilon", "noise_multiplier"]
 _HOMES = {"PrivacyLedger": "ledger", "delta": "accountant", "epsilon": "accountant",
-          "noise_multiplier_for": "calibrate"}  # fmt: skip
+          "noise_multiplier": "calibrate"}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -14,17 +14,14 @@ MOST_STEPS = 60  # of a search that takes four
 MOST_NOISE = 1e6  # a multiplier above it is no answer
 
 
-def noise_multiplier_for(
-    epsilon: float, delta: float, *, sampling_rate: float = 1.0, steps: int = 1
+def noise_multiplier(
+    epsilon: float, delta: float, rounds: int = 1, *, sampling_rate: float = 1.0, steps: int = 1
 ) -> float:
-    """Return the noise that so many Gaussian releases need, each on a Poisson sample of the units.
+    """Return the noise that Gaussian releases need: `steps` a round, each on a Poisson sample of the units.
 
-    Of the matrix mechanism all rounds are one release. Raises ConfigError where dp-accounting is needed and
-    not installed, or no noise is enough.
+    Of the matrix mechanism all rounds are one release: `rounds=1`. Raises ConfigError where dp-accounting is
+    needed and not installed, or no noise is enough.
     """
-    if sampling_rate == 1.0:
-        _check(epsilon, delta)
-        return math.sqrt(steps) / gaussian.gaussian_mu(epsilon, delta)
     made = Mechanism(
         kind="sampled_gaussian",
         noise_multiplier=1.0,
@@ -32,17 +29,23 @@ def noise_multiplier_for(
         noise_by="server",
         trusted="",
         sampling_rate=sampling_rate,
+        steps=steps,
     )
-    return solve(made, epsilon, delta, steps).known[0]
+    return solve(made, epsilon, delta, rounds).known[0]
 
 
 @lru_cache(maxsize=4096)  # sites of one size ask for the same, round after round
 def solve(mechanism: Mechanism, epsilon: float, delta: float, rounds: int) -> Mechanism:
     """Return the mechanism with the least noise whose `rounds` rounds have no more than `epsilon` at `delta`.
 
-    Any noise multiplier that it has is replaced. What is found spends between 99.98% and 100% of epsilon.
+    Any noise multiplier that it has is replaced. Without sampling it is exact, else it spends between
+    99.98% and 100% of epsilon.
     """
-    _check(epsilon, delta)
+    if not epsilon > 0 or not 0 < delta < 1:
+        raise ConfigError(f"epsilon={epsilon}, delta={delta}: give an epsilon above 0 and a delta in (0, 1)")
+    _, rate, steps = with_noise(mechanism, 1.0).known
+    if rate == 1.0 and mechanism.kind != "skellam":
+        return with_noise(mechanism, math.sqrt(rounds * steps) / gaussian.gaussian_mu(epsilon, delta))
 
     def spent(noise: float) -> float:
         return accountant.epsilon({with_noise(mechanism, noise): rounds}, delta, coarse=True)
@@ -96,11 +99,6 @@ def with_noise(mechanism: Mechanism, noise_multiplier: float) -> Mechanism:
     return replace(mechanism, noise_multiplier=noise_multiplier, variance=variance)
 
 
-def _check(epsilon: float, delta: float) -> None:
-    if not epsilon > 0 or not 0 < delta < 1:
-        raise ConfigError(f"epsilon={epsilon}, delta={delta}: give an epsilon above 0 and a delta in (0, 1)")
-
-
 def beside_indicator(noise_multiplier: float, indicator_std: float) -> float:
     """Return the noise that a clipped sum needs, so that it and a noised sum of indicators cost one release.
 
@@ -144,5 +142,5 @@ def refuse_hopeless(mechanism: Mechanism, num_params: int) -> None:
     raise ConfigError(
         f"the noise is {found.norm:.3g} clip bounds long and what is to be learnt at most 1: "
         f"noise multiplier {mechanism.known[0]:.4g} over {mechanism.divisor:g} on {num_params} "
-        f"parameters. Fix: {fixes}; or privacy.max_noise={2 * found.norm:.2g} to train all the same"
+        f"parameters. Fix: {fixes}; or max_noise={2 * found.norm:.2g} to train all the same"
     )

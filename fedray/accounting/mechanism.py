@@ -65,6 +65,8 @@ class Mechanism:
             raise ValueError("sampling_rate=None needs a batch_size, from which each site's rate follows")
         if self.sampling_rate is not None and not 0 < self.sampling_rate <= 1:
             raise ValueError(f"sampling_rate={self.sampling_rate}: give a number in (0, 1]")
+        if self.rounds < 1:
+            raise ValueError(f"rounds={self.rounds}: give 1 or more")
         if self.steps is None and self.epochs is None:
             raise ValueError("steps=None needs epochs, from which each site's steps follow")
         if self.kind == "skellam" and not (self.variance > 0 and self.l2 > 0 and self.l1 > 0):
@@ -77,7 +79,7 @@ class Mechanism:
 
     @property
     def known(self) -> tuple[float, float, int]:
-        """Noise multiplier, sampling rate, steps of a round. Raises ValueError where each site has its own."""
+        """Noise multiplier, sampling rate, steps a round. Raises ValueError where each site has its own."""
         noise, rate, steps = self.noise_multiplier, self.sampling_rate, self.steps
         if noise is None or rate is None or steps is None:
             raise ValueError("the mechanism is another at every site: ask at_site(num_units) of one")
@@ -94,11 +96,9 @@ class Mechanism:
             steps = max(1, round(self.epochs / rate))
         noise = self.noise_multiplier
         if noise is None:
-            from fedray.accounting.calibrate import noise_multiplier_for  # its libraries load slowly
+            from fedray.accounting.calibrate import noise_multiplier  # its libraries load slowly
 
             assert self.epsilon is not None
-            noise = noise_multiplier_for(
-                self.epsilon, self.delta, sampling_rate=rate, steps=self.rounds * steps
-            )
+            noise = noise_multiplier(self.epsilon, self.delta, self.rounds, sampling_rate=rate, steps=steps)
         divisor = rate * num_units if self.divisor is None else self.divisor
         return replace(self, sampling_rate=rate, steps=steps, noise_multiplier=noise, divisor=divisor)

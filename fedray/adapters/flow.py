@@ -133,6 +133,7 @@ class FedMLAlgorithmFlow:
     steps: list[Step] = field(default_factory=list)
     tags: dict[str, int] = field(default_factory=dict)
     ONCE: ClassVar = "FLOW_TAG_ONCE"
+    FINISH: ClassVar = "FLOW_TAG_FINISH"  # of a last step: it says nothing that its place does not
     LOOP_START: ClassVar = "FLOW_TAG_LOOP_START"
     LOOP_END: ClassVar = "FLOW_TAG_LOOP_END"
 
@@ -144,7 +145,7 @@ class FedMLAlgorithmFlow:
                 f"step {name!r}, {method.__qualname__}, is not a step of exactly one role: all clients run "
                 "the same steps and none branches off; let them differ in data or state"
             )
-        if flow_tag != self.ONCE:
+        if flow_tag not in (self.ONCE, self.FINISH):
             self.tags[flow_tag] = len(self.steps)
         self.steps.append(Step(name, method, each, roles[0]))
 

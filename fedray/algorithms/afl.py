@@ -18,6 +18,7 @@ from typing import Any
 import fedray as fr
 from fedray import tree
 from fedray.algorithms.scaling import check_has, scaled
+from fedray.settings import check_numbers
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,7 @@ def afl(local: Any, sites: Sequence[str], rate: float = 0.1, average: bool = Tru
     `average` what is reported is the last iterate. Raises ValueError where rate is negative.
     """
     start = uniform(sites, "afl")
-    if rate < 0:
-        raise ValueError(f"afl: rate={rate} must be 0 or more")
+    check_numbers("afl", least=0, rate=rate)
     check_has(local, "afl", "loss")
 
     def round(server: Any, site: Any) -> fr.Outputs:

@@ -17,6 +17,7 @@ from fedray.algorithms.evaluation import SPLITS, Fixed, as_list
 from fedray.errors import DataError
 from fedray.learn import losses, metrics
 from fedray.learn.batches import Batch, num_rows, shared_batch, training_rows
+from fedray.settings import check_whole
 
 UNLINKED = "record"  # the column of hashed identifiers, which linking takes away
 
@@ -28,8 +29,7 @@ class Records:
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be 1 or more, or None for all records")
+        check_whole("records", or_none=True, batch_size=self.batch_size)
 
     def __call__(self, data: Any, rng: Any) -> Batch:
         """Return the batch. Raises DataError for rows that were not linked."""

@@ -19,6 +19,7 @@ from fedray.algorithms.fedavg import FedAvgState
 from fedray.algorithms.scaling import check_plain
 from fedray.learn import objectives, parts
 from fedray.learn.optimizer import ServerOptimizer, sgd
+from fedray.settings import check_numbers
 
 OWN = parts.Part(("personal", "alpha"))
 
@@ -54,8 +55,7 @@ def apfl(
     `local` takes plain SGD steps. Without `adaptive` alpha stays what it is. Raises ValueError where alpha is
     not in [0, 1], or steps are not plain SGD.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"apfl: alpha={alpha} must lie between 0 and 1")
+    check_numbers("apfl", least=0, most=1, alpha=alpha)
     check_plain(local, "apfl")
     both = objectives.pursuing(local, objectives.Mixture(adaptive, chain_rule), "apfl")
     optimizer = optimizer or sgd(1.0)

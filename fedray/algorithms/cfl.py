@@ -22,6 +22,7 @@ from torch import Tensor
 import fedray as fr
 from fedray import tree
 from fedray.algorithms.afl import BySite
+from fedray.settings import check_numbers
 from fedray.tree import Flat
 
 ROUNDING = 1e-7  # equal updates have a cosine of 1 to within 1e-15, so a distance of 1e-8
@@ -117,8 +118,7 @@ def cfl(local: Any, eps1: float = 0.01, eps2: float = 0.1, gamma: float = 0.0) -
     `eps1` bounds the norm of a cluster's mean update at rest, `eps2` that of a single site that is not;
     `gamma` asks for more distance between the halves. Raises ValueError on negative numbers.
     """
-    if not all(each >= 0 for each in (eps1, eps2, gamma)):
-        raise ValueError(f"cfl: eps1={eps1}, eps2={eps2} and gamma={gamma} must be 0 or more")
+    check_numbers("cfl", least=0, eps1=eps1, eps2=eps2, gamma=gamma)
 
     def round(server: Any, site: Any) -> fr.Outputs:
         mine = fr.scatter(fr.apply(models_by_site, server.params))

@@ -11,6 +11,7 @@ from typing import Any
 
 import fedray as fr
 from fedray.learn.optimizer import ServerOptimizer, sgd
+from fedray.settings import check_numbers
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,7 @@ def ditto(
     The shared part is federated averaging, so that without `prox` the personal models are local training
     alone; `weighted` weighs it by rows. Raises ValueError where prox is negative.
     """
-    if not prox >= 0:
-        raise ValueError(f"ditto: prox={prox} must be 0 or more")
+    check_numbers("ditto", least=0, prox=prox)
     optimizer = optimizer or sgd(1.0)
 
     def init(params: Any) -> DittoState:

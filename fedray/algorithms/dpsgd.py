@@ -25,6 +25,7 @@ import fedray as fr
 from fedray import tree
 from fedray.algorithms.topology import Matrix, symmetric
 from fedray.rows import Group, Tagged, expand, rows_of
+from fedray.settings import check_numbers
 
 VARIANTS = ("paper", "adapt_then_combine")
 
@@ -80,6 +81,7 @@ def dpsgd(
     """
     if variant not in VARIANTS:
         raise ValueError(f"dpsgd: variant={variant!r}: choose one of {', '.join(VARIANTS)}")
+    check_numbers("dpsgd", above=0, most=1, edge_probability=edge_probability)
     matrix = symmetric(graph, sites, edge_probability, graph_seed, "dpsgd")
 
     def round(server: Any, site: Any) -> fr.Outputs:

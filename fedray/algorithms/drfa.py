@@ -22,6 +22,7 @@ import fedray as fr
 from fedray.algorithms.afl import BySite, raised, uniform
 from fedray.algorithms.scaling import check_has
 from fedray.rng import SERVER, Key
+from fedray.settings import check_numbers, check_whole
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,9 @@ def drfa(
     start = uniform(sites, "drfa")
     check_has(local, "drfa", "loss")
     size = len(start) if size is None else size
-    if steps < 1 or not 1 <= size <= len(start) or rate < 0:
-        raise ValueError(
-            f"drfa: steps={steps} and size={size} must be at least 1, size at most {len(start)}, "
-            f"rate={rate} 0 or more"
-        )
+    check_whole("drfa", steps=steps)
+    check_whole("drfa", most=len(start), size=size)
+    check_numbers("drfa", least=0, rate=rate)
 
     def round(server: Any, site: Any) -> fr.Outputs:
         draws = fr.apply(Draw(size, steps, seed), server.weights, server.round)

@@ -17,6 +17,7 @@ import torch
 import fedray as fr
 from fedray import tree
 from fedray.algorithms.baselines import LocalOnlyState
+from fedray.settings import check_numbers
 from fedray.tree import Flat
 
 
@@ -46,8 +47,7 @@ def fedamp(local: Any, alpha: float = 0.05, sigma: float = 1.0, prox: float = 0.
 
     Raises ValueError on settings that are not above 0.
     """
-    if not all(each > 0 for each in (alpha, sigma, prox)):
-        raise ValueError(f"fedamp: alpha={alpha}, sigma={sigma} and prox={prox} must be above 0")
+    check_numbers("fedamp", above=0, alpha=alpha, sigma=sigma, prox=prox)
 
     def init(params: Any) -> LocalOnlyState:
         return LocalOnlyState(tree.flatten(params))

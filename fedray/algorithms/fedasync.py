@@ -17,6 +17,7 @@ import torch
 import fedray as fr
 from fedray.algorithms.fedavg import FedAvgState
 from fedray.rows import Column, Tagged, rows_of
+from fedray.settings import check_numbers
 
 
 def one(update: Any) -> float:
@@ -32,8 +33,7 @@ def one_rows(group: Any, update: Tagged) -> Column:
 
 def fedasync(local: Any, alpha: float = 0.6) -> fr.Algorithm:
     """Mix the server's model with the sites' models. Raises ValueError where alpha is not in (0, 1]."""
-    if not 0 < alpha <= 1:
-        raise ValueError(f"fedasync: alpha={alpha} must be in (0, 1]")
+    check_numbers("fedasync", above=0, most=1, alpha=alpha)
 
     def round(server: Any, site: Any) -> fr.Outputs:
         x = fr.broadcast(server.params)

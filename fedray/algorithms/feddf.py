@@ -26,6 +26,7 @@ from fedray.learn.distilling import Distil
 from fedray.learn.objectives import pursuing
 from fedray.learn.supervision import Logits, logits_of
 from fedray.rng import SERVER, Key
+from fedray.settings import check_numbers, check_whole
 
 NUM_NOISE_ROWS = 256
 
@@ -91,11 +92,21 @@ def feddf(
     `student` (`local` unless one is given) is a local update that says how the server steps, `lr` its rate
     there. Raises ValueError on another `where`, or no public row.
     """
-    if where not in ("server", "sites") or steps < 0:
-        raise ValueError(f"feddf: where={where!r}: choose 'server' or 'sites'; steps={steps}: 0 or more")
+    if where not in ("server", "sites"):
+        raise ValueError(f"feddf: where={where!r}: choose 'server' or 'sites'")
+    check_whole("feddf", least=0, steps=steps)
+    check_whole("feddf", or_none=True, num_features=num_features)
+    check_numbers("feddf", above=0, or_none=True, lr=lr)
+    if not isinstance(public, Mapping | None):
+        raise ValueError(
+            f"feddf: public={public!r}: give a mapping of columns; on the command line "
+            "{_target_: fedray.data.public_rows, path: FILE.npy}"
+        )
     rows = dict(noise_rows(num_features, seed) if public is None else public)
     if not rows or not len(next(iter(rows.values()))):
         raise ValueError("feddf: there is no public row")
+    if others := [name for name, column in rows.items() if not isinstance(column, Tensor)]:
+        raise ValueError(f"feddf: public {', '.join(others)} must be tensors: use torch.as_tensor")
     said = logits_of(local, "feddf", logits)
     of_one = OnPublic(said, rows)
     fuse = Fuse(pursuing(student or local, Distil(said), "feddf"), rows, steps, lr, seed)

@@ -16,6 +16,7 @@ from typing import Any
 import fedray as fr
 from fedray import tree
 from fedray.algorithms.scaling import check_num_sites, share_of_all, trainable
+from fedray.settings import check_numbers
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,11 @@ class Follow:
 def feddyn(local: Any, num_sites: int, alpha: float = 0.1) -> fr.Algorithm:
     """Regularise each site towards the global model and along its own memory.
 
-    Raises ValueError where alpha is negative, ConfigError where more sites than `num_sites` are counted.
+    Raises ValueError where alpha is negative. A run with another number of sites than `num_sites`, which are
+    all, not those of a round, is refused.
     """
     check_num_sites(num_sites, "feddyn")
-    if alpha < 0:
-        raise ValueError(f"feddyn: alpha={alpha} must be 0 or more")
+    check_numbers("feddyn", least=0, alpha=alpha)
 
     def init(params: Any) -> FedDynState:
         return FedDynState(params, tree.zeros_like(params))
@@ -65,4 +66,6 @@ def feddyn(local: Any, num_sites: int, alpha: float = 0.1) -> fr.Algorithm:
             metrics=fr.mean(update.metrics, weight=update.num_examples),
         )
 
-    return fr.Algorithm(init, round, lambda server: tree.zeros_like(server.params), name="feddyn")
+    return fr.Algorithm(
+        init, round, lambda server: tree.zeros_like(server.params), name="feddyn", num_sites=num_sites
+    )

@@ -13,6 +13,7 @@ from typing import Any
 import fedray as fr
 from fedray import tree
 from fedray.algorithms.scaling import scaled, squared_norm
+from fedray.settings import check_numbers
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,7 @@ def fedexp(local: Any, eps: float = 1e-3, average: bool = True, weighted: bool =
     `weighted` weighs both means by rows, where the paper's are uniform. Raises ValueError where eps is
     not above 0.
     """
-    if not eps > 0:
-        raise ValueError(f"fedexp: eps={eps} must be above 0")
+    check_numbers("fedexp", above=0, eps=eps)
 
     def round(server: Any, site: Any) -> fr.Outputs:
         update = fr.map(local, fr.broadcast(server.iterate), site.data, site.rng)

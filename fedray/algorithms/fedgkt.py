@@ -27,6 +27,7 @@ from fedray.learn.distilling import Taught
 from fedray.learn.objectives import features_of, pursuing
 from fedray.learn.supervision import Logits, logits_of, target_of
 from fedray.rng import SERVER, Key
+from fedray.settings import check_numbers, check_whole
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ class Teach:
 def server_of(local: Any, hidden: Sequence[int], num_classes: int) -> Any:
     """Return a fully connected model on the features of a site's last layer, trained as the sites train."""
     (name,) = parts.last_layer(getattr(local, "model", None))
+    check_whole("fedgkt", least=2, num_classes=num_classes)
     width = local.model.module.get_submodule(name).in_features
     net = models.mlp(width, hidden, num_classes, task=local.model.task)
     return replace(local, model=replace(net, target=local.model.target))
@@ -138,18 +140,18 @@ def fedgkt(
     `server` is the local update that trains the server's model, one call a site for `epochs` passes over the
     sites, `start` its first parameters; without, it is a fully connected model of widths `hidden` that is
     trained as the sites train. `features`, `logits` and `server_logits` are functions of (params, batch)
-    where losses are functions of their own. A site's own model is the small one.
-    Raises ValueError on settings that cannot be.
+    where losses are own ones. A site's own model is the small one. Raises ValueError on wrong settings.
     """
-    if weight < 0 or temperature <= 0 or epochs < 1:
-        raise ValueError(f"fedgkt: {weight=} must be 0 or more, {temperature=} above 0, {epochs=} 1 or more")
+    check_numbers("fedgkt", least=0, weight=weight)
+    check_numbers("fedgkt", above=0, temperature=temperature)
+    check_whole("fedgkt", epochs=epochs)
     server = server or server_of(local, hidden, num_classes)
-    sees, says = features or features_of(local, "fedgkt"), logits_of(local, "fedgkt", logits)
-    extract = Extract(sees, says, target_of(local))
-    learn = Learn(pursuing(local, Taught(extract.logits, weight, temperature), "fedgkt"))
+    says = logits_of(local, "fedgkt", logits)
+    extract = Extract(features or features_of(local, "fedgkt"), says, target_of(local))
+    learn = Learn(pursuing(local, Taught(says, weight, temperature), "fedgkt"))
     answers = logits_of(server, "fedgkt", server_logits)
-    teach = Teach(pursuing(server, Taught(answers, weight, temperature), "fedgkt"), answers, extract.target,
-                  epochs, seed)  # fmt: skip
+    taught = pursuing(server, Taught(answers, weight, temperature), "fedgkt")
+    teach = Teach(taught, answers, extract.target, epochs, seed)
 
     def init(params: Any) -> GktState:
         net = server.model.init(seed) if start is None else start

@@ -29,6 +29,7 @@ from fedray.learn.adapters import INITS, Adapters, Trained, TrainedAnew, merged
 from fedray.learn.objectives import pursuing
 from fedray.learn.optimizer import ServerOptimizer, sgd
 from fedray.rng import SERVER, Key
+from fedray.settings import check_numbers, is_whole
 from fedray.tree import Flat
 
 VARIANTS = ("stacked", "naive", "ffa")
@@ -113,6 +114,7 @@ def fedlora(
     Raises ValueError on settings that cannot be.
     """
     _check(rank, variant, init, optimizer, local)
+    check_numbers("fedlora", above=0, or_none=True, alpha=alpha)
     adapters = Adapters(None if layers is None else tuple(layers), alpha, init)
     if not isinstance(rank, int):
         return _stacking(local, adapters, rank, weighted)
@@ -122,12 +124,13 @@ def fedlora(
 
 
 def _check(rank: Rank, variant: str, init: str, optimizer: Any, local: Any) -> None:
-    ranks = [rank] if isinstance(rank, int) else list(rank.values())
+    ranks = list(rank.values()) if isinstance(rank, Mapping) else [rank]
     pursuing(local, None, "fedlora")  # refused here where it cannot have an objective
-    if variant not in VARIANTS or init not in INITS:
-        raise ValueError(f"fedlora: variant={variant!r} is one of {VARIANTS}, init={init!r} one of {INITS}")
-    if not ranks or min(ranks) < 1:
-        raise ValueError(f"fedlora: rank={rank} must be 1 or more")
+    for name, value, among in (("variant", variant, VARIANTS), ("init", init, INITS)):
+        if value not in among:
+            raise ValueError(f"fedlora: {name}={value!r}: choose one of {', '.join(among)}")
+    if not ranks or not all(is_whole(each, 1) for each in ranks):
+        raise ValueError(f"fedlora: rank={rank!r}: give a whole number, 1 or more, or one for each site")
     if variant != "stacked" and not isinstance(rank, int):
         raise ValueError(f"fedlora: {variant} averages factors, which needs one rank: use 'stacked'")
     if variant == "stacked" and optimizer is not None:

@@ -42,6 +42,7 @@ from fedray.learn.supervision import (
     whole,
 )
 from fedray.rng import SERVER, Key
+from fedray.settings import check_numbers, check_whole
 
 PSI = parts.Part(("psi",))
 
@@ -183,10 +184,10 @@ def fedmatch(
 
 
 def _check(local: Any, strengths: Strengths, helpers: int, psi_share: float) -> None:
-    least = min(*(value for _, value in tree.children(strengths)), helpers, psi_share)
-    if least < 0 or psi_share >= 1:
-        raise ValueError(f"fedmatch: {strengths}, helpers={helpers}, psi_share={psi_share}: none may be "
-                         "negative, the last must be below 1")  # fmt: skip
+    check_numbers("fedmatch", least=0, **dict(tree.children(strengths)))
+    check_numbers("fedmatch", most=1, threshold=strengths.threshold)
+    check_numbers("fedmatch", least=0, below=1, psi_share=psi_share)
+    check_whole("fedmatch", least=0, helpers=helpers)
     rate = getattr(local, "lr", 0.0)
     if not callable(rate) and rate * strengths.l2 >= 1:
         raise ValueError(f"fedmatch: lr={rate} times l2={strengths.l2} must be below 1, or psi is thrown "

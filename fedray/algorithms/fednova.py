@@ -23,6 +23,7 @@ from fedray.algorithms.fedavg import FedAvgState
 from fedray.algorithms.scaling import check_has, scaled
 from fedray.learn.optimizer import ServerOptimizer, sgd
 from fedray.rows import Column, expand, row
+from fedray.settings import check_numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,9 @@ def fednova(
     """
     check_has(local, "fednova", "lr")
     momentum = getattr(local, "momentum", 0.0)
-    if mu < 0 or momentum is None:
-        raise ValueError(f"fednova: mu={mu} must be 0 or more, and local steps must be SGD")
+    check_numbers("fednova", least=0, mu=mu)
+    if momentum is None:
+        raise ValueError("fednova: local steps must be SGD: use fedray.learn.sgd")
     optimizer, accumulate = optimizer or sgd(1.0), Accumulate(local.lr, momentum, mu, weighted)
 
     def init(params: Any) -> FedAvgState:

@@ -11,14 +11,14 @@ from typing import Any
 import fedray as fr
 from fedray.algorithms.fedavg import FedAvgState
 from fedray.learn.optimizer import ServerOptimizer, sgd
+from fedray.settings import check_numbers
 
 
 def fedprox(
     local: Any, mu: float, optimizer: ServerOptimizer | None = None, weighted: bool = True
 ) -> fr.Algorithm:
     """Federated averaging with a proximal term of strength `mu`. Raises ValueError where mu is negative."""
-    if not mu >= 0:
-        raise ValueError(f"fedprox: mu={mu} must be 0 or more")
+    check_numbers("fedprox", least=0, mu=mu)
     optimizer = optimizer or sgd(1.0)
 
     def init(params: Any) -> FedAvgState:

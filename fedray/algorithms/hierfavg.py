@@ -19,6 +19,7 @@ from typing import Any
 
 import fedray as fr
 from fedray import tree
+from fedray.settings import check_whole
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,7 @@ def hierfavg(local: Any, period: int = 5) -> fr.Algorithm:
 
     Raises ValueError on a period below 1.
     """
-    if period < 1:
-        raise ValueError(f"hierfavg: period={period}: give 1 or more rounds")
+    check_whole("hierfavg", period=period)
 
     def trained(server: Any, site: Any) -> Any:
         x = fr.scatter(fr.apply(models, server), by="region")

@@ -20,6 +20,7 @@ import fedray as fr
 from fedray import tree
 from fedray.algorithms.scaling import check_has
 from fedray.rng import SERVER, Key
+from fedray.settings import check_numbers, check_whole
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,10 @@ def ifca(
     cluster's mean by rows.
     Raises ValueError on another option or no cluster.
     """
-    if option not in ("I", "II") or num_clusters < 1 or not spread >= 0:
-        raise ValueError(
-            f"ifca: option={option!r}: choose 'I' or 'II'; num_clusters={num_clusters}: give 1 or more; "
-            f"spread={spread}: give 0 or more"
-        )
+    if option not in ("I", "II"):
+        raise ValueError(f"ifca: option={option!r}: choose 'I' or 'II'")
+    check_whole("ifca", num_clusters=num_clusters)
+    check_numbers("ifca", least=0, spread=spread)
     check_has(local, "ifca", "loss")
 
     def round(server: Any, site: Any) -> fr.Outputs:

@@ -20,6 +20,7 @@ import fedray as fr
 from fedray import tree
 from fedray.algorithms.scaling import RateOf, check_plain, num_rows_of
 from fedray.learn.optimizer import sgd
+from fedray.settings import check_numbers, check_rates
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def _mime(
     name: str, local: Any, momentum: float, server_lr: float, weighted: bool, control: str
 ) -> fr.Algorithm:
     check_plain(local, name, "gradient")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"{name}: momentum={momentum} must lie in [0, 1)")
+    check_numbers(name, least=0, below=1, momentum=momentum)
+    check_rates(name, server_lr=server_lr)
     optimizer, rate = sgd(server_lr), RateOf(local, factor=1 - momentum)
     train = FromReference(local) if control == "batch" else local
 

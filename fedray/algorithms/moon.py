@@ -15,6 +15,7 @@ import fedray as fr
 from fedray.algorithms.fedavg import FedAvgState
 from fedray.learn import objectives, parts
 from fedray.learn.optimizer import ServerOptimizer, sgd
+from fedray.settings import check_numbers
 
 OTHERS = parts.Part(("received", "previous"))
 
@@ -37,8 +38,8 @@ def moon(
     `features(params, batch)` gives (rows, width); without, what the last layer of the model of `local` reads.
     Raises ValueError where that is not known, `mu` is negative or `temperature` not above 0.
     """
-    if mu < 0 or temperature <= 0:
-        raise ValueError(f"moon: mu={mu} must be 0 or more, temperature={temperature} above 0")
+    check_numbers("moon", least=0, mu=mu)
+    check_numbers("moon", above=0, temperature=temperature)
     found = features or objectives.features_of(local, "moon")
     contrast = objectives.pursuing(local, objectives.Contrast(found, mu, temperature), "moon")
     optimizer = optimizer or sgd(1.0)

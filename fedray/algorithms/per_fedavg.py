@@ -16,6 +16,7 @@ import fedray as fr
 from fedray.algorithms.fedavg import fedavg
 from fedray.learn import objectives
 from fedray.learn.optimizer import ServerOptimizer
+from fedray.settings import check_numbers
 
 
 def per_fedavg(
@@ -33,8 +34,7 @@ def per_fedavg(
     """
     if variant not in ("hf", "fo"):
         raise ValueError(f"per_fedavg: variant={variant!r}: choose 'hf' or 'fo'")
-    if not inner_lr >= 0:
-        raise ValueError(f"per_fedavg: inner_lr={inner_lr} must be 0 or more")
+    check_numbers("per_fedavg", least=0, inner_lr=inner_lr)
     is_split = getattr(local, "batch_size", None) is not None
     target = objectives.AfterOneStep(inner_lr, variant == "hf", is_split)
     meta = objectives.pursuing(local, target, "per_fedavg")

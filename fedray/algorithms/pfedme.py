@@ -14,6 +14,7 @@ import fedray as fr
 from fedray import tree
 from fedray.algorithms.fedavg import FedAvgState
 from fedray.learn.optimizer import sgd
+from fedray.settings import check_numbers, check_whole
 
 
 def pfedme(local: Any, prox: float, lr: float, local_rounds: int = 1, beta: float = 1.0) -> fr.Algorithm:
@@ -23,10 +24,9 @@ def pfedme(local: Any, prox: float, lr: float, local_rounds: int = 1, beta: floa
     point of the global one. Raises ValueError where `prox` or `local_rounds` is not above 0, or `lr` is
     negative.
     """
-    if not prox > 0 or not lr >= 0 or local_rounds < 1:
-        raise ValueError(
-            f"pfedme: prox={prox} must be above 0, lr={lr} 0 or more, local_rounds={local_rounds} 1 or more"
-        )
+    check_numbers("pfedme", above=0, prox=prox)
+    check_numbers("pfedme", least=0, lr=lr, beta=beta)
+    check_whole("pfedme", local_rounds=local_rounds)
     optimizer = sgd(beta)
 
     def init(params: Any) -> FedAvgState:

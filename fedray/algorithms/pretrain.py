@@ -7,10 +7,11 @@ e(x~) two linear estimators tell which entries were masked and what the row was:
   min over e, s_m, s_r of mean l_m(m, s_m(z)) + alpha l_r(x, s_r(z)),     cross-entropy and squared error.
 For the first `rounds` rounds sites train that on all training rows and the server averages encoder and
 estimators; from then on sites train the model on rows that have a label (`NO_LABEL`, -1, is none), from the
-encoder found. The sites keep nothing; the server keeps the estimators. Deviations: replacements come from
-the batch and are drawn at every step; s_r is linear, columns being standardised, where the authors' program
-has a sigmoid; all of the model is fine-tuned, where the paper holds the encoder still (`frozen`); the paper's
-semi-supervised consistency of section 4.2 is not done. Not vectorised: masks are drawn site by site.
+encoder found, the server optimizer starting anew. The sites keep nothing; the server keeps the estimators.
+Deviations: replacements come from the batch and are drawn at every step; s_r is linear, columns being
+standardised, where the authors' program has a sigmoid; all of the model is fine-tuned, where the paper holds
+the encoder still (`frozen`); the paper's semi-supervised consistency of section 4.2 is not done. Not
+vectorised: masks are drawn site by site.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from fedray.learn.objectives import features_of, pursuing
 from fedray.learn.optimizer import ServerOptimizer, sgd
 from fedray.learn.supervision import labelled_rows, target_of
 from fedray.rng import SERVER, Key
+from fedray.settings import check_numbers, check_whole
 
 ESTIMATORS = parts.Part((WORD,))
 
@@ -70,6 +72,18 @@ class Phases:
         return replace(update, delta=delta)
 
 
+@dataclass(frozen=True)
+class Anew:
+    """Start the server optimizer anew with the second phase: what is held then would go on moving else."""
+
+    optimizer: ServerOptimizer
+    rounds: int
+
+    def __call__(self, both: Any, kept: Any, round: int) -> Any:
+        """Return the optimizer's state to step from."""
+        return self.optimizer.init(both) if round == self.rounds else kept
+
+
 def drawn(model: Any, columns: int | None, params: Any, seed: int) -> dict[str, Tensor]:
     """Return the estimators' first parameters for the columns of a model and what its last layer reads."""
     if columns is None:
@@ -81,7 +95,7 @@ def drawn(model: Any, columns: int | None, params: Any, seed: int) -> dict[str, 
 
 
 def pretrain(
-    local: Any, rounds: int = 20, share: float = 0.3, weight: float = 2.0, frozen: bool = False,
+    local: Any, rounds: int = 10, share: float = 0.3, weight: float = 2.0, frozen: bool = False,
     head: Sequence[str] | None = None, features: Callable[[Any, Any], Tensor] | None = None,
     first_estimators: Mapping[str, Tensor] | None = None, optimizer: ServerOptimizer | None = None,
     weighted: bool = True, num_features: int | None = None, seed: int = 0,
@@ -93,9 +107,10 @@ def pretrain(
     feature.weight, feature.bias) are for losses that are functions of their own.
     Raises ValueError on settings that cannot be.
     """
-    if rounds < 0 or not 0 < share < 1 or weight < 0:
-        raise ValueError(f"pretrain: rounds={rounds} and weight={weight} must be 0 or more, share={share} in "
-                         "(0, 1)")  # fmt: skip
+    check_whole("pretrain", least=0, rounds=rounds)
+    check_whole("pretrain", or_none=True, num_features=num_features)
+    check_numbers("pretrain", above=0, below=1, share=share)
+    check_numbers("pretrain", least=0, weight=weight)
     still = parts.part_of(head, local, parts.last_layer).rest if frozen else None
     optimizer = optimizer or sgd(1.0)
     objective = MaskedRows(features=features or features_of(local, "pretrain"), share=share, weight=weight)
@@ -112,7 +127,8 @@ def pretrain(
         both = fr.apply(parts.join, server.params, server.estimators)
         update = fr.map(phases, fr.broadcast(both), site.data, site.rng)
         delta = fr.mean(update.delta, weight=update.num_examples if weighted else None)
-        step = fr.apply(optimizer.step, both, server.optimizer, delta, server.round)
+        kept = fr.apply(Anew(optimizer, rounds), both, server.optimizer, server.round)
+        step = fr.apply(optimizer.step, both, kept, delta, server.round)
         params, beside = fr.apply(parts.put, server.params, step.params), fr.apply(ESTIMATORS, step.params)
         metrics = fr.mean(update.metrics, weight=update.num_examples)
         return fr.Outputs(PretrainState(params, beside, step.state, server.round + 1), metrics=metrics)

@@ -22,6 +22,7 @@ from fedray.algorithms.fedavg import FedAvgState
 from fedray.learn.objectives import pursuing
 from fedray.learn.optimizer import ServerOptimizer, sgd
 from fedray.learn.supervision import Logits, PseudoLabels, Relabelled, logits_of, target_of
+from fedray.settings import check_numbers, is_whole
 
 
 @dataclass(frozen=True)
@@ -85,21 +86,20 @@ def _training(
     logits: Logits | None,
 ) -> Callable[[Any, Any], Any]:  # fmt: skip
     """Return what the sites do with the model received."""
-    first, last = ramp
-    if labels not in ("step", "round") or not 0 <= threshold <= 1 or not 0 <= first <= last:
-        raise ValueError(
-            f"pseudo_label: labels={labels!r} must be 'step' or 'round', threshold={threshold} in [0, 1], "
-            f"ramp={tuple(ramp)} two rounds, the first one first"
-        )
-    if weight is not None and (labels == "round" or weight < 0):
-        raise ValueError(
-            f"pseudo_label: weight={weight} must be 0 or more; labels='round' has none, every row counts 1"
-        )
+    rounds = list(ramp) if isinstance(ramp, Sequence) else []
+    if len(rounds) != 2 or not all(map(is_whole, rounds)) or rounds != sorted(rounds):
+        raise ValueError(f"pseudo_label: ramp={ramp!r}: give two rounds, the first one first")
+    if labels not in ("step", "round"):
+        raise ValueError(f"pseudo_label: labels={labels!r}: choose 'step' or 'round'")
+    check_numbers("pseudo_label", least=0, most=1, threshold=threshold)
+    check_numbers("pseudo_label", least=0, or_none=True, weight=weight)
+    if weight is not None and labels == "round":
+        raise ValueError(f"pseudo_label: weight={weight}: labels='round' has none, every row counts 1")
     said, target = logits_of(local, "pseudo_label", logits), target_of(local)
     if labels == "round":
-        relabelled = Relabelled(said, target, threshold, first)
+        relabelled = Relabelled(said, target, threshold, rounds[0])
         return lambda x, site: fr.map(local, x, fr.map(relabelled, x, site.data, site.rng), site.rng)
     objective = PseudoLabels(said, target, 3.0 if weight is None else weight, threshold)
     pursuing(local, objective, "pseudo_label")  # raises here where it cannot be
-    ramped = Ramped(local, objective, (first, last))
+    ramped = Ramped(local, objective, (rounds[0], rounds[1]))
     return lambda x, site: fr.map(ramped, x, site.data, site.rng)

@@ -17,6 +17,7 @@ import fedray as fr
 from fedray.algorithms.fedavg import FedAvgState
 from fedray.algorithms.scaling import check_has, scaled, squared_norm
 from fedray.rows import Column, Tagged, column, row
+from fedray.settings import check_numbers
 
 SMALLEST = 1e-10  # as in the authors' code
 
@@ -63,8 +64,8 @@ def qfedavg(
     `loss(params, data)`; `lipschitz` is the paper's L, the inverse of `lr` where none is given. `weighted`
     weighs both sums by rows, for sites that are not drawn by them. Raises ValueError where q is negative.
     """
-    if q < 0 or (lipschitz is not None and lipschitz <= 0):
-        raise ValueError(f"qfedavg: q={q} must be 0 or more, lipschitz={lipschitz} above 0")
+    check_numbers("qfedavg", least=0, q=q)
+    check_numbers("qfedavg", above=0, or_none=True, lipschitz=lipschitz)
     check_has(local, "qfedavg", "lr", "loss")
     share_of = ShareOf(q, local.lr, lipschitz)
 

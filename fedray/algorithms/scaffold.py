@@ -20,6 +20,7 @@ from fedray import tree
 from fedray.algorithms.scaling import check_num_sites, check_plain, share_of_all
 from fedray.learn.optimizer import sgd
 from fedray.rows import beside, expand, row
+from fedray.settings import check_rates
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,14 @@ def scaffold(local: Any, num_sites: int, server_lr: float = 1.0, option: str = "
     """Correct the drift of local steps with control variates.
 
     `local` takes plain SGD steps and says its `lr`; option I needs its `gradient(params, data)`, of all rows.
-    Raises ValueError on another option, where option I has no gradient, or steps are not plain SGD;
-    ConfigError where more sites than `num_sites` are counted.
+    Raises ValueError on another option, where option I has no gradient, or steps are not plain SGD. A run
+    with another number of sites than `num_sites`, which are all, not those of a round, is refused.
     """
     check_plain(local, "scaffold")
     check_num_sites(num_sites, "scaffold")
+    check_rates("scaffold", server_lr=server_lr)
     if option not in ("I", "II") or (option == "I" and not hasattr(local, "gradient")):
-        raise ValueError(
-            f"scaffold: option={option!r}: choose 'II', or 'I' with a local update that has gradient()"
-        )
+        raise ValueError(f"scaffold: option={option!r}: choose 'II', or 'I' where local has gradient()")
     optimizer = sgd(server_lr)
 
     def init(params: Any) -> ScaffoldState:
@@ -96,4 +96,4 @@ def scaffold(local: Any, num_sites: int, server_lr: float = 1.0, option: str = "
             metrics=fr.mean(update.metrics, weight=update.num_examples),
         )
 
-    return fr.Algorithm(init, round, init_site, name="scaffold")
+    return fr.Algorithm(init, round, init_site, name="scaffold", num_sites=num_sites)

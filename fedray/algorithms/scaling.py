@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from fedray import tree
-from fedray.errors import ConfigError
 from fedray.learn.batches import num_rows, training_rows
 from fedray.rows import Column, Tagged, beside, column, expand, row, rows_of
+from fedray.settings import check_whole
 from fedray.tree import Flat
 
 
@@ -97,18 +97,13 @@ class RateOf:
 
 
 def share_of_all(count: int, num_sites: int) -> float:
-    """Return which part of all sites was counted. Raises ConfigError where these are more than all."""
-    if count > num_sites:
-        raise ConfigError(
-            f"num_sites={num_sites}, and {count} sites were counted: give the number of ALL sites"
-        )
+    """Return which part of all sites was counted."""
     return count / num_sites
 
 
 def check_num_sites(num_sites: int, name: str) -> None:
     """Raise ValueError where there are no sites to divide by."""
-    if num_sites < 1:
-        raise ValueError(f"{name}: num_sites={num_sites}: give the number of all sites, 1 or more")
+    check_whole(name, num_sites=num_sites)
 
 
 def check_has(local: Any, name: str, *needs: str) -> None:

@@ -32,6 +32,7 @@ from fedray.learn import parts
 from fedray.learn.batches import nth_batch, training_rows
 from fedray.learn.schedules import at
 from fedray.rows import one_thread
+from fedray.settings import check_rates, check_whole
 
 Rate = float | Callable[[int], float]
 DISCLOSES = (
@@ -134,10 +135,11 @@ def numbered(name: str, number: int, steps: int) -> str:
     return name if steps == 1 else f"{name}.{number}"
 
 
-def check(steps: int, batch_size: int | None, name: str) -> None:
-    """Raise ValueError where there is no step, or no row in a batch."""
-    if steps < 1 or (batch_size is not None and batch_size < 1):
-        raise ValueError(f"{name}: steps={steps} and batch_size={batch_size} must be 1 or more")
+def check(steps: int, batch_size: int | None, lr: Rate, name: str) -> None:
+    """Raise ValueError where there is no step, no row in a batch, or no rate."""
+    check_whole(name, steps=steps)
+    check_whole(name, or_none=True, batch_size=batch_size)
+    check_rates(name, lr=lr)
 
 
 def starting(part: parts.Part, name: str) -> Callable[[Any], FedAvgState]:
@@ -165,7 +167,7 @@ def split(
     are those of the whole model. `steps` batches make a turn; one is the paper's exchange.
     Raises ValueError where the model cannot be cut there.
     """
-    check(steps, batch_size, "split")
+    check(steps, batch_size, lr, "split")
     halves = cutting.cut(model, cut)
     part = parts.Part(halves.words)
 

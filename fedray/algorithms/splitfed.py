@@ -125,7 +125,7 @@ def splitfed(
     """
     if variant not in VARIANTS:
         raise ValueError(f"splitfed: variant={variant!r}: choose one of {', '.join(VARIANTS)}")
-    check(steps, batch_size, "splitfed")
+    check(steps, batch_size, lr, "splitfed")
     halves = cutting.cut(model, cut)
     part = parts.Part(halves.words)
     onto = AllAtOnce(halves.back, lr, is_shared=variant == "V2")

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 import fedray as fr
+from fedray.algorithms.afl import uniform
 from fedray.algorithms.fedavg import fedavg
 from fedray.learn.optimizer import ServerOptimizer
 from fedray.rng import SERVER, Key
@@ -56,16 +57,15 @@ def swarm(
 ) -> fr.Algorithm:
     """Average the sites' updates at the site whose turn it is.
 
-    Raises ValueError on another order, or where no site is named.
+    Raises ValueError on another order, or where no site is named, or one twice.
     """
-    if order not in ORDERS or not sites:
-        raise ValueError(
-            f"swarm: order={order!r}: choose one of {', '.join(ORDERS)}; sites={len(sites)}: give their ids"
-        )
+    if order not in ORDERS:
+        raise ValueError(f"swarm: order={order!r}: choose one of {', '.join(ORDERS)}")
+    sites = tuple(uniform(sites, "swarm"))
     averaging, turn = fedavg(local, optimizer, weighted), Turn(len(sites), order, seed)
 
     def round(server: Any, site: Any) -> fr.Outputs:
         found = averaging.round(server, site)
         return replace(found, metrics=fr.apply(turn.told, found.metrics, server.round))
 
-    return fr.Algorithm(averaging.init, round, name="swarm", note=NOTE, sites=tuple(sites))
+    return fr.Algorithm(averaging.init, round, name="swarm", note=NOTE, sites=sites)

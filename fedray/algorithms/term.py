@@ -22,6 +22,7 @@ import fedray as fr
 from fedray.algorithms.fedavg import FedAvgState
 from fedray.algorithms.scaling import check_has, num_rows_of, scaled
 from fedray.rows import Column, Tagged, column, row
+from fedray.settings import check_numbers
 
 STEP, NUM_STEPS = 8.0, 128
 
@@ -69,8 +70,7 @@ def term(local: Any, t: float = 1.0, weighted: bool = True) -> fr.Algorithm:
     t = 0 is federated averaging. `local` has `loss(params, data)`. Without `weighted` p_i is uniform.
     Raises ValueError where t is not finite.
     """
-    if not math.isfinite(t):
-        raise ValueError(f"term: t={t} must be a finite number")
+    check_numbers("term", t=t)
     check_has(local, "term", "loss")
 
     def round(server: Any, site: Any) -> fr.Outputs:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from fedray.rng import SERVER, Key
+from fedray.settings import is_number
 
 Graph = Mapping[str, Sequence[str]]
 Matrix = Mapping[str, Mapping[str, float]]
@@ -183,9 +184,11 @@ def _checked(matrix: Matrix, sites: Sequence[str], who: str) -> np.ndarray:
         )
     if len(matrix) != len(named):
         raise ValueError(f"{who}: no row of the matrix for {', '.join(sorted(named - set(matrix))[:5])}")
+    if not all(is_number(weight) for row in matrix.values() for weight in row.values()):
+        raise ValueError(f"{who}: a weight of the matrix is no finite number")
     weights = dense(matrix)
-    if not (np.isfinite(weights) & (weights >= 0)).all():
-        raise ValueError(f"{who}: a weight of the matrix is below 0 or not a number")
+    if not (weights >= 0).all():
+        raise ValueError(f"{who}: a weight of the matrix is below 0")
     return weights
 
 
@@ -203,12 +206,23 @@ def _summing(matrix: Matrix, weights: np.ndarray, axis: int, line: str, who: str
 
 
 def _unheard(weights: np.ndarray) -> tuple[int, int] | None:
-    """Return (sender, receiver) of a pair without a path, None where there is one between all."""
-    reached = (weights.T > 0) | np.eye(len(weights), dtype=bool)  # from the row's site to the column's
-    for _ in range(max(1, len(weights).bit_length())):
-        reached = reached @ reached
-    where = np.argwhere(~reached)
-    return (int(where[0][0]), int(where[0][1])) if len(where) else None
+    """Return (sender, receiver) of a pair without a path, None where there is one between all: where all hear
+    of the first site, and it of all.
+    """
+    sends = weights.T > 0  # from the row's site to the column's
+    if len(lost := _not_reached(sends)):
+        return 0, int(lost[0])
+    return (int(lost[0]), 0) if len(lost := _not_reached(sends.T)) else None
+
+
+def _not_reached(sends: np.ndarray) -> np.ndarray:
+    """Return the places without a path from the first one."""
+    reached = np.arange(len(sends)) == 0
+    fresh = reached
+    while fresh.any():
+        fresh = sends[fresh].any(axis=0) & ~reached
+        reached = reached | fresh
+    return np.flatnonzero(~reached)
 
 
 def _named(sites: Sequence[str]) -> list[str]:
@@ -234,7 +248,7 @@ def symmetric(
 
     Raises ValueError on another name, or a matrix that `check_doubly` refuses.
     """
-    if not isinstance(graph, str):
+    if isinstance(graph, Mapping):
         return check_doubly(graph, sites, who)
     if graph not in UNDIRECTED:
         raise ValueError(f"{who}: graph={graph!r}: choose one of {', '.join(UNDIRECTED)}, or give a matrix")
@@ -248,7 +262,7 @@ def directed(graph: str | Matrix, sites: Sequence[str], who: str) -> Matrix | On
 
     Raises ValueError on another name, or a matrix that `check_columns` refuses.
     """
-    if not isinstance(graph, str):
+    if isinstance(graph, Mapping):
         return check_columns(graph, sites, who)
     if graph == "one_peer":
         return OnePeer(tuple(_named(sites)))

@@ -30,6 +30,7 @@ from fedray.algorithms.split import Rate
 from fedray.learn import halves as cutting
 from fedray.learn.schedules import at
 from fedray.rows import one_thread
+from fedray.settings import check_rates, check_whole
 from fedray.tree import Flat
 
 MERGES = ("concat", "sum")
@@ -163,6 +164,7 @@ def vertical_towers(
     """
     if merge not in MERGES:
         raise ValueError(f"vertical_towers: merge={merge!r}: choose one of {', '.join(MERGES)}")
+    check_rates("vertical_towers", lr=lr)
     records, reduce = Records(batch_size), fr.gather if merge == "concat" else fr.sum
     send = fr.scatter if merge == "concat" else fr.broadcast
     loss = head.loss if hasattr(head, "loss") else head
@@ -218,5 +220,6 @@ class Layers:
 
 def mlp_tower(hidden: Sequence[int] = (), width: int = 8) -> Tower:
     """Return a tower of fully connected layers with ReLU between them."""
+    check_whole("mlp_tower", width=width, **{f"hidden[{place}]": each for place, each in enumerate(hidden)})
     layers = Layers((*hidden, width))
     return Tower(layers.make, layers.forward)

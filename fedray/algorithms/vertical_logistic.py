@@ -30,6 +30,7 @@ import fedray as fr
 from fedray.algorithms.aligned import Labels, Records, evaluating, labels_of
 from fedray.algorithms.split import Rate
 from fedray.learn.schedules import at
+from fedray.settings import check_numbers, check_rates
 
 DISCLOSES = (
     "to every site: the residual of each record, probability minus label: its sign is the label.",
@@ -154,8 +155,8 @@ def vertical_logistic(
     The first parameters are {"bias": number}; weights start from zeros, or from `start` ({site: weights}).
     `l2` adds l2/2 times the squared weights to the mean loss.
     """
-    if l2 < 0:
-        raise ValueError(f"vertical_logistic: l2={l2} must be 0 or more")
+    check_numbers("vertical_logistic", least=0, l2=l2)
+    check_rates("vertical_logistic", lr=lr)
     records, weights = Records(batch_size), Weights(dict(start or {}))
 
     def round(server: Any, site: Any) -> fr.Outputs:

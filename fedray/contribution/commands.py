@@ -123,7 +123,7 @@ def _game(
         training.model, split=args.split, per_site=bool(settings.get("per_site", True)),
         bins=settings.get("bins", 1000),
     )  # fmt: skip
-    fit: dict[str, Any] = {"every": experiment.every}
+    fit: dict[str, Any] = {"every": experiment.every, "ledger": experiment.ledger()}  # replays spend too
     if experiment.early_stop is not None:
         fit |= {"early_stop": experiment.early_stop, "evaluate": {"valid": training.evaluate["valid"]}}
 

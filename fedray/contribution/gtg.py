@@ -31,6 +31,7 @@ from fedray.core.rewrite import policies
 from fedray.errors import PassError
 from fedray.learn.optimizer import ServerOptimizer, sgd
 from fedray.rng import SERVER, Key
+from fedray.settings import check_numbers, check_whole
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,9 @@ def gtg_shapley(
     Raises PassError where a pass other than a policy is in the game: it would protect or change updates that
     this method shows; PolicyError where a policy does not allow "updates" to be visible.
     """
+    check_whole("gtg_shapley", permutations=permutations)
+    check_numbers("gtg_shapley", least=0, within=within, change=change)
+    check_numbers("gtg_shapley", between=between)  # below 0 leaves no round out
     replays = replays_of(game, "gtg_shapley")
     _refuse_what_hides(replays.passes)
     rule, optimizer = Rule(within, between, change, permutations), optimizer or sgd(1.0)

@@ -101,9 +101,9 @@ class Replays:
         return made if isinstance(made, fr.Algorithm) else made(tuple(sorted(sites)))
 
     def replay(self, coalition: Coalition) -> Replay:
-        """Train one coalition and measure its model; that of nobody is the first parameters."""
-        started = time.monotonic()
-        if coalition:
+        """Train one coalition and measure its model: without sites or rows that is the first parameters."""
+        started, rows = time.monotonic(), self.federation.hello()
+        if any(rows[site] for site in coalition):
             result = self.fit(self.algorithm_of(coalition), coalition)
             params, rounds, sha256 = result.params, result.rounds, result.params_sha256
             failures = sum(len(record.failures) for record in result.metrics)

@@ -12,6 +12,7 @@ import torch
 from fedray.contribution.games import Coalition, Game
 from fedray.contribution.record import Contribution
 from fedray.rng import SERVER, Key
+from fedray.settings import check_numbers, check_whole
 
 Order = tuple[str, ...]
 Values = Callable[[Sequence[Coalition]], Sequence[float]]
@@ -104,9 +105,9 @@ def tmc_shapley(
     orders; 1e-12 is added to the values that changes are divided by. Raises ValueError on numbers that
     cannot be meant.
     """
-    if min(permutations, over, together) < 1 or tolerance < 0 or permutations < 2:
-        raise ValueError("tmc_shapley: give 2 or more permutations; over and together 1 or more; tolerance "
-                         "0 or more")  # fmt: skip
+    check_whole("tmc_shapley", least=2, permutations=permutations)
+    check_whole("tmc_shapley", over=over, together=together)
+    check_numbers("tmc_shapley", least=0, tolerance=tolerance, change=change)
     before, means = game.num_known, Means(game.players)
     empty, whole = game.values([frozenset(), game.everybody])
     is_settled = False

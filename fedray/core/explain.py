@@ -8,7 +8,9 @@ transport submitted, it also draws the bound task DAG: which actor ran what, and
 from collections.abc import Sequence
 from typing import Any
 
-from fedray.core.graph import Node, Op, Placement, function_name, is_one_site
+from fedray.core.flow import marks
+from fedray.core.graph import Label, Node, Op, Placement, function_name, is_one_site
+from fedray.core.trust import guards_of
 
 SITES = Placement.SITES
 ENVELOPE = (
@@ -93,6 +95,7 @@ def _text(plan: Any) -> str:
     outputs = ", ".join(f"{placement} {slot} = %{index}" for (placement, slot), index in plan.outputs.items())
     lines.append(f"outputs: {outputs}")
     lines += [plan.graph.note] if plan.graph.note else []
+    lines += [f"{claim.by}: {claim.text}" for claim in plan.graph.claims]
     if plan.fold == "fast":
         lines.append(FAST)
     return "\n".join(lines)
@@ -138,14 +141,18 @@ def egress_rows(plan: Any) -> list[dict[str, Any]]:
 def _rows(plan: Any) -> list[dict[str, Any]]:
     """Return what leaves in a round of one kind."""
     rows = []
+    known, is_plain = marks(plan.graph), not plan.graph.claims
     for index, node in enumerate(plan.nodes):
         if node.op is not Op.REDUCE or node.params["kind"] == "count":
             continue
         stage, kind = plan.stage[index], _kind(node)
+        is_unguarded = is_plain or node.params.get("is_protocol")
         for name in [lane[0] for lane in node.params.get("lanes", ((node.name,),))]:
             size = plan.sizes.get(name)
             visible = "yes, to neighbours" if kind == "mix" else "yes" if is_one_site(node) else "no"
             visible += f", by {node.params['by']}" if node.params.get("by") else ""
+            if known[node].label is not Label.VISIBLE:
+                visible = node.params.get("shows", visible)
             rows.append(
                 {
                     "stage": f"{stage - 1}→{stage}",
@@ -153,6 +160,7 @@ def _rows(plan: Any) -> list[dict[str, Any]]:
                     "kind": kind,
                     "visible": visible,
                     "site_bytes": size.row_bytes if size else None,
+                    "guards": "" if is_unguarded else ", ".join(guards_of(node)),
                     "sum_bytes": size.sum_bytes if size and kind == "sum" else None,
                     "where": node.where,
                     "every": 0,
@@ -167,26 +175,28 @@ def egress(plan: Any) -> str:
     "per site" is what a site alone in its process sends; "per pack" is the partial sum of a process with
     several.
     """
-    lines = [
-        f"{plan.name}   plan {plan.digest[:8]}",
-        f"{'stage':<7}{'leaves as':<28}{'kind':<8}{'one site visible?':<20}{'per site':>12}{'per pack':>12}",
-    ]
     rows = egress_rows(plan)
-    lines += [_line(row) for row in rows if not row["every"]]
+    wide = max(28, *(len(row["name"]) + 2 for row in rows)) if rows else 28
+    seen = max(20, *(len(row["visible"]) + 2 for row in rows)) if rows else 20
+    heads = f"{'kind':<8}{'one site visible?':<{seen}}{'per site':>12}{'per pack':>12}"
+    lines = [f"{plan.name}   plan {plan.digest[:8]}", f"{'stage':<7}{'leaves as':<{wide}}{heads}"]
+    lines += [_line(row, wide, seen) for row in rows if not row["every"]]
     for period, other in plan.every.items():
-        lines += [_when(period), *(_line(row) for row in _rows(other))]
+        lines += [_when(period), *(_line(row, wide, seen) for row in _rows(other))]
     lines += [MIXED] if any(row["kind"] == "mix" for row in rows) else []
     lines += [BY_REGION] if any("by region" in row["visible"] for row in rows) else []
     lines += [ALONE] if any(node.params.get("alone") for node in plan.nodes) else []
     lines += [plan.graph.note] if plan.graph.note else []
+    lines += [f"{claim.by}: {claim.text}" for claim in plan.graph.claims]
     lines += ENVELOPE if plan.fold == "exact" else (FAST, *ENVELOPE)
     return "\n".join(lines)
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: dict[str, Any], wide: int, seen: int) -> str:
+    guards = f"   {row['guards']}" if row["guards"] else ""
     return (
-        f"{row['stage']:<7}{row['name']:<28}{row['kind']:<8}{row['visible']:<20}"
-        f"{_size(row['site_bytes']):>12}{_size(row['sum_bytes']):>12}"
+        f"{row['stage']:<7}{row['name']:<{wide}}{row['kind']:<8}{row['visible']:<{seen}}"
+        f"{_size(row['site_bytes']):>12}{_size(row['sum_bytes']):>12}{guards}"
     )
 
 

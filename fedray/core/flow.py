@@ -4,8 +4,9 @@ Rule F (security.md section 1): what crosses from a site to the server may be an
 reduction is the only way across. A function that a pass places lowers or hides a label by saying so
 (`grants`), or says what it cannot work without (`needs`); attributes that this file reads are
 
-    grants      Label of the result; MASKED and SEALED hide what it was computed from, or `inner`
+    grants      Label of the result; MASKED and SEALED hide what it was computed from, or `hides`
     needs       VISIBLE at the server: each site's own value; MASKED at a site: its result leaves masked
+    gives_groups  of a function whose result has the mean of each group of sites in place of each site's value
     bound       of a function that clips at a site: the largest norm of its result
     mechanism   of a function that adds noise: `noise_by` is "server" or "sites"
 
@@ -65,7 +66,7 @@ def marks(graph: Graph) -> dict[Node, Mark]:
         elif node.op is Op.REDUCE:
             joined = _reduced(node, joined)
         elif grants in CARRIERS:
-            joined = Mark(grants, getattr(node.fn, "inner", joined.hides))
+            joined = Mark(grants, getattr(node.fn, "hides", joined.hides))
         elif grants is not None:
             joined = Mark(grants)
         found[node] = joined
@@ -182,19 +183,25 @@ def _needs_plaintext(graph: Graph, node: Node, claim: Claim | None) -> str:
 def _check_needs(graph: Graph, node: Node, known: Mapping[Node, Mark], hidden: Claim | None) -> None:
     needs = getattr(node.fn, "needs", None)
     given = _joined(known[arg] for arg in node.args)
-    if needs is Label.VISIBLE and node.placement is SERVER and given.label is not Label.VISIBLE:
+    is_short = given.label is not Label.VISIBLE and not any(_is_by_group(arg) for arg in node.args)
+    if needs is Label.VISIBLE and node.placement is SERVER and is_short:
         raise SecurityConflict(_needs_plaintext(graph, node, hidden))
-    mechanism = getattr(node.fn, "mechanism", None)
-    is_share = getattr(mechanism, "noise_by", "") == "sites" and known[node].label is not Label.DP
-    if node.placement is not SITES or not (needs is Label.MASKED or is_share):
+    if node.placement is not SITES or needs is not Label.MASKED:
         return
     for user in _downstream(graph, node, is_ending=True):
-        if user.op is Op.REDUCE and crossing(user, known).label not in CARRIERS:
+        if user.op is Op.REDUCE and crossing(user, known).label not in (Label.PUBLIC, *CARRIERS):
             raise SecurityConflict(
                 f"{graph.name}: {title(node)} ({node.where}) adds one site's share of the noise, which "
                 f"protects nobody alone, and {user.name} leaves in plain. Fix: secure=secure_sum, or a "
                 "privacy pass whose noise is whole (site_dp at a trusted server, site_dp_local at the sites)"
             )
+
+
+def _is_by_group(node: Node) -> bool:
+    """Tell whether a value is the mean of each of several groups of sites."""
+    while node.op is Op.GET:
+        node = node.args[0]
+    return bool(getattr(node.fn, "gives_groups", False))
 
 
 def _check_noise(graph: Graph, node: Node, known: Mapping[Node, Mark]) -> None:

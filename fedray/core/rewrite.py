@@ -144,5 +144,7 @@ def refuse_coded(node: Node, title: str) -> None:
 
 
 def policies(passes: Sequence[Pass]) -> list[Pass]:
-    """Return the policies among some passes: they hold for evaluations too, which no other pass rewrites."""
-    return [step for step in passes if getattr(step, "is_policy", False)]
+    """Return the policies among some passes: they hold for evaluations too, which no other pass rewrites; in
+    the form that they have there (`of_evaluations`), where they have one.
+    """
+    return [getattr(step, "of_evaluations", step) for step in passes if getattr(step, "is_policy", False)]

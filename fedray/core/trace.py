@@ -279,7 +279,8 @@ class Algorithm:
 
     `evaluate(split, per_site, bins)` is the evaluation program of a model that no site has as a whole.
     `needs_all` says that a round is nothing without any one of the sites, whatever the schedule's quorum.
-    `sites` are the ids that it was made for, () where any will do: a run with others is refused.
+    `sites` are the ids that it was made for, () where any will do: a run with others is refused, and one
+    with another number of sites than `num_sites`, where that is given.
     """
 
     init: Callable[[Any], Any]
@@ -292,6 +293,7 @@ class Algorithm:
     evaluate: "Callable[..., Algorithm] | None" = None
     needs_all: bool = False
     sites: tuple[str, ...] = ()
+    num_sites: int | None = None
 
     @property
     def title(self) -> str:

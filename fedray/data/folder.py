@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 INDEX = "dataset.json"
 SPLIT_PREFIX = "split_"
+PATIENT = "patient"  # column of numbers that tell whose a row is, from a group column: see learn.private_sgd
 Array = np.ndarray
 
 
@@ -272,8 +273,8 @@ class OpenSite:
         return self.recipe.contract
 
     def __call__(self) -> SiteData:
-        """Read the site's file: `x` float32, NaN where missing, `y`, and `reference` where the data set has
-        one.
+        """Read the site's file: `x` float32, NaN where missing, `y`, and `reference` and `patient` (whole
+        numbers) where the data set has a reference and a group column.
 
         Raises: DataError that names the site and what is wrong, never a value.
         """
@@ -325,11 +326,24 @@ def site_data(site: str, values: Mapping[str, Array], recipe: Recipe, split: str
             _numbers(site, recipe.reference, values[recipe.reference]).astype(np.float32))
     part = np.zeros(rows, np.int8) if split is None else np.asarray(values[split]).astype(np.int8)
     group = contract.role("group")
+    groups = np.asarray(values[group]).astype(str) if group in values else None
+    if groups is not None:
+        columns[PATIENT] = _numbered(groups)
     if recipe.valid_fraction and not (part == 1).any():
-        groups = np.asarray(values[group]).astype(str) if group in values else None
         part = hold_out(part, recipe.valid_fraction, recipe.split_seed, site, groups)
     return SiteData(columns, {name: torch.from_numpy(np.flatnonzero(part == code))
                               for code, name in enumerate(SPLITS)})
+
+
+def _numbered(groups: Array) -> torch.Tensor:
+    """Return a number for each row that is the same for all rows of a patient, at every site.
+
+    It is derived from the patient's id, so it stays at the site as the id does.
+    """
+    names, rows = np.unique(groups, return_inverse=True)
+    digests = (hashlib.sha256(str(name).encode()).digest()[:8] for name in names)
+    numbers = np.frombuffer(b"".join(digests), dtype="<i8")
+    return torch.from_numpy(numbers[rows])
 
 
 def _numbers(site: str, name: str, values: Array) -> Array:

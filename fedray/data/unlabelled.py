@@ -15,6 +15,7 @@ from fedray.data.site import Dataset, Open, SiteData
 from fedray.errors import DataError
 from fedray.learn.supervision import NO_LABEL
 from fedray.rng import Key
+from fedray.settings import is_number
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ def few_labels(data: Dataset, share: float, seed: int = 0, keeps_rows: bool = Tr
     on labels alone sees: the same rows for the same seed. Validation and test rows keep their labels.
     Raises DataError where the share is not in (0, 1].
     """
-    if not 0 < share <= 1:
-        raise DataError(f"few_labels: share={share} must be above 0 and at most 1")
+    if not (is_number(share) and 0 < share <= 1):
+        raise DataError(f"few_labels: share={share!r} must be above 0 and at most 1")
     sites: Mapping[str, Open] = {
         site: OpenFewLabels(data[site], site, share, seed, keeps_rows) for site in data
     }

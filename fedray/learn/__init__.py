@@ -11,7 +11,7 @@ _HOMES = {
     "halves": ("Halves",),
     "many_tasks": ("ManyTasks",),
     "local": ("sgd", "adamw", "LocalTraining"),
-    "private_sgd": ("private_sgd", "PrivateTraining"),
+    "private_training": ("private_sgd", "PrivateTraining"),
     "models": ("Model", "logistic", "linear", "mlp", "cnn", "gru", "bag_of_embeddings", "from_module"),
     "update": ("Update", "LocalUpdate"),
     "schedules": ("constant", "step", "cosine", "warmup"),

@@ -69,6 +69,8 @@ class Clipping:
         """
         if not num_rows(batch):
             return [torch.zeros_like(leaf) for leaf in leaves.values()]
+        if not self.reason and len(leaves) != len(dict(self.model.module.named_parameters())):
+            self.reason = "some leaves are held still"
         if not self.reason:
             found = self._by_book_keeping(leaves, still, batch, units, bound, step)
             if found is not None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedray import tree
 from fedray.learn.batches import Batch, num_rows
+from fedray.learn.clipping import Clipping
 from fedray.learn.ghost import CLIP_EPS, Units
 from fedray.learn.models import Model
 from fedray.learn.stopping import Watch
@@ -109,9 +110,10 @@ class Descent:
         torch._foreach_copy_(self.slots, found)
 
     def _clipped_sum(self, batch: Batch, units: Units) -> list[Tensor]:
-        bound = self.local.record_clip
-        assert bound is not None
-        return self.local.clipping.clipped_sum(self.leaves, self.still, batch, units, bound, self.step)
+        local = self.local
+        assert local.record_clip is not None
+        clipping = local.clipping if local.objective is None else Clipping(self._loss)
+        return clipping.clipped_sum(self.leaves, self.still, batch, units, local.record_clip, self.step)
 
     def refresh(self) -> None:
         """Bring weights back to where the objective wants them, and leaves that are no views up to them."""

@@ -17,6 +17,7 @@ from fedray import tree
 from fedray.learn import dropout
 from fedray.learn.batches import Batch
 from fedray.learn.models import Model
+from fedray.settings import is_whole
 from fedray.tree import Flat
 
 Forward = Callable[[Mapping[str, Tensor], Batch], Tensor]
@@ -55,9 +56,9 @@ def cut(model: Any, after: int | None) -> Halves:
         return model
     module = model.module if isinstance(model, Model) else None
     layers = list(module.named_children()) if isinstance(module, nn.Sequential) else []
-    if after is None or not 1 <= after < len(layers):
+    if not is_whole(after, 1) or not after < len(layers):
         raise ValueError(
-            f"cut={after}: a model is cut between two of its layers, of which this one has {len(layers)}: "
+            f"cut={after!r}: a model is cut between two of its layers, of which this one has {len(layers)}: "
             "use a model that is a sequence (mlp, cnn), cut after 1 or more layers and before the last"
         )
     modes = [*dropout.layers(module), *(m for m in module.modules() if isinstance(m, _BATCH_NORM))]

@@ -68,7 +68,7 @@ class Frame:
 def row_norms(x: Tensor, g: Tensor, has_bias: bool, same: Tensor | None) -> Tensor:
     """Return the squared norm of each row's own gradient of a linear layer, whose input is x: |x|^2 |g|^2.
 
-    With `same` (sites, rows, rows), 1 where two rows are of one unit: the row's part of its unit's squared norm.
+    With `same` (sites, rows, rows), 1 where two rows are of one unit: the row's part of its unit's.
     """
     if same is None:
         return (x.square().sum(2) + (1 if has_bias else 0)) * g.square().sum(2)

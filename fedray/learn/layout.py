@@ -113,9 +113,7 @@ def layout(
     is_static = bool((is_whole := batch == size).all())
     draws = np.where(is_whole, size, rows_drawn(size, taken, batch))
     starts = np.concatenate([[0], np.cumsum(draws)])
-    every_step = np.broadcast_to(wide[:, None], (len(wide), int(taken.max(initial=0))))
-    at_once = max(1, chunk_bytes // (width * row_bytes))
-    chunks, step, block, site = moves_of(taken, every_step, is_static, at_once)
+    chunks, step, block, site = moves_of(taken, wide, is_static, max(1, chunk_bytes // (width * row_bytes)))
     begin, length = _batches(step, batch[site], size[site])
     lane = np.arange(width)[None, :]
     is_real = lane < np.clip(length - block * width, 0, width)[:, None]
@@ -178,8 +176,10 @@ def moves_of(
 ) -> tuple[tuple[Chunk, ...], np.ndarray, np.ndarray, np.ndarray]:
     """Return chunks, and for every block its step, its number within the batch and its site.
 
-    `wide` says how many blocks a site's step has, (sites, steps).
+    `wide` says how many blocks a site's step has, (sites, steps), or (sites,) where all have as many.
     """
+    if wide.ndim == 1:
+        wide = np.broadcast_to(wide[:, None], (len(wide), int(steps.max(initial=0))))
     last = int(steps.max(initial=0))
     found: list[tuple[int, int, int]] = []  # step, number, active
     chunks: list[Chunk] = []

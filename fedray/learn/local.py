@@ -11,7 +11,6 @@ This loop is the plain form. Where a model is a chain of known layers, the sites
 program instead (`rows.py`, `stacked.py`), one site alone too; the two agree to float rounding.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from fedray.learn.stopping import Watch
 from fedray.learn.update import Update
 from fedray.rng import Key
 from fedray.rows import Group, Tagged
+from fedray.settings import check_numbers, check_rates, check_whole
 from fedray.tree import Flat
 
 LossFunction = Callable[[Mapping[str, Tensor], Batch], Tensor]
@@ -76,16 +76,11 @@ class LocalTraining:
             raise ValueError("local training: give epochs or steps")
         if self.form not in FORMS:
             raise ValueError(f"local training: form={self.form!r}: choose one of {', '.join(FORMS)}")
-        for name in ("epochs", "steps", "batch_size", "clip_norm", "record_clip", "patience"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"local training: {name}={value} must be above 0")
-            if name in COUNTS and isinstance(value, float):
-                raise ValueError(f"local training: {name}={value} must be a whole number")
-        for name in ("lr", "l2", "prox"):
-            value = getattr(self, name)
-            if not callable(value) and not 0 <= value < math.inf:
-                raise ValueError(f"local training: {name}={value} must be 0 or more")
+        who = "local training"
+        check_whole(who, or_none=True, **{name: getattr(self, name) for name in COUNTS})
+        check_numbers(who, above=0, or_none=True, clip_norm=self.clip_norm, record_clip=self.record_clip)
+        check_numbers(who, least=0, l2=self.l2, prox=self.prox)
+        check_rates(who, lr=self.lr)
         if not isinstance(self.model, Model) and not callable(self.model):
             kind = type(self.model).__name__
             raise ValueError(f"local training: {kind} is neither a model nor a function loss(params, batch)")
@@ -112,6 +107,12 @@ class LocalTraining:
     def with_objective(self, objective: Objective) -> "LocalTraining":
         """Return the same training of another objective (`objectives.py`), which is done site by site."""
         return replace(self, objective=objective)
+
+    def lock_step(self, **options: Any) -> Any:
+        """Return one private step of this training without its noise, for a pass (`distributed_record`)."""
+        from fedray.learn.private_training import lock_step  # which stands on this file
+
+        return lock_step(self, **options)
 
     @property
     def how(self) -> str:

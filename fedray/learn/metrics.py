@@ -17,6 +17,7 @@ from torch import Tensor
 from fedray.learn import intervals
 from fedray.learn.batches import num_rows
 from fedray.learn.intervals import auroc, delong_interval, nadeau_bengio
+from fedray.settings import check_numbers, check_whole
 
 __all__ = ["auroc", "delong_interval", "evaluate", "nadeau_bengio", "site_record", "summarise"]
 
@@ -115,8 +116,8 @@ def evaluate(model: Any, bins: int = 1000, threshold: float = THRESHOLD) -> Eval
     loss_sum, correct, class_brier_sum. Number: n, loss_sum, squared_error_sum, absolute_error_sum,
     num_outputs.
     """
-    if bins < 2 or not 0 < threshold < 1:
-        raise ValueError(f"evaluate: bins={bins} must be 2 or more and threshold={threshold} inside (0, 1)")
+    check_whole("evaluate", least=2, bins=bins)
+    check_numbers("evaluate", above=0, below=1, threshold=threshold)
     return Evaluate(model, bins, threshold)
 
 

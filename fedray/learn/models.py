@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fedray.learn import dropout, losses
 from fedray.learn.functional import Functional, Step, draw
 from fedray.rng import SERVER, Key
+from fedray.settings import check_whole
 from fedray.tree import Flat
 
 
@@ -182,6 +183,8 @@ def mlp(
     `norm` comes before each ReLU: none, batch (its statistics are averaged) or layer.
     """
     kind, outputs = _outputs(task, num_classes)
+    for place, width in enumerate(hidden):
+        check_whole("mlp", **{f"hidden[{place}]": width})
     widths = [_width("mlp", num_features), *hidden]
     norms: dict[str, Callable[[int], list[nn.Module]]] = {
         "none": lambda width: [],

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedray import tree
 from fedray.learn.schedules import Schedule, at
+from fedray.settings import check_numbers, check_rates
 from fedray.tree import Flat
 
 BLOCK = 2**16  # elements of a step that stay in the cache
@@ -119,13 +120,14 @@ def _trainable_only(buffer: Tensor, like: Flat) -> Flat:
 
 
 def _optimizer(rule: Momentum | Adaptive) -> ServerOptimizer:
-    if not callable(rule.lr) and rule.lr < 0:
-        raise ValueError(f"server optimizer: lr={rule.lr} must be 0 or more")
-    betas = [rule.beta] if isinstance(rule, Momentum) else [rule.beta1, rule.beta2]
-    if not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"server optimizer: {betas} must lie in [0, 1)")
-    if isinstance(rule, Adaptive) and (rule.tau <= 0 or (rule.v0 is not None and rule.v0 < 0)):
-        raise ValueError(f"server optimizer: tau={rule.tau} must be above 0 and v0={rule.v0} 0 or more")
+    who = "server optimizer"
+    check_rates(who, lr=rule.lr)
+    if isinstance(rule, Momentum):
+        check_numbers(who, least=0, below=1, beta=rule.beta)
+    else:
+        check_numbers(who, least=0, below=1, beta1=rule.beta1, beta2=rule.beta2)
+        check_numbers(who, above=0, tau=rule.tau)
+        check_numbers(who, least=0, or_none=True, v0=rule.v0)
     return ServerOptimizer(rule.init, rule.step)
 
 

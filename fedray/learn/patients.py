@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedray import noise
 from fedray.accounting import Mechanism
+from fedray.errors import DataError
 from fedray.learn.batches import Batch, num_rows
 from fedray.learn.ghost import Units
 from fedray.learn.layout import BLOCK, block_width
@@ -70,10 +71,11 @@ class Sampled:
 
     def batches(self) -> Iterator[tuple[Tensor, Units]]:
         """Yield each step's rows and their units."""
-        ends = torch.bincount(self.step, minlength=self.steps).cumsum(0).tolist()
-        for begin, end in zip([0, *ends[:-1]], ends, strict=True):
+        begin = 0
+        for end in torch.bincount(self.step, minlength=self.steps).cumsum(0).tolist():
             found, inverse = torch.unique_consecutive(self.unit[begin:end], return_inverse=True)
             yield self.rows[begin:end], Units(inverse, len(found))
+            begin = end
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class Records:
 
 
 def records_of(batch: Batch, privacy: Privacy, rng: Key) -> Records:
-    """Return a site's records. Raises ValueError where the column of units is missing or holds no numbers.
+    """Return a site's records. Raises DataError where the column of units is missing or holds no numbers.
 
     Of a unit with more than `max_records` rows, so many are chosen, the same in every round.
     """
@@ -95,9 +97,9 @@ def records_of(batch: Batch, privacy: Privacy, rng: Key) -> Records:
         rows = torch.arange(total)
         return Records(rows, rows, total)
     if privacy.unit not in batch or batch[privacy.unit].is_floating_point():
-        raise ValueError(
+        raise DataError(
             f"private_sgd: site {rng.site or '?'} has no column {privacy.unit!r} of whole numbers, one a "
-            "patient: add it (SiteData.with_columns), or unit=None for a guarantee per row"
+            "patient. Fix: add it (SiteData.with_columns), or unit=None for a guarantee per row"
         )
     _, unit = torch.unique(batch[privacy.unit].cpu(), return_inverse=True)
     order = torch.argsort(unit, stable=True)

@@ -17,51 +17,38 @@ Ints = NDArray[np.int64]
 
 
 def poisson_layout(
-    sampled: Sequence[Sampled],
-    privacy: Privacy,
-    row_bytes: int,
-    dtype: torch.dtype,
+    sampled: Sequence[Sampled], privacy: Privacy, row_bytes: int, dtype: torch.dtype,
     chunk_bytes: int = CHUNK_BYTES,
-) -> Layout:
+) -> Layout:  # fmt: skip
     """Lay out the batches of several sites, with the row numbers that slots point at and rows' units."""
-    width = privacy.width
-    order = sorted(range(len(sampled)), key=lambda i: -sampled[i].steps)
+    width, k = privacy.width, len(sampled)
+    order = sorted(range(k), key=lambda i: -sampled[i].steps)
     sites = [sampled[i] for i in order]
     steps = np.array([one.steps for one in sites], dtype=np.int64)
     placed = [_placed(one, width, privacy.unit is None) for one in sites]
-    wide = np.ones((len(sites), int(steps.max(initial=0))), dtype=np.int64)
+    wide = np.ones((k, int(steps.max(initial=0))), dtype=np.int64)
     for site, (step, block, _) in enumerate(placed):
         np.maximum.at(wide[site], step, block + 1)
     chunks, step, block, site = moves_of(steps, wide, False, max(1, chunk_bytes // (width * row_bytes)))
     number = np.zeros((*wide.shape, int(wide.max(initial=1))), dtype=np.int64)
     number[site, step, block] = np.arange(len(site))
-    starts = np.cumsum([0, *(1 + len(one.rows) for one in sites)])  # a site's first row is there for padding
+    sizes = tuple(len(one.rows) for one in sites)
+    starts = np.cumsum([0, *(1 + size for size in sizes)])  # a site's first row is there for padding
     slots = np.repeat(starts[site][:, None], width, 1)
     weights, units = np.zeros(slots.shape), np.full(slots.shape, -1)
     for here, (one, (step, block, place)) in enumerate(zip(sites, placed, strict=True)):
         at = number[here, step, block], place
-        slots[at] = starts[here] + 1 + np.arange(len(step))
-        weights[at] = 1 / one.divisor
+        slots[at], weights[at] = starts[here] + 1 + np.arange(len(step)), 1 / one.divisor
         units[at] = one.unit.numpy()
     first = torch.zeros(1, dtype=torch.int64)
     return Layout(
-        order=tuple(order),
-        sizes=tuple(len(one.rows) for one in sites),
-        steps=tuple(steps.tolist()),
-        starts=tuple(starts[:-1].tolist()),
-        num_draws=int(starts[-1]),
-        width=width,
-        slots=torch.from_numpy(slots),
-        weights=torch.from_numpy(weights).to(dtype),
-        site=torch.from_numpy(site),
-        lengths=torch.from_numpy((weights > 0).sum(1)),
-        seen=tuple(len(one.rows) for one in sites),
-        chunks=chunks,
-        is_static=False,
-        is_wide=True,
-        drawn=torch.cat([part for one in sites for part in (first, one.rows)]),
+        order=tuple(order), sizes=sizes, steps=tuple(steps.tolist()), starts=tuple(starts[:-1].tolist()),
+        num_draws=int(starts[-1]), width=width, slots=torch.from_numpy(slots),
+        weights=torch.from_numpy(weights).to(dtype), site=torch.from_numpy(site),
+        lengths=torch.from_numpy((weights > 0).sum(1)), seen=sizes, chunks=chunks, is_static=False,
+        is_wide=True, drawn=torch.cat([part for one in sites for part in (first, one.rows)]),
         units=None if privacy.unit is None else torch.from_numpy(units),
-    )
+    )  # fmt: skip
 
 
 def _placed(one: Sampled, width: int, is_alone: bool) -> tuple[Ints, Ints, Ints]:
@@ -75,7 +62,7 @@ def _placed(one: Sampled, width: int, is_alone: bool) -> tuple[Ints, Ints, Ints]
     if sizes.max(initial=0) > width:
         raise ValueError(
             f"private_sgd: a patient has more than {width} records, which the stacked form keeps together. "
-            f"Fix: max_records={width} or less, or form='loop'"
+            f"Fix: max_records_per_unit={width} or less, or form='loop'"
         )
     block, begin = np.empty_like(step), np.empty_like(step)
     number, at, last = 0, 0, -1

@@ -109,14 +109,10 @@ def train_rows(
     start = buffer_of(params, schema)
     read = _read(group, local, how, items)
     if not read.fits or not can_train(local, how, schema):
-        is_trainable = can_train(local, how, schema)
-        return one_by_one(
-            group, (params, data, rng), given,
-            lambda item: is_trainable and fits_chain(local, how, training_rows(item)),
-            partial(train_rows, local, how), local,
-        )  # fmt: skip
+        train = partial(train_rows, local, how)
+        return one_by_one(local, how, group, (params, data, rng), given, train, local)
     rows, extras = read.rows, extras_from(local, schema, start, keys, given)
-    seat, is_still = together.current(), holds_still(schema)
+    seat, is_still, found = together.current(), holds_still(schema), []
     if seat is not None and not is_still and together.fits(local, how, given):
         rates = torch.tensor([[local.rate(keys[0].round)]], dtype=torch.float64)
         request = together.Request(local, how, schema, start, read, keys, extras, rates, group)
@@ -126,7 +122,6 @@ def train_rows(
     is_large = not is_still and OneStep.fits(local, extras, start[0].nbytes)
     lone = {i for i in range(k) if is_large and taken[i] <= 1}
     parts = [[i] for i in sorted(lone)] + ([rest] if (rest := [i for i in range(k) if i not in lone]) else [])
-    found = []
     for part in parts:
         shape = [sizes[i] for i in part], [taken[i] for i in part]
         plan = layout_of(group.cache, *shape, local.batch_size, rows[part[0]], schema.dtype)
@@ -188,10 +183,12 @@ def fits_chain(local: "LocalTraining", how: Stackable, batch: Batch) -> bool:
 
 
 def one_by_one(
-    group: Group, inputs: Sequence[Tagged], given: Mapping[str, Tagged], fits: Callable[[Any], bool],
-    train: Callable[..., Update], plain: Callable[..., Update],
+    local: "LocalTraining", how: Stackable, group: Group, inputs: Sequence[Tagged],
+    given: Mapping[str, Tagged], train: Callable[..., Update], plain: Callable[..., Update],
 ) -> Update:  # fmt: skip
     """Train a group in which some sites do not fit: those by the plain form, the others as if alone."""
+    schema = inputs[0].value.schema if isinstance(inputs[0].value, Flat) else how.schema
+    is_trainable = can_train(local, how, schema)
     found = []
     for place, site in enumerate(group.ids):
         params, data, rng, *extras = (
@@ -200,7 +197,7 @@ def one_by_one(
         )
         named = dict(zip(given, extras, strict=True))
         item = row(data, 0)
-        if fits(item):
+        if is_trainable and fits_chain(local, how, training_rows(item)):
             single = Group([site], group.cache)
             found.append(row(Rows(train(single, params, data, rng, named)), 0))
         else:

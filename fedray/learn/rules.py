@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedray.settings import check_numbers
+
+WHO = "local training"
 State = dict[str, Tensor]
 
 
@@ -16,11 +19,8 @@ class SgdRule:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
-            raise ValueError(
-                f"local training: momentum={self.momentum} must lie in [0, 1), "
-                f"weight_decay={self.weight_decay} be 0 or more"
-            )
+        check_numbers(WHO, least=0, below=1, momentum=self.momentum)
+        check_numbers(WHO, least=0, weight_decay=self.weight_decay)
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -51,6 +51,10 @@ class AdamWRule:
     beta2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_numbers(WHO, least=0, below=1, beta1=self.beta1, beta2=self.beta2)
+        check_numbers(WHO, least=0, eps=self.eps, weight_decay=self.weight_decay)
 
     @property
     def slots(self) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fedray.settings import check_numbers, check_rates, check_whole
+
 Schedule = Callable[[int], float]
 
 
@@ -68,34 +70,30 @@ class Warmup:
 
 def constant(lr: float) -> Constant:
     """Keep one rate."""
-    return Constant(_rate("constant", lr))
+    check_numbers("constant", least=0, lr=lr)
+    return Constant(lr)
 
 
 def step(lr: float, every: int, factor: float = 0.1) -> Step:
     """Multiply the rate by `factor` every `every` rounds."""
-    return Step(_rate("step", lr), _rounds("step: every", every), factor)
+    check_numbers("step", least=0, lr=lr, factor=factor)
+    check_whole("step", every=every)
+    return Step(lr, every, factor)
 
 
 def cosine(lr: float, rounds: int, final: float = 0.0) -> Cosine:
     """Let the rate fall from `lr` to `final` over `rounds` rounds."""
-    return Cosine(_rate("cosine", lr), _rounds("cosine: rounds", rounds), final)
+    check_numbers("cosine", least=0, lr=lr, final=final)
+    check_whole("cosine", rounds=rounds)
+    return Cosine(lr, rounds, final)
 
 
 def warmup(then: float | Schedule, rounds: int, start: float = 0.0) -> Warmup:
     """Raise the rate from `start` for `rounds` rounds, then follow `then`, a number or a schedule."""
-    return Warmup(then, _rounds("warmup: rounds", rounds), _rate("warmup", start))
-
-
-def _rate(name: str, lr: float) -> float:
-    if lr < 0:
-        raise ValueError(f"{name}: a learning rate of {lr} must be 0 or more")
-    return lr
-
-
-def _rounds(name: str, rounds: int) -> int:
-    if rounds < 1:
-        raise ValueError(f"{name}={rounds} must be 1 or more")
-    return rounds
+    check_rates("warmup", then=then)
+    check_numbers("warmup", least=0, start=start)
+    check_whole("warmup", rounds=rounds)
+    return Warmup(then, rounds, start)
 
 
 def at(lr: float | Schedule, round: int) -> float:

@@ -22,15 +22,13 @@ from fedray.core.value import Value
 from fedray.noise import Source
 from fedray.passes.clipping import Names, row_norms, shortened, stacked
 from fedray.passes.privacy import SERVER, noisy
-from fedray.passes.site_level import Clips, Cohort, NoisySum, Terms, protected
+from fedray.passes.site_level import Clips, Cohort, NoisySum, Terms, check_cohort, protected
 from fedray.rows import Column, Group, Tagged, row
 
 
 @dataclass(frozen=True)
 class ClipAndTell:
     """Clip to the round's bound, and tell whether the value was within it: +1/2, or -1/2."""
-
-    bound: ClassVar[float] = math.inf  # the server says it in each round
 
     def __call__(self, x: Any, bound: float) -> Any:
         """Clip the value of one site."""
@@ -81,9 +79,7 @@ class AdaptiveNoise:
             "bound": moved(bound, share, self.target, self.lr),
         }
 
-    def check_run(self, schedule: Any, num_sites: int | None) -> None:
-        """Raise ScheduleError where the run asks others than the noise reckons with."""
-        self.cohort.check(schedule, num_sites)
+    check_run = check_cohort
 
 
 def moved(bound: float, share: float, target: float, lr: float) -> float:
@@ -92,7 +88,7 @@ def moved(bound: float, share: float, target: float, lr: float) -> float:
 
 
 def site_dp_adaptive(
-    clip: Clips, noise_multiplier: float | None = None, cohort: float | None = None,
+    clip: Clips = 1.0, noise_multiplier: float | None = None, cohort: float | None = None,
     population: float | None = None, target: float = 0.5, lr: float = 0.2, mark_std: float | None = None,
     only: Names | None = ("delta",), exact: Names = ("metrics",), drop: Names = (),
     weights: str | None = None, sampling: str | None = None, epsilon: float | None = None,

@@ -110,6 +110,11 @@ class Pick:
     is_unbiased: bool
     label: str
 
+    @property
+    def guard(self) -> str:
+        """As `egress` shows it."""
+        return f"randk {self.fraction:g} (common seed)"
+
     def __call__(self, x: Any, key: Key) -> Any:
         """Pick from the value of one site."""
         return coded.alone(self.rows, x, key)

@@ -104,9 +104,7 @@ class Share:
         short = shortened(value, group, row_norms(value, group), self.ring.bound)
         origins = [coded.plain(_tensor(leaf)) for _, leaf in tree.leaves(short)]
         if (size := sum(origin.schema.num_elements for origin in origins)) > self.ring.size:
-            raise ValueError(
-                f"an update of {size} numbers, and noise for {self.ring.size}: give the pass its size"
-            )
+            raise ValueError(f"an update of {size} numbers, and noise for {self.ring.size}: raise num_params")
         words = [
             tree.Flat(self._words(origin.numbers),
                       coded.layout({"ring": (origin.numbers.shape[1],)}, torch.uint32, origin, self.ring))
@@ -162,15 +160,14 @@ class FromRing:
 
 
 def site_dp_distributed(
-    clip: float, noise_multiplier: float | None = None, size: int | None = None, cohort: float | None = None,
-    honest: float = 2 / 3, only: Names | None = ("delta",), exact: Names = ("metrics",), drop: Names = (),
-    weights: str | None = None,
-    epsilon: float | None = None, delta: float = 1e-5, rounds: int | None = None, max_noise: float = 10.0,
-    source: Source | None = None,
+    clip: float = 1.0, noise_multiplier: float | None = None, num_params: int | None = None,
+    cohort: float | None = None, honest: float = 2 / 3, only: Names | None = ("delta",),
+    exact: Names = ("metrics",), drop: Names = (), weights: str | None = None, epsilon: float | None = None,
+    delta: float = 1e-5, rounds: int | None = None, max_noise: float = 10.0, source: Source | None = None,
 ) -> Pass:  # fmt: skip
     """As `site_dp`, with noise that sites add in shares of integers; needs a secure sum.
 
-    `size` is the number of numbers in an update, or more: rounding costs sqrt(size) / 2 steps of sensitivity.
+    `num_params` numbers, or fewer, are an update: rounding costs sqrt(num_params) / 2 steps of sensitivity.
     `honest` is the fraction of a cohort that is honest and delivers, at most the secure sum's threshold: its
     shares alone are the noise that `noise_multiplier` says, all shares together are more.
     Unit: site; adjacency: add/remove; noise by the sites; trusted: nobody, if that fraction is honest.
@@ -183,7 +180,7 @@ def site_dp_distributed(
         epsilon=epsilon, delta=delta, rounds=rounds, max_noise=max_noise, only=only, exact=exact, drop=drop,
         weights=weights,
     )  # fmt: skip
-    ring, mechanism = _calibrated(terms, size, honest)
+    ring, mechanism = _calibrated(terms, num_params, honest)
 
     def noisy_sum(x: Value, name: str, site: Site) -> Value:
         share = Share(ring=ring, mechanism=mechanism, cohort=terms.asked, source=source)
@@ -198,11 +195,11 @@ def site_dp_distributed(
     return protected(terms, noisy_sum, told, f"nobody, if {honest:.3g} of a cohort are honest and deliver")
 
 
-def _calibrated(terms: Terms, size: int | None, honest: float) -> tuple[Ring, Mechanism]:
+def _calibrated(terms: Terms, num_params: int | None, honest: float) -> tuple[Ring, Mechanism]:
     """Return the ring and the release. An epsilon is met with the noise of a Gaussian and a little more."""
     noise_multiplier = terms.noise
     while True:
-        ring = _ring(terms, noise_multiplier, size, honest)
+        ring = _ring(terms, noise_multiplier, num_params, honest)
         mechanism = terms.mechanism(
             kind="skellam", noise_multiplier=noise_multiplier, noise_by="sites", trusted="nobody",
             variance=ring.variance, l2=ring.l2, l1=math.sqrt(ring.size) * ring.l2,
@@ -214,13 +211,13 @@ def _calibrated(terms: Terms, size: int | None, honest: float) -> tuple[Ring, Me
         noise_multiplier *= STEP
 
 
-def _ring(terms: Terms, noise_multiplier: float, size: int | None, honest: float) -> Ring:
+def _ring(terms: Terms, noise_multiplier: float, num_params: int | None, honest: float) -> Ring:
     """Return the ring. Raises ValueError where it is too small for the sites and the noise."""
     if isinstance(terms.clip, Mapping) or not 0 < honest <= 1:
         raise ValueError(f"{terms.who}: give one clip for all names, and honest={honest} in (0, 1]")
-    if size is None or size < 1:
-        raise ValueError(f"{terms.who}: size={size}: give the number of numbers in an update")
-    ring = Ring(bound=terms.clip, size=size, num_sites=math.ceil(terms.asked.size),
+    if num_params is None or num_params < 1:
+        raise ValueError(f"{terms.who}: num_params={num_params}: give the number of numbers in an update")
+    ring = Ring(bound=terms.clip, size=num_params, num_sites=math.ceil(terms.asked.size),
                 noise_multiplier=noise_multiplier, honest=honest)  # fmt: skip
     if ring.largest < 1 or math.sqrt(ring.share_variance) < LEAST_STD:
         raise ValueError(

@@ -92,7 +92,7 @@ class MatrixNoise:
 
 
 def site_dp_matrix(
-    clip: Clips, noise_multiplier: float | None = None, rounds: int | None = None,
+    clip: Clips = 1.0, noise_multiplier: float | None = None, rounds: int | None = None,
     cohort: float | None = None, population: float | None = None, bands: int | None = None,
     only: Names | None = ("delta",), exact: Names = ("metrics",), drop: Names = (),
     weights: str | None = None, epsilon: float | None = None, delta: float = 1e-5, max_noise: float = 10.0,

@@ -55,7 +55,8 @@ def _problems(graph: Graph, released: Collection[str] | None, visible: Collectio
         is_protocol = node.params.get("is_protocol") and known[node].label is not Label.VISIBLE
         if kind == "count" or is_protocol:
             continue
-        unknown = [name for name in names_of(node) if name not in {*visible, *(released or ())}]
+        allowed = {*visible, *(released or ())}  # a mean's weight goes with it
+        unknown = [name for name in names_of(node) if not {name, name.removesuffix(".weight")} & allowed]
         if released is not None and unknown:
             problems.append(
                 f"{', '.join(unknown)} ({kind}, {node.where}) is not among the released names "

@@ -28,7 +28,7 @@ from fedray.core.trace import Site
 from fedray.core.value import Value
 from fedray.noise import Source
 from fedray.passes.clipping import ClipByNorm, Names, row_norms, shortened, stacked
-from fedray.passes.site_level import Clips, Cohort, Terms, protected
+from fedray.passes.site_level import Clips, Cohort, Terms, check_cohort, protected
 from fedray.rows import Group, Tagged
 
 logger = logging.getLogger(__name__)
@@ -50,9 +50,7 @@ class GaussianNoise:
         """Return the noisy sum."""
         return noisy(total, self.std, self.source)
 
-    def check_run(self, schedule: Any, num_sites: int | None) -> None:
-        """Raise ScheduleError where the run asks others than the noise reckons with."""
-        self.cohort.check(schedule, num_sites)
+    check_run = check_cohort
 
 
 def noisy(total: Any, std: float, source: Source | None = None) -> Any:
@@ -75,7 +73,7 @@ def _noisy(numbers: Tensor, std: float, source: Source | None) -> Tensor:
 
 
 def site_dp(
-    clip: Clips, noise_multiplier: float | None = None, cohort: float | None = None,
+    clip: Clips = 1.0, noise_multiplier: float | None = None, cohort: float | None = None,
     population: float | None = None, only: Names | None = ("delta",), exact: Names = ("metrics",),
     drop: Names = (), weights: str | None = None, sampling: str | None = None,
     epsilon: float | None = None, delta: float = 1e-5, rounds: int | None = None, max_noise: float = 10.0,
@@ -108,7 +106,7 @@ def site_dp(
     def told(name: str) -> str:
         std = terms.noise * terms.bound(name)
         at_site = f"{name}: a site adds at most {terms.bound(name):g} (L2)"
-        return f"{at_site}; the server adds Gaussian noise of {std:.4g} to the sum; {terms.of_sampling}"
+        return f"{at_site}; the server adds noise of standard deviation {std:.4g}; {terms.of_sampling}"
 
     return protected(terms, noisy_sum, told, SERVER)
 
@@ -136,13 +134,11 @@ class LocalNoise:
         each = [noisy(rows.row(rows.Rows(short), index), self.std, self.source) for index in range(group.k)]
         return rows.stack(each).value
 
-    def check_run(self, schedule: Any, num_sites: int | None) -> None:
-        """Raise ScheduleError where the run asks others than the noise reckons with."""
-        self.cohort.check(schedule, num_sites)
+    check_run = check_cohort
 
 
 def site_dp_local(
-    clip: Clips, noise_multiplier: float | None = None, cohort: float | None = None,
+    clip: Clips = 1.0, noise_multiplier: float | None = None, cohort: float | None = None,
     only: Names | None = ("delta",), exact: Names = ("metrics",), drop: Names = (),
     weights: str | None = None,
     epsilon: float | None = None, delta: float = 1e-5, rounds: int | None = None, max_noise: float = 10.0,
@@ -171,7 +167,8 @@ def site_dp_local(
         return fr.sum(fr.map(fn, x), name=name)
 
     def told(name: str) -> str:
+        std = terms.noise * terms.bound(name)
         at_site = f"{name}: what a site sends is at most {terms.bound(name):g} (L2)"
-        return f"{at_site}, and has Gaussian noise of {terms.noise * terms.bound(name):.4g} when it leaves"
+        return f"{at_site}, and leaves with noise of standard deviation {std:.4g}"
 
     return protected(terms, noisy_sum, told, "nobody")

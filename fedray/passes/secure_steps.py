@@ -15,11 +15,12 @@ import torch
 from fedray import coded, rows
 from fedray.core.graph import MADE_UP, Label
 from fedray.errors import QuorumError
-from fedray.passes.secure_words import START_WEIGHT, Agreed, Read, read, written
+from fedray.passes.secure_words import START_BOUND, START_WEIGHT, Agreed, Read, read, written
 from fedray.rows import Column, Group, Ragged, Same, Tagged
 
 HEADROOM = 64.0  # a site's number may exceed the mean's largest so many times before it is cut
 WIDER = 16.0  # times wider after a round that has cut a number
+NARROWER = 4.0
 Lane = tuple[str, int, int | None, bool]  # name, place of the value, place of its weight, whether a mean's
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Write:
     """Write the values of a site as words of the ring. What leaves is to be masked, and is treated so."""
 
     lanes: tuple[Lane, ...]
+    guard: str = ""  # as `egress` shows it, where no mask follows
     grants: ClassVar[Label] = Label.MASKED
 
     def __call__(self, agreed: Agreed, *values: Any) -> Any:
@@ -68,6 +70,9 @@ def _weights(tagged: Tagged, k: int) -> np.ndarray:
     if not isinstance(numbers, torch.Tensor):
         return np.full(k, float(numbers))
     return numbers.reshape(k).to("cpu", torch.float64).numpy()
+
+
+IDEAL_GUARD = "simulated, no protection"
 
 
 @dataclass(frozen=True)
@@ -135,25 +140,38 @@ class ReadPlain:
 
 @dataclass(frozen=True)
 class Learn:
-    """Learn the next bounds from a total, which is public: its largest mean and room above it."""
+    """Learn the next bounds from a total, which is public: its largest mean and room above it.
+
+    A bound shrinks by 4 a round at most, grows by 16 after a round that has cut numbers, which the log tells,
+    and starts again where a total is zero.
+    """
 
     def __call__(self, memory: Any, agreed: Agreed, found: Opened) -> Any:
-        """Return what the server remembers. A round that has cut numbers is told in the log."""
-        bounds = {}
+        """Return what the server remembers, with what it knows of sums of other rounds."""
+        known: Mapping[str, Any] = memory or {}
+        bounds, weights = dict(known.get("bounds", {})), dict(known.get("weights", {}))
         for name, largest in found.largest.items():
             weight = found.weights.get(name) or float(found.num_sites)
-            wide = [power_above(HEADROOM * value / weight) for value in largest]
-            if cut := found.num_cut.get(name, 0):
-                told = agreed.bounds.get(name)
+            is_cut = bool(found.num_cut.get(name, 0))
+            if is_cut:
+                told = agreed.bounds.get(name, START_BOUND)
+                cut = found.num_cut[name]
                 logger.warning("secure_sum: %d numbers of %s were cut at their bound %s", cut, name, told)
-                wide = [max(new, WIDER * agreed.bound(name, leaf)) for leaf, new in enumerate(wide)]
-            bounds[name] = wide
-        weights = {
-            name: power_above(HEADROOM * total / found.num_sites) for name, total in found.weights.items()
-        }
+            bounds[name] = [
+                _next_bound(agreed.bound(name, leaf), value / weight, is_cut)
+                for leaf, value in enumerate(largest)
+            ]
+        for name, total in found.weights.items():
+            weights[name] = power_above(HEADROOM * total / found.num_sites)
         return {"bounds": bounds, "weights": weights}
 
 
+def _next_bound(bound: float, mean: float, is_cut: bool) -> float:
+    if is_cut:
+        return bound * WIDER
+    return max(power_above(HEADROOM * mean), bound / NARROWER) if mean else START_BOUND
+
+
 def power_above(number: float) -> float:
-    """Return the smallest power of two above a number; of zero a small one."""
-    return math.ldexp(1.0, max(-20, math.frexp(number)[1])) if number else 2.0**-20
+    """Return the smallest power of two above a number."""
+    return math.ldexp(1.0, math.frexp(number)[1])

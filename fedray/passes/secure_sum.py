@@ -8,25 +8,36 @@ are summed, and the server takes the masks off the sum with what survivors revea
 protocol and its citations are in docs/secure-sums.md). `mode="ideal"` adds the same words without masks:
 equal bits, no protection, for simulation.
 
-Start reading at `secure_sum`, then `_Rewriting`.
+Start reading at `secure_sum`, then `hidden` (secure_rewriting.py).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
-from fedray.core.flow import check_flow
-from fedray.core.graph import Claim, Graph, Key, Node, Op, Placement, stages
-from fedray.core.rewrite import Pass, refuse_coded
-from fedray.errors import PassError
-from fedray.passes.lowering import fuse_sums, lower_at_sites, lower_mean
-from fedray.passes.secure_steps import Agree, Lane, Learn, Named, ReadPlain, Write
+from fedray.core.digest import digest
+from fedray.core.graph import Claim, Graph, Node, Op, Placement
+from fedray.core.rewrite import Pass
+from fedray.passes.secure_graph import Fused, Masking, announced, call, gathered, group_totals, masked_total
+from fedray.passes.secure_groups import OpenGroups, means_for_rules
+from fedray.passes.secure_rewriting import Hiding, hidden
+from fedray.passes.secure_setup import Rules
+from fedray.passes.secure_steps import IDEAL_GUARD, Named, ReadPlain
+from fedray.secrecy.graph import MAX_FULL
 
 SERVER, SITES = Placement.SERVER, Placement.SITES
 MODES = ("ideal", "real")
 SERVERS = ("active", "curious")
 MIN_COHORT = 5  # of three with one colluder, two are left, and their sum is the other's value
-IDEAL = "simulated, no protection: the sites' words are added without masks (mode=ideal)"
+TRUSTS = {
+    "active": "more than two thirds of the sites do not collude with the server; the server, for which key "
+    "belongs to which site: keys are shown through it in each round (a site agent pins a roster)",
+    "curious": "the server follows the protocol, and more than half of the sites do not collude with it",
+}
+BUT = (
+    "sums: of few sites, with one large site among them, or over many rounds they tell much of each, and a "
+    "server that publishes a trap model reads rows out of them; nobody sees whether a masked update is honest"
+)
+IDEAL = f"{IDEAL_GUARD}: the sites' words are added without masks (mode=ideal)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +48,7 @@ class Settings:
     threshold: float | int | None = None
     server: str = "active"
     groups: int | None = None
+    cohort: int | None = None
     min_cohort: int = MIN_COHORT
     clip: float | Mapping[str, float] | None = None
     weight_cap: float | None = None
@@ -51,6 +63,8 @@ class Settings:
             f"threshold={self.threshold}: give a fraction in (0, 1), or a number of sites": is_fraction
             or is_number
             or self.threshold is None,
+            f"cohort={self.cohort} is below min_cohort={self.min_cohort}: ask more sites": self.cohort is None
+            or self.cohort >= self.min_cohort * (self.groups or 1),
             f"weight_cap={self.weight_cap}: give the most rows of a site": self.weight_cap is None
             or self.weight_cap > 0,
         }
@@ -86,6 +100,7 @@ def secure_sum(
     mode: str = "ideal",
     threshold: float | int | None = None,
     server: str = "active",
+    cohort: int | None = None,
     min_cohort: int = MIN_COHORT,
     clip: float | Mapping[str, float] | None = None,
     weight_cap: float | None = None,
@@ -102,137 +117,100 @@ def secure_sum(
     the sum itself is shown, and of few sites it tells much (docs/secure-sums.md).
     Raises SecurityConflict where the round shows the server more than sums.
     """
-    settings = Settings(mode=mode, threshold=threshold, server=server, min_cohort=min_cohort, clip=clip,
-                        weight_cap=weight_cap)  # fmt: skip
+    settings = Settings(mode=mode, threshold=threshold, server=server, cohort=cohort, min_cohort=min_cohort,
+                        clip=clip, weight_cap=weight_cap)  # fmt: skip
 
     def run(graph: Graph) -> Graph:
-        return secured(graph, settings)
+        return secured(graph, (), settings)
 
     run.__name__ = "secure_sum"
     run.is_policy = True  # type: ignore[attr-defined]  # evaluations show the server no more than rounds do
     return run
 
 
-def secured(graph: Graph, settings: Settings) -> Graph:
-    """Return the graph with its sums hidden."""
-    for node in graph.reductions:
-        if node.params["kind"] in ("sum", "mean"):
-            refuse_coded(node, "secure_sum")
-    lowered = fuse_sums(lower_mean(lower_at_sites(graph)))
-    rewriting = _Rewriting(lowered, settings)
-    text = f"the server sees sums of at least {settings.min_cohort} sites, and no site's own value"
-    claim = Claim(by="secure_sum", text=text if settings.is_real else IDEAL, is_hidden=True)
-    found = replace(
-        rewriting.result(), claims=(*graph.claims, claim), name=f"{graph.name} + {_title(settings)}"
-    )
-    check_flow(found)
-    if not rewriting.opened:
-        raise PassError(f"secure_sum found no sum in {graph.name}: leave it out")
-    return found
+def group_secure_sum(
+    groups: int = 5,
+    mode: str = "ideal",
+    threshold: float | int | None = None,
+    server: str = "active",
+    min_cohort: int = MIN_COHORT,
+    clip: float | Mapping[str, float] | None = None,
+    weight_cap: float | None = None,
+) -> Pass:
+    """Show the server the sum of each of `groups` random groups of sites, drawn anew in every round.
 
-
-def _title(settings: Settings) -> str:
-    return "secure_sum()" if settings.is_real else "secure_sum(ideal)"
-
-
-class _Rewriting:
-    """One pass over a lowered graph: each fused sum becomes a sub-program, each count of a stage with such a
-    sum the number of sites in it.
+    A robust rule before it in the list (median, trimmed_mean, krum, ...) is given the groups' means in place
+    of the sites' values, and tolerates bad groups in place of bad sites. All else is `secure_sum`'s; a site
+    hides among its group, which has `min_cohort` sites at least. Evaluations are summed over all sites.
+    Raises PassError where no rule compares sites.
     """
+    if groups < 2:
+        raise ValueError(f"group_secure_sum: groups={groups}: a rule compares several, say 5")
+    settings = Settings(mode=mode, threshold=threshold, server=server, groups=groups, min_cohort=min_cohort,
+                        clip=clip, weight_cap=weight_cap)  # fmt: skip
 
-    def __init__(self, graph: Graph, settings: Settings) -> None:
-        self.graph, self.settings = graph, settings
-        self.stage = stages(graph.nodes)
-        self.opened: dict[int, Node] = {}  # stage of the sum -> what was opened
-        self.stored: dict[Key, Node] = {}
-        self.new: dict[Node, Node] = {}
-        ids = (node for node in graph.nodes if node.op is Op.INPUT and node.params["slot"] == "id")
-        self.site_id = next(ids, Node(Op.INPUT, SITES, params={"slot": "id"}, where="secure_sum"))
-        self.fused = {
-            self.stage[node]: node
-            for node in graph.reductions
-            if "lanes" in node.params and not node.params.get("by")
-        }
+    def run(graph: Graph) -> Graph:
+        return secured(*means_for_rules(graph), settings)
 
-    def result(self) -> Graph:
-        """Return the rewritten graph."""
-        pending = self.graph.nodes
-        while pending:  # a count needs the sum of its stage first
-            later = [node for node in pending if not self._take(node)]
-            pending = later
-        outputs = {key: self.new[node] for key, node in self.graph.outputs.items()}
-        return replace(self.graph, outputs={**outputs, **self.stored})
+    run.__name__ = "group_secure_sum"
+    run.is_policy = True  # type: ignore[attr-defined]
+    over_all = {"mode": mode, "threshold": threshold, "server": server, "min_cohort": min_cohort}
+    run.of_evaluations = secure_sum(**over_all)  # type: ignore[arg-type, attr-defined]
+    return run
 
-    def _take(self, node: Node) -> bool:
-        """Rewrite a node, if what it needs is there."""
-        is_count = node.op is Op.REDUCE and node.params["kind"] == "count"
-        if is_count and self.stage[node] in self.fused:
-            if self.stage[node] not in self.opened:
-                return False
-            self.new[node] = _get(self.opened[self.stage[node]], "num_sites", node.where)
-            return True
-        if any(arg not in self.new for arg in node.args):
-            return False
-        args = tuple(self.new[arg] for arg in node.args)
-        if self.fused.get(self.stage[node]) is node:
-            found = self._hidden(node, args)
-            self.opened[self.stage[node]] = found
-            self.new[node] = _get(found, "sums", node.where)
-        else:
-            is_same = all(a is b for a, b in zip(args, node.args, strict=True))
-            self.new[node] = node if is_same else replace(node, args=args)
-        return True
 
-    def _hidden(self, node: Node, args: tuple[Node, ...]) -> Node:
-        """Return what the server opens in place of a fused sum."""
-        where, number = node.where, len(self.opened)
-        prefix = "secure" if not number else f"secure{number + 1}"
-        lanes: tuple[Lane, ...] = tuple(
-            (name, value, weight, is_mean) for name, value, weight, is_mean, _ in node.params["lanes"]
+def secured(graph: Graph, grouped: tuple[str, ...], settings: Settings) -> Graph:
+    """Return the graph with its sums hidden."""
+    has_dp = any(getattr(node.fn, "mechanism", None) is not None for node in graph.nodes)
+    program = digest(graph)[:16]
+
+    def hide(sum_: Fused) -> Node:
+        rules = Rules(
+            server=settings.server,  # type: ignore[arg-type]
+            threshold=settings.threshold,
+            min_cohort=settings.min_cohort,
+            num_groups=settings.groups or 1,
+            is_ring=settings.threshold is None and (settings.cohort or 0) > MAX_FULL,
+            has_dp=has_dp,
+            label=f"{program}.{sum_.prefix}",
         )
-        bounds = {name: self.settings.bound_of(name, node.args[value]) for name, value, _, _ in lanes}
-        fixed = {name: bound for name, bound in bounds.items() if bound is not None}
-        weighted = tuple(name for name, _, weight, _ in lanes if weight is not None)
-        memory = Node(Op.INPUT, SERVER, params={"slot": f"{prefix}.bounds"}, where=where)
-        asked = Node(Op.REDUCE, SERVER, params={"kind": "count"}, name="count", where=where)
-        agree = Agree(fixed, weighted, self.settings.weight_cap)
-        agreed = _call(agree, SERVER, (asked, memory), where)
-        told = Node(Op.BROADCAST, SITES, (agreed,), name="agreed", where=where)
-        words = _call(Write(lanes), SITES, (told, *args), where)
-        found = self._summed(node, words, lanes, prefix)
-        learnt = _call(Learn(), SERVER, (memory, agreed, found), where)
-        self.stored[SERVER, f"{prefix}.bounds"] = learnt
-        return found
+        return Masking(rules, sum_).result() if settings.is_real else plain(rules, sum_)
 
-    def _summed(self, node: Node, words: Node, lanes: tuple[Lane, ...], prefix: str) -> Node:
-        total = masked_total(node, words)
-        delivered = gathered(
-            _call(Named(), SITES, (self.site_id, words), node.where), f"{prefix}.delivered", node.where
-        )
-        return _call(ReadPlain(lanes, self.settings.min_cohort), SERVER, (total, delivered), node.where)
+    name = "group_secure_sum" if settings.groups else "secure_sum"
+    options = [f"groups={settings.groups}"] if settings.groups else []
+    title = f"{name}({', '.join(options if settings.is_real else [*options, 'ideal'])})"
+    guard = "" if settings.is_real else IDEAL_GUARD
+    hiding = Hiding(title, settings.bound_of, settings.weight_cap, hide, guard, grouped)
+    return hidden(graph, hiding, _claim(name, settings))
 
 
-def _call(fn: Any, placement: Placement, args: tuple[Node, ...], where: str) -> Node:
-    lift = "server" if placement is SERVER else "site"
-    return Node(Op.CALL, placement, args, fn, {"lift": lift, "kwargs": ()}, where=where)
+def plain(rules: Rules, sum_: Fused) -> Node:
+    """Add the words without masks: the same sums, and no protection."""
+    named = call(Named(), SITES, (sum_.site_id, sum_.words), sum_.where)
+    delivered = gathered(named, f"{sum_.prefix}.delivered", "site id", sum_.where)
+    if rules.num_groups == 1:
+        read = ReadPlain(sum_.lanes, rules.min_cohort)
+        return call(read, SERVER, (masked_total(sum_, sum_.words), delivered), sum_.where)
+    setup = announced(rules, sum_)
+    opener = OpenGroups(sum_.lanes, sum_.grouped, rules.min_cohort)
+    return call(opener, SERVER, (setup, group_totals(sum_, setup, sum_.words), delivered), sum_.where)
 
 
-def _get(node: Node, key: str, where: str) -> Node:
-    params = {"key": key, "attribute": True}
-    return Node(Op.GET, node.placement, (node,), params=params, name=key, where=where)
-
-
-def gathered(value: Node, name: str, where: str) -> Node:
-    """Return the gather of a protocol's own message."""
-    params = {"kind": "gather", "is_protocol": True}
-    return Node(Op.REDUCE, SERVER, (value,), params=params, name=name, where=where)
-
-
-def masked_total(node: Node, words: Node) -> Node:
-    """Return the sum of the sites' words under the name of the sums that are in them."""
-    names = tuple(lane[0] for lane in node.params["lanes"])
-    lanes = ((node.name, 0, None, True, None),)
-    params = {"kind": "sum", "lanes": lanes, "names": names}
-    total = Node(Op.REDUCE, SERVER, (words,), params=params, name=node.name, where=node.where)
-    key = {"key": node.name, "attribute": False}
-    return Node(Op.GET, SERVER, (total,), params=key, name=node.name, where=node.where)
+def _claim(name: str, settings: Settings) -> Claim:
+    """Return what the pass says in the trust statement."""
+    if not settings.is_real:
+        return Claim(by=name, text=IDEAL, but="everything that secure_sum(mode='real') hides", is_hidden=True)
+    who = (
+        "a server that lies of anything but whose key is whose"
+        if settings.server == "active"
+        else "the server"
+    )
+    what = "the sum of each group" if settings.groups else "their sum"
+    text = f"{who} sees no site's own value, but {what}, of {settings.min_cohort} sites at least"
+    return Claim(
+        by=name,
+        text=text,
+        trusts=("in each group, " if settings.groups else "") + TRUSTS[settings.server],
+        but=BUT,
+        is_hidden=True,
+    )

@@ -1,6 +1,7 @@
 """Words: how the sums of one stage become one row of the ring of integers mod 2^32, and how a total is read.
 
-A leaf of floats of at most 32 bits is fixed point below a public bound, one word a number, with its own lanes
+What is in the ring already (uint32: shares of noise on integers) is a word a number and goes as it is. A
+leaf of floats of at most 32 bits is fixed point below a public bound, one word a number, with its own lanes
 for weight, count and numbers cut at the bound (`fedray.secrecy.encoding`). Numbers, counts, weights and
 float64 take four words each: digits of a wide fixed point from 2^50 down to 2^(50 - 4b), b = 31 - log2(sites)
 bits a digit, so that counts are exact and sums of squares keep what a float64 holds. Nothing wraps while at
@@ -9,6 +10,7 @@ most the agreed number of sites is in the sum.
 Start reading at `Words`, the row's layout, which travels with it as the schema of a `Flat` of uint32.
 """
 
+import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,9 +24,11 @@ from fedray.errors import QuorumError, SecrecyError
 from fedray.rows import Column, Group, Ragged
 from fedray.secrecy.encoding import NUM_LANES, Encoding, decode, encode
 
+logger = logging.getLogger(__name__)
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
 DIGITS = 4  # words of a wide number
 TOP_BITS = 50  # a wide number lies below 2^50: sums of squares of a million rows of laboratory values do
+CUT_WEIGHT = 1e-3  # weights that differ by more than rounding does were cut
 START_BOUND = 16.0  # of a leaf of which nothing is known yet: the range that plain sums start with
 START_WEIGHT = 2.0**14  # rows of the largest site, where nothing is known yet
 
@@ -44,7 +48,9 @@ class Agreed:
     def bound(self, name: str, leaf: int) -> float:
         """Return the bound of a leaf."""
         known = self.bounds.get(name, START_BOUND)
-        return known[leaf] if isinstance(known, tuple) else known
+        if isinstance(known, tuple):
+            return known[leaf] if leaf < len(known) else START_BOUND
+        return known
 
     def encoding(self, name: str, leaf: int, is_weighted: bool) -> Encoding:
         """Return how a leaf of narrow floats is encoded."""
@@ -60,7 +66,7 @@ class Agreed:
 @dataclass(frozen=True, slots=True)
 class Section:
     """One leaf of one named sum in a row. `schema` is the leaf's as numbers without padding; `dtype` is None
-    for a plain number, `encoding` for what takes digits.
+    for a plain number, `encoding` for what takes digits and for what is in the ring already.
     """
 
     name: str
@@ -76,8 +82,15 @@ class Section:
         return self.schema.num_elements
 
     @property
+    def is_ring(self) -> bool:
+        """Tell whether the leaf's numbers are words already."""
+        return self.dtype == torch.uint32
+
+    @property
     def stop(self) -> int:
         """The word after the last."""
+        if self.is_ring:
+            return self.start + self.size
         return self.start + (self.size + NUM_LANES if self.encoding else self.size * DIGITS)
 
 
@@ -135,7 +148,9 @@ def written(
         weight = weights[section.name][alive] if section.name in weights else np.ones(len(alive))
         _check_weight(section.name, weight)
         numbers = _numbers(leaf, group.k)[alive]
-        if section.encoding is not None:
+        if section.is_ring:
+            block = numbers
+        elif section.encoding is not None:
             block = encode(numbers, weight, section.encoding)
         else:
             block = digits_of(numbers.astype(np.float64) * weight[:, None], schema.digit_bits, section.name)
@@ -218,7 +233,8 @@ class OpenedSum:
             raise QuorumError(
                 "the weights of the sites that delivered add up to 0: no site had a row to learn from"
             )
-        if self.own_weight is not None and weight > self.own_weight * (1 + 1e-3):
+        if self.own_weight is not None and weight > self.own_weight * (1 + CUT_WEIGHT):
+            logger.warning("secure_sum: a weight of %s was cut at its cap", self.sections[0].name)
             weight = self.own_weight
         found = [
             _shaped(leaf / weight, section) for leaf, section in zip(self.leaves, self.sections, strict=True)
@@ -262,9 +278,9 @@ def read(total: np.ndarray, schema: Words, num_counted: int) -> Read:
     for section in schema.sections:
         words = total[section.start : section.stop]
         if section.encoding is None:
-            leaves.append(numbers_of(words, schema.digit_bits))
+            leaves.append(words if section.is_ring else numbers_of(words, schema.digit_bits))
             continue
-        found = decode(words, section.encoding, num_counted)
+        found = decode(words, section.encoding, num_counted, warns=False)  # a cap that is learnt starts wide
         leaves.append(found.values * section.encoding.max_weight)
         weights[section.name] = found.weight * section.encoding.max_weight
         cut[section.name] = cut.get(section.name, 0) + found.num_cut

@@ -71,72 +71,12 @@ class Cohort:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Taken:
-    """Which reductions a pass takes: `only` (None: every sum and mean), `exact` and `drop`.
+def check_cohort(self: Any, schedule: Any, num_sites: int | None) -> None:
+    """Raise ScheduleError where the run asks others than the noise of `self.cohort` reckons with.
 
-    `weights="uniform"` says that the weights of a mean are dropped; None refuses a weighted one.
+    As `check_run` of a function in a plan, schedules call it: see runtime/schedule.py.
     """
-
-    title: str
-    only: Names | None = ("delta",)
-    exact: Names = ("metrics",)
-    drop: Names = ()
-    weights: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.weights not in (None, "uniform"):
-            raise ValueError(
-                f"{self.title}: weights={self.weights!r}: say 'uniform' to drop the weights of a mean"
-            )
-        if both := sorted(set(self.exact) & {*self.drop, *(self.only or ())}):
-            raise ValueError(f"{self.title}: {both} are in `exact` and in `only` or `drop`: choose one")
-
-    def of(self, graph: Graph) -> dict[str, Node]:
-        """Return the reductions to replace, by name. Raises PassError where one could not be protected."""
-        leaving = {node.name: node for node in graph.reductions if node.params["kind"] != "count"}
-        found = {}
-        for name, node in leaving.items():
-            if name in self.exact or name in self.drop:
-                continue
-            if self.only is not None and name not in self.only:
-                self._refuse(
-                    node,
-                    "would leave without noise: name it in `only` (it then costs budget too)"
-                    ", in `exact` (it leaves as it is) or in `drop` (it is not sent)",
-                )
-            self._check(node)
-            found[name] = node
-        if missing := sorted(set(self.only or ()) - set(found)):
-            raise PassError(
-                f"{self.title} found nothing named {missing} in {graph.name}; its reductions are "
-                f"{', '.join(sorted(leaving))}: change `only`"
-            )
-        if not found:
-            raise PassError(f"{self.title} found nothing to protect in {graph.name}: change `exact`")
-        return found
-
-    def _check(self, node: Node) -> None:
-        if node.placement is Placement.SITES:
-            self._refuse(node, "goes from site to site, and noise on a sum at the server does not hide it")
-        if node.params["kind"] not in ("sum", "mean"):
-            self._refuse(
-                node,
-                "shows the server the value of each site, and noise on a sum does not hide it:"
-                " use site_dp_local, or an algorithm whose updates leave as sums",
-            )
-        if node.params.get("by"):
-            self._refuse(node, "is a sum for each region, with cohorts that the pass does not know")
-        if len(node.args) > 1 and self.weights is None:
-            self._refuse(
-                node,
-                "is a weighted mean, and a site must count as much as any other: train with "
-                "equal weights (algorithm.weighted=false), or say weights='uniform' to drop "
-                "them",
-            )
-
-    def _refuse(self, node: Node, why: str) -> None:
-        raise PassError(f"{self.title}: {node.name} ({node.params['kind']}, {node.where}) {why}")
+    self.cohort.check(schedule, num_sites)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +85,8 @@ class Terms:
 
     `clip` is one bound, or one for each name. The noise is given by `noise_multiplier`, or by `epsilon`
     (at `delta`, over `rounds` rounds). `sampling="poisson"` claims amplification at cohort / population.
+    `only` names the reductions to take, None every sum and mean that is not in `exact` or `drop`;
+    `weights="uniform"` says that the weights of a mean are dropped, None refuses a weighted one.
     """
 
     who: str
@@ -178,6 +120,10 @@ class Terms:
             self._refuse(f"epsilon={self.epsilon:g} needs the rounds of the run, and the names in `only`")
         if self.sampling and (self.population is None or self.population < self.cohort):
             self._refuse(f"population={self.population}: Poisson sampling takes {self.cohort:g} of how many?")
+        if self.weights not in (None, "uniform"):
+            self._refuse(f"weights={self.weights!r}: say 'uniform' to drop the weights of a mean")
+        if both := sorted(set(self.exact) & {*self.drop, *(self.only or ())}):
+            self._refuse(f"{both} are in `exact` and in `only` or `drop`: choose one")
 
     def _refuse(self, why: str) -> NoReturn:
         raise ValueError(f"{self.who}: {why}")
@@ -206,11 +152,6 @@ class Terms:
         clip = "" if isinstance(self.clip, Mapping) else f"clip={self.clip:g}, "
         return f"{self.who}({clip}noise_multiplier={self.noise:.4g}, cohort={self.cohort:g})"
 
-    @property
-    def taken(self) -> Taken:
-        """Which reductions are taken."""
-        return Taken(title=self.who, only=self.only, exact=self.exact, drop=self.drop, weights=self.weights)
-
     def bound(self, name: str) -> float:
         """Return the bound of a name. Raises PassError where it has none."""
         if not isinstance(self.clip, Mapping):
@@ -238,23 +179,64 @@ class Terms:
         )
 
 
+def taken(terms: Terms, graph: Graph) -> dict[str, Node]:
+    """Return the reductions to replace, by name. Raises PassError where one could not be protected."""
+    leaving = {node.name: node for node in graph.reductions if node.params["kind"] != "count"}
+    found = {name: node for name, node in leaving.items() if name not in {*terms.exact, *terms.drop}}
+    for name, node in found.items():
+        if why := _unprotected(terms, name, node):
+            raise PassError(f"{terms.who}: {name} ({node.params['kind']}, {node.where}) {why}")
+    if missing := sorted(set(terms.only or ()) - set(found)):
+        raise PassError(
+            f"{terms.who} found nothing named {missing} in {graph.name}; its reductions are "
+            f"{', '.join(sorted(leaving))}: change `only`"
+        )
+    if not found:
+        raise PassError(f"{terms.who} found nothing to protect in {graph.name}: change `exact`")
+    return found
+
+
+def _unprotected(terms: Terms, name: str, node: Node) -> str:
+    """Return why noise would not protect what leaves under a name; "" where it does."""
+    if terms.only is not None and name not in terms.only:
+        return (
+            "would leave without noise: name it in `only` (it then costs budget too), in `exact` (it leaves "
+            "as it is) or in `drop` (it is not sent)"
+        )
+    if node.placement is Placement.SITES:
+        return "goes from site to site, and noise on a sum at the server does not hide it"
+    if node.params["kind"] not in ("sum", "mean"):
+        return (
+            "shows the server the value of each site, and noise on a sum does not hide it: use an algorithm "
+            "whose updates leave as sums"
+        )
+    if node.params.get("by"):
+        return "is a sum for each region, with cohorts that the pass does not know"
+    if len(node.args) > 1 and terms.weights is None:
+        return (
+            "is a weighted mean, and a site must count as much as any other: train with equal weights "
+            "(algorithm.weighted=false), or say weights='uniform' to drop them"
+        )
+    return ""
+
+
 def protected(terms: Terms, noisy_sum: NoisySum, told: Callable[[str], str], trusts: str) -> Pass:
     """Return the pass that puts noisy sums in the place of what leaves; `told(name)` says what that does."""
-    taken, cohort, title = terms.taken, terms.asked, terms.title
+    cohort, title = terms.asked, terms.title
 
     def run(graph: Graph) -> Graph:
-        chosen = taken.of(graph)
+        chosen = taken(terms, graph)
         result = graph
         for kind in ("mean", "sum"):
             if names := [name for name, node in chosen.items() if node.params["kind"] == kind]:
                 result = _replaced(result, kind, names)
-        result = _without(result, taken.drop, cohort)
-        sentences, others = [told(name) for name in chosen], _others(graph, taken, chosen)
+        result = _without(result, terms.drop, cohort)
+        sentences, others = [told(name) for name in chosen], _others(graph, terms, chosen)
         claim = Claim(by=title, text="; ".join(sentences), trusts=trusts, but="; ".join(others))
         return replace(
             result,
             name=f"{graph.name} + {title}",
-            note="\n".join(filter(None, [graph.note, *sentences, *others])),
+            note="\n".join(filter(None, [graph.note, *others])),
             claims=(*graph.claims, claim),
         )
 
@@ -263,7 +245,7 @@ def protected(terms: Terms, noisy_sum: NoisySum, told: Callable[[str], str], tru
             total = noisy_sum(x, name, site)
             return total / cohort.size if kind == "mean" else total
 
-        return on_reduce(kind, names, taken.title)(noisy)(graph)
+        return on_reduce(kind, names, terms.who)(noisy)(graph)
 
     run.__name__ = title
     return run
@@ -288,12 +270,13 @@ def nothing() -> dict[str, Any]:
     return {}
 
 
-def _others(graph: Graph, taken: Taken, chosen: Collection[str]) -> list[str]:
+def _others(graph: Graph, terms: Terms, chosen: Collection[str]) -> list[str]:
     names = dict.fromkeys(node.name for node in graph.reductions if node.params["kind"] != "count")
-    exact = [name for name in names if name not in chosen and name not in taken.drop]
-    dropped = [name for name in names if name in taken.drop]
+    exact = [name for name in names if name not in chosen and name not in terms.drop]
+    dropped = [name for name in names if name in terms.drop]
     return [
         *([f"released exactly, without noise: {', '.join(exact)}"] if exact else []),
         *([f"not sent: {', '.join(dropped)}"] if dropped else []),
-        "who was asked and who delivered is seen by the server exactly",
+        "who was asked and who delivered is seen by the server exactly; evaluations are programs of their "
+        "own, whose figures leave as egress says",
     ]

@@ -16,9 +16,10 @@ from typing import Any
 from fedray import track
 from fedray.errors import ConfigError
 from fedray.live import clock, share, size, with_interval
-from fedray.report import statistics
+from fedray.report import spent, statistics
 
 NEEDS = ("matplotlib", "jinja2")
+EVIDENCE = "quarantine.sites."  # before a site's figures in a round's metrics
 MAX_ROWS = 400  # of the table of hospitals; sites.jsonl holds all
 HINT = "for a page with figures: pip install 'fedray[report]', then fedray report {run}"
 
@@ -29,6 +30,7 @@ SENTENCES = {
     "listed": "Evaluation shows the server figures of each hospital:",
     "open": "No secure summation: whoever runs the server's process could read the numbers of one hospital "
     "before they are summed.",
+    "ideal": "Secure sums were simulated: their bits were computed, and nothing was hidden from the server.",
     "no_noise": "No differential privacy: no noise was added to bound what one patient changes, so there "
     "is no epsilon. The trained model may say something about single patients.",
     "simulation": "A simulation: all hospitals' data lay on machines of one owner. It shows what training "
@@ -102,10 +104,11 @@ def _context(folder: Path) -> dict[str, Any]:
         "hospitals": _hospitals(split),
         "egress": plan.get("egress", []),
         "measured": plan.get("evaluations", []),
-        "privacy": list(_privacy(plan, result, _config(folder))),
+        "privacy": list(_privacy(plan, result, _config(folder), rounds)),
         "commands": _commands(folder, env),
         "failed": sum(len(row.get("failures") or ()) for row in rounds),
         "failures": _worst(result),
+        "left_out": _left_out(rounds),
     }
 
 
@@ -273,8 +276,23 @@ def _worst(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return sorted(result.get("failures") or [], key=lambda item: (-item["count"], item["site"]))[:12]
 
 
+def _left_out(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the sites that a quarantine has left out, most often first, each with its last evidence."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rounds:
+        for name, value in (row["metrics"] or {}).items():
+            if name.startswith(EVIDENCE) and value is not None:
+                site, _, fact = name.removeprefix(EVIDENCE).rpartition(".")
+                found.setdefault(site, {"site": site})[fact] = value
+    guilty = [record for record in found.values() if record.get("times")]
+    return sorted(guilty, key=lambda record: (-record["times"], record["site"]))[:MAX_ROWS]
+
+
 def _privacy(
-    plan: Mapping[str, Any], result: Mapping[str, Any], config: Mapping[str, Any]
+    plan: Mapping[str, Any],
+    result: Mapping[str, Any],
+    config: Mapping[str, Any],
+    rounds: Sequence[Mapping[str, Any]],
 ) -> Iterator[dict[str, str]]:
     """Yield what protects patients in this run, and plainly what does not."""
     seen = _visible([plan])
@@ -285,9 +303,12 @@ def _privacy(
     listed = _visible(plan.get("evaluations", []))
     if listed:
         yield {"sign": "no", "text": f"{SENTENCES['listed']} {', '.join(listed)}."}
-    if not _is_on(config.get("secure")):
-        yield {"sign": "no", "text": SENTENCES["open"]}
-    if not _is_on(config.get("privacy")):
+    simulated = any("simulated" in row.get("guards", "") for row in plan.get("egress", []))
+    if not _is_on(config.get("secure")) or simulated:
+        yield {"sign": "no", "text": SENTENCES["ideal" if simulated else "open"]}
+    if result.get("privacy"):
+        yield from spent.sentences(result["privacy"], rounds)
+    else:
         yield {"sign": "no", "text": SENTENCES["no_noise"]}
     if result.get("where", "simulation") == "simulation":
         yield {"sign": "no", "text": SENTENCES["simulation"]}
@@ -298,7 +319,8 @@ def _privacy(
 def _visible(plans: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the names under which the server is shown the value of a single site."""
     rows = [row for plan in plans for row in plan.get("egress", [])]
-    return sorted({row["name"] for row in rows if str(row["visible"]).startswith("yes")})
+    shown = [row for row in rows if str(row["visible"]).startswith("yes")]
+    return sorted({row["name"] for row in shown if "public by design" not in row["visible"]})
 
 
 def _is_on(group: Any) -> bool:

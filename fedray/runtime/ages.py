@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fedray.errors import QuorumError, SiteError
+from fedray.errors import QuorumError, ScheduleError, SiteError
 from fedray.runtime import fold, lanes
 from fedray.runtime.buffered import Discount
 from fedray.runtime.flights import Flight
@@ -22,13 +22,20 @@ def by_age(
 ) -> list[tuple[float, Contribution]]:
     """Return (factor, contribution) of each age, youngest first; `needs` is the grid that holds all of them.
 
-    Raises QuorumError where the factors are all zero: nothing would be counted.
+    Raises QuorumError where the factors are all zero: nothing would be counted; ScheduleError where one is no
+    number in [0, 1].
     """
     ages: dict[int, list[Flight]] = {}
     for flight in landed:
         ages.setdefault(version - flight.version, []).append(flight)
     grids = _grids(landed, exponents)
     found = [(float(discount(age)), _joined(ages[age], grids)) for age in sorted(ages)]
+    for age, (factor, _) in zip(sorted(ages), found, strict=True):
+        if not 0 <= factor <= 1:
+            raise ScheduleError(
+                f"round {version}: discount={discount!r} gives {factor} at the age {age}: "
+                "give a number in [0, 1]"
+            )
     if not any(factor for factor, _ in found):
         raise QuorumError(
             f"round {version}: the discount gives 0 at the ages {sorted(ages)} of a whole buffer; lower "

@@ -13,6 +13,7 @@ from fedray.core.graph import Node, Op, Placement
 from fedray.errors import ScheduleError
 from fedray.runtime.schedule import check_asked
 from fedray.runtime.traces import Trace, read_trace
+from fedray.settings import is_number, is_whole
 
 Discount = Callable[[int], float]  # age in server rounds -> factor of a contribution
 SAMPLINGS = ("uniform", "weighted")
@@ -61,6 +62,8 @@ def discount_of(given: str | Discount) -> Discount:
 
     Raises ScheduleError where there is no such one, or it gives no number in [0, 1] at small ages.
     """
+    if not isinstance(given, str) and not callable(given):
+        raise ScheduleError(f"buffered(): discount={given!r}: give a name or a function of the age")
     found = _named(given) if isinstance(given, str) else given
     factors = [found(age) for age in range(TRIED_AGES)]
     if not all(isinstance(each, (int, float)) and 0.0 <= each <= 1.0 for each in factors):
@@ -120,6 +123,13 @@ class Buffered:
 
     def check(self, plan: Any, num_sites: int | None = None) -> None:
         """Raise ScheduleError where a plan cannot be run with answers of several ages."""
+        for node in plan.nodes:
+            if node.op is Op.REDUCE and node.params.get("masked"):
+                raise ScheduleError(
+                    f"buffered() scales each contribution by its age and asks sites at different times, and "
+                    f"{node.name!r} ({node.where}) of {plan.name} is masked among sites that agreed on keys "
+                    "before they trained: drop the secure sum, or use synchronous()"
+                )
         self._check_stages(plan)
         check_asked(plan, self, num_sites)
         if plan.needs_all:
@@ -139,11 +149,6 @@ class Buffered:
         if plan.fold != "exact":
             raise ScheduleError(f"buffered() adds up exactly, and {plan.name} has fold='fast': leave it out")
         for node in plan.nodes:
-            if node.op is Op.REDUCE and node.params.get("masked"):
-                raise ScheduleError(
-                    f"buffered() scales each contribution by its age, and {node.name!r} ({node.where}) of "
-                    f"{plan.name} is masked: drop the secure sum, or use synchronous()"
-                )
             is_gather = node.op is Op.REDUCE and node.params["kind"] == "gather"
             if is_gather and not isinstance(self.discount, Constant):
                 raise ScheduleError(
@@ -231,16 +236,16 @@ def buffered(
 def _problems(schedule: Buffered) -> list[str]:
     size, busy, limit = schedule.size, schedule.concurrency, schedule.deadline_s
     checks = {
-        f"size={size}: give a whole number of contributions, at least 1": _is_count(size),
-        f"concurrency={busy}: give a whole number of sites, at least 1": _is_count(busy),
+        f"size={size!r}: give a whole number of contributions, at least 1": is_whole(size, 1),
+        f"concurrency={busy!r}: give a whole number of sites, at least 1": is_whole(busy, 1),
         f"sampling={schedule.sampling!r}: choose one of {', '.join(SAMPLINGS)}": schedule.sampling
         in SAMPLINGS,
-        f"quorum={schedule.quorum}: give a fraction in (0, 1]": 0 < schedule.quorum <= 1,
-        f"deadline_s={limit}: give seconds above 0, or none": limit is None or limit > 0,
-        "wait_for is 0 or more": schedule.wait_for >= 0,
+        f"quorum={schedule.quorum!r}: give a fraction in (0, 1]": is_number(schedule.quorum)
+        and 0 < schedule.quorum <= 1,
+        f"deadline_s={limit!r}: give seconds above 0, or none": limit is None
+        or (is_number(limit) and limit > 0),
+        f"wait_for={schedule.wait_for!r}: give a whole number, 0 or more": is_whole(schedule.wait_for),
+        f"wait_s={schedule.wait_s!r}: give seconds above 0": is_number(schedule.wait_s)
+        and schedule.wait_s > 0,
     }
     return [problem for problem, is_fine in checks.items() if not is_fine]
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -32,7 +32,9 @@ def sha256_of(value: Any) -> str:
                 digest.update(piece.data)
         elif hasattr(numbers, "detach"):
             digest.update(str(numbers.dtype).encode())
-            held = numbers.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            flat = numbers.detach().cpu().contiguous().reshape(-1)
+            # an empty array of numpy has a stride of 0, which torch does not view as bytes
+            held = (flat if flat.numel() else flat.new_empty(0)).view(torch.uint8).numpy()
             digest.update((held if held.nbytes <= HASHED_BYTES else block_digests([held])).data)
         else:
             digest.update((numbers.hex() if isinstance(numbers, float) else repr(numbers)).encode())

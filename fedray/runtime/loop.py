@@ -16,15 +16,17 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fedray import tree
 from fedray.core.rewrite import Pass, policies
 from fedray.core.trace import Algorithm
-from fedray.errors import CheckpointError, ConfigError, QuorumError, ScheduleError, SiteError
+from fedray.errors import CheckpointError, QuorumError, SiteError
 from fedray.runtime import memory
 from fedray.runtime.buffered import Buffered
 from fedray.runtime.checkpoint import Checkpoints
+from fedray.runtime.checks import check_fit, check_regions, check_settings, check_sites
 from fedray.runtime.federation import Federation, device_of
 from fedray.runtime.interrupt import interruptible
 from fedray.runtime.learnt import Learnt
@@ -34,6 +36,7 @@ from fedray.runtime.rehearsal import ToRehearse
 from fedray.runtime.result import EarlyStop, Result, params_of
 from fedray.runtime.round import Training
 from fedray.runtime.schedule import Synchronous, synchronous
+from fedray.runtime.spending import Spending
 
 logger = logging.getLogger(__name__)
 ALL_SITES = synchronous()
@@ -56,6 +59,7 @@ def fit(
     select: str = "last",
     checkpoint: Checkpoints | None = None,
     resume: bool = False,
+    ledger: Any = None,
     seed: int = 0,
     fold: str = "exact",
 ) -> Result:
@@ -63,20 +67,19 @@ def fit(
 
     `init` is the first parameters. `evaluate` maps "valid" and "test" to evaluation programs: the valid rows
     every `every` rounds, the test rows once, with the last parameters (`select`: or the best validated).
-    Ctrl-C ends after the round, with checkpoint and result; twice stops at once.
-    `fold="fast"` adds up models in float32: a quarter of the bytes and memory of a partial sum, for models of
-    hundreds of megabytes; bits then depend on the layout and on who answers first. Numbers stay exact.
-    Raises before any site is touched where algorithm, passes, schedule or federation do not fit.
+    Ctrl-C ends after the round, with checkpoint and result; twice stops at once. `ledger`, a PrivacyLedger,
+    is charged before each round that draws noise; where its budget ends, the run ends. None counts this run.
+    `fold="fast"` adds up models in float32: a quarter of the bytes and memory of a partial sum, for large
+    models; bits then depend on who answers first. Raises before any site is touched where parts do not fit.
     """
-    _check(rounds, every, select, early_stop, evaluate)
+    check_settings(rounds, every, select, early_stop, evaluate)
     schedule.check_sites(federation.num_sites)
     plan = compile(algorithm, passes, schedule, fold)
     programs = {split: compile(program, policies(passes)) for split, program in (evaluate or {}).items()}
-    for each in (plan, *programs.values()):
-        _check_regions(each, federation)
-    run = _Run(federation, plan, tracker, programs, server_evaluate, early_stop, checkpoint, seed)
+    check_fit(algorithm, schedule, federation, (plan, *programs.values()))
+    run = _Run(federation, plan, tracker, programs, server_evaluate, early_stop, checkpoint, ledger, seed)
     with interruptible() as interrupt:
-        run.begin(algorithm.init(_flat(init)), schedule, resume)
+        run.begin(algorithm.init(_flat(init)), schedule, resume, rounds)
         run.train(rounds, every, interrupt)
         run.end(select)
     return run.result
@@ -90,14 +93,18 @@ def compute(
     passes: Sequence[Pass] = (),
     seed: int = 0,
     quorum: float = 1.0,
+    ledger: Any = None,
 ) -> Any:
     """Run one round of a program on all sites and return its metrics, or its server output where it has none.
 
-    Raises QuorumError where fewer than `quorum` of the sites deliver.
+    `ledger`, a PrivacyLedger, is charged first where the program draws noise. Raises QuorumError where fewer
+    than `quorum` of the sites deliver.
     """
     plan = compile(program, passes)
-    _check_regions(plan, federation)
+    ALL_SITES.check(plan, federation.num_sites)
+    check_regions((plan,), federation)
     federation.hello()
+    Spending(ledger, None, plan, {}).pay(federation, ALL_SITES, seed)
     outputs = federation.call("compute", plan, program.init(state), seed, 0, quorum)
     return outputs["metrics"] if outputs.get("metrics") is not None else outputs["state"]
 
@@ -113,56 +120,6 @@ def _flat(init: Any) -> Any:
     return tree.flatten(init) if len({leaf.dtype for leaf in init.values()}) == 1 else init
 
 
-def _check_regions(plan: Plan, federation: Federation) -> None:
-    """Raise ConfigError where a plan goes by regions and a site has none."""
-    if any(kind.is_by_region for kind in plan.kinds):
-        lost = [site for site in federation.sites if site not in federation.regions]
-        if lost:
-            raise ConfigError(
-                f"{plan.name} goes by regions, and {len(lost)} sites declare none ({', '.join(lost[:3])}): "
-                "give simulate(regions={region: [site, ...]}), or a data set with regions"
-            )
-
-
-def _check(
-    rounds: int,
-    every: int,
-    select: str,
-    early_stop: EarlyStop | None,
-    evaluate: Mapping[str, Algorithm] | None,
-) -> None:
-    problems = []
-    if rounds < 1:
-        problems.append(f"rounds={rounds}: train for at least 1 round")
-    if every < 1:
-        problems.append(f"every={every}: evaluate every 1 or more rounds")
-    if select not in ("last", "best_valid"):
-        problems.append(f"select={select!r}: choose 'last' or 'best_valid'")
-    if (early_stop is not None or select == "best_valid") and "valid" not in (evaluate or {}):
-        problems.append("early_stop and select='best_valid' need evaluate={'valid': ...}")
-    if problems:
-        raise ConfigError(problems)
-
-
-def _check_sites(plan: Plan, schedule: Synchronous | Buffered, federation: Federation) -> None:
-    """Raise where the schedule leaves out a site that is needed, or the algorithm was made for others."""
-    num_sites = federation.num_sites
-    for kind in plan.kinds:
-        schedule.check(kind, num_sites)
-    if plan.needs_all and schedule.expected_cohort(num_sites) < num_sites:
-        raise ScheduleError(
-            f"{plan.name} needs all {num_sites} sites in every round, for each holds a part of every record, "
-            f"and the schedule asks {schedule.expected_cohort(num_sites)}: use schedule.cohort=1.0"
-        )
-    there = set(federation.sites)
-    if plan.sites and set(plan.sites) != there:
-        strange, missing = sorted(set(plan.sites) - there), sorted(there - set(plan.sites))
-        told = [f"{', '.join(found[:3])}{', ...' * (len(found) > 3)} {what}" for found, what in
-                ((strange, "not in the federation"), (missing, "not named")) if found]  # fmt: skip
-        raise ConfigError(f"{plan.name} was made for other sites than there are ({'; '.join(told)}): "
-                          "give it sites=tuple(federation.sites)")  # fmt: skip
-
-
 class _Run:
     """The driver's side of one training run."""
 
@@ -175,10 +132,11 @@ class _Run:
         server_evaluate: Any,
         early_stop: EarlyStop | None,
         checkpoint: Checkpoints | None,
+        ledger: Any,
         seed: int,
     ) -> None:
         self.federation, self.plan, self.tracker, self.seed = federation, plan, tracker, seed
-        self.programs = dict(programs)
+        self.programs, self.spending = dict(programs), Spending(ledger, checkpoint, plan, programs)
         self.server_evaluate, self.early_stop, self.checkpoint = server_evaluate, early_stop, checkpoint
         self.result = Result(state=None, plan=plan, seed=seed)
         self.next_round = 0
@@ -190,46 +148,43 @@ class _Run:
         self.started = time.monotonic()
         self.saved_at, self.saved_round = self.started, -1
 
-    def begin(self, state: Any, schedule: Synchronous | Buffered, resume: bool) -> None:
-        _check_sites(self.plan, schedule, self.federation)
+    def begin(self, state: Any, schedule: Synchronous | Buffered, resume: bool, rounds: int) -> None:
+        check_sites(self.plan, schedule, self.federation)
         if schedule.wait_for:
             self.federation.call("wait_for", schedule.wait_for, schedule.wait_s)
         rows, blank = self.federation.hello(), self.federation.call("blank")
         self.check_memory(state, schedule, rows, blank)
         restore = None
         if resume:
-            rounds = self.checkpoint.rounds() if self.checkpoint else []
-            if not rounds or self.checkpoint is None:
+            saved = self.checkpoint.rounds() if self.checkpoint else []
+            if not saved or self.checkpoint is None:
                 raise CheckpointError("there is no complete checkpoint to resume from: start the run again")
-            restore = (str(self.checkpoint.path), rounds[-1])
+            restore = (str(self.checkpoint.path), saved[-1])
         elif self.checkpoint is not None:
             self.checkpoint.path.mkdir(parents=True, exist_ok=True)
         self.learn_sizes(state, blank)
-        training = Training(self.plan, schedule, self.seed, uuid.uuid4().hex, self.result.row_invariant)
+        follows, row_invariant = self.spending.schedule_of(schedule), self.result.row_invariant
+        training = Training(self.plan, follows, self.seed, uuid.uuid4().hex, row_invariant)
         self.next_round = self.federation.call("start", training, state, restore)
         self.saved_round = self.next_round - 1
+        to_come = range(self.next_round, rounds)
+        self.result.ledger = self.spending.begin(self.federation, schedule, state, to_come, self.seed)
         if self.tracker is not None:
-            self.tracker.start(
-                self.plan,
-                {
-                    "sites": self.federation.num_sites,
-                    "where": self.federation.where,
-                    "seed": self.seed,
-                    "fold": self.plan.fold,
-                    "row_invariant": self.result.row_invariant,
-                    "first_round": self.next_round,
-                    "evaluations": list(self.programs.values()),
-                },
-            )
+            facts = {"sites": self.federation.num_sites, "where": self.federation.where, "seed": self.seed,
+                     "fold": self.plan.fold, "row_invariant": row_invariant, "first_round": self.next_round,
+                     "evaluations": list(self.programs.values()),
+                     "privacy": self.spending.lines}  # fmt: skip
+            self.tracker.start(self.plan, facts)
 
     def train(self, rounds: int, every: int, interrupt: threading.Event) -> None:
         """Ask for one round after the other, evaluating in between, until one of the ends is reached."""
         for round in range(self.next_round, rounds):
-            self.round(round)
-            if (round + 1) % every == 0 and round + 1 < rounds:
+            is_paid = self.round(round)
+            if is_paid and (round + 1) % every == 0 and round + 1 < rounds:
                 self.evaluate_valid(round)
-            if interrupt.is_set() or self.is_stalled:
-                self.result.stopped = "interrupted" if interrupt.is_set() else "early"
+            if not is_paid or interrupt.is_set() or self.is_stalled:
+                why = "interrupted" if interrupt.is_set() else "early"
+                self.result.stopped = why if is_paid else "budget"
                 return
 
     def check_memory(
@@ -251,6 +206,7 @@ class _Run:
                 state_slots=len(self.plan.slots),
                 num_sites=num_sites,
                 data_bytes=row_bytes * sum(rows.values()),
+                num_gathered=self.plan.num_gathered,
                 is_fast=self.plan.fold == "fast",
             )
         )
@@ -276,21 +232,25 @@ class _Run:
                 "results may differ in their last digits between layouts and group sizes"
             )
 
-    def round(self, round: int) -> None:
+    def round(self, round: int) -> bool:
+        """Run a round; tell whether the privacy budget bore it."""
         try:
-            record = self.federation.call("run_round", round)
+            record = self.spending.round(round, partial(self.federation.call, "run_round", round))
         except QuorumError as error:
             if not self.rehearsal:
                 raise
             raise QuorumError(
                 f"{error}. The rehearsal on made-up rows failed too: {self.rehearsal}"
             ) from error
+        if record is None:
+            return False
         _warn("round", round, record.asked, record.counted, record.failures)
         if self.result.metrics and self.result.metrics[-1].placement != record.placement:
             work_ms = 1e3 * self.result.metrics[-1].work_s
             logger.info(
                 "rounds of %.1f ms of work: from round %d on the sites run in the aggregator's process",
-                work_ms, round,
+                work_ms,
+                round,
             )
         self.result.metrics.append(record)
         if self.tracker is not None:
@@ -298,6 +258,7 @@ class _Run:
         is_due = self.checkpoint is not None and time.monotonic() - self.saved_at >= self.checkpoint.every_s
         if is_due or self.plan.of_round(round).is_one_shot:  # that is never run again to get back to a state
             self.save(round)
+        return True
 
     def save(self, round: int) -> None:
         if self.checkpoint is not None and round != self.saved_round:
@@ -309,7 +270,7 @@ class _Run:
         if self.server_evaluate is not None:
             metrics = self.federation.call("call_with_state", _OnParams(self.server_evaluate))
             self._log(EvaluationRecord(round=round, split="server", metrics=dict(metrics)))
-        if "valid" not in self.programs:
+        if "valid" not in self.programs or not self.spending.evaluation("valid", round):
             return
         record = self._evaluate("valid", round)
         if self.early_stop is None:
@@ -360,9 +321,9 @@ class _Run:
             self.save(last)
         chosen = self.best_state if select == "best_valid" and self.best_state is not None else None
         self.result.state = chosen if chosen is not None else self.federation.call("call_with_state", _whole)
-        if "test" in self.programs:
+        if "test" in self.programs and self.spending.evaluation("test", max(last, 0)):
             self._evaluate("test", max(last, 0), self.result.state)
-        self.result.seconds = time.monotonic() - self.started
+        self.result.seconds, self.result.privacy = time.monotonic() - self.started, self.spending.end()
         if self.tracker is not None:
             self.tracker.finish(self.result)
 

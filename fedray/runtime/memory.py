@@ -87,11 +87,13 @@ def forecast(
     state_slots: int,
     num_sites: int,
     data_bytes: int,
+    num_gathered: int = 0,
     is_fast: bool = False,
     available: int | None = None,
 ) -> Forecast:
     """Return what a run needs. `model_bytes` is one copy; `state_slots` counts what each site keeps of that
-    size; a fast fold adds up in one copy and keeps no operand.
+    size, `num_gathered` what the server holds of every site at a time; a fast fold adds up in one copy and
+    keeps no operand.
     """
     processes = (PROCESS_BYTES * (num_packs + 1) + RAY_BYTES) if is_ray else 0
     together = min(sites_together(group_size, model_bytes), max(1, cohort))
@@ -100,6 +102,7 @@ def forecast(
     rows = num_packs * together * model_bytes * ROW_COPIES + kept_operands
     model = model_bytes * (SERVER_COPIES + lane_copies * (num_packs + 1))
     model += min(TABLE_BYTES * num_packs, num_sites * state_slots * model_bytes)
+    model += num_gathered * cohort * model_bytes
     return Forecast(processes, data_bytes, model, rows, available_bytes() if available is None else available)
 
 

@@ -25,6 +25,7 @@ from fedray.errors import ScheduleError
 from fedray.rng import Key
 from fedray.runtime.schedule import Latency, Synchronous, synchronous
 from fedray.runtime.traces import Trace, read_trace
+from fedray.settings import is_number, is_whole
 
 SLOT, TOLD = "oort", "loss_statistic"
 Memory = Mapping[str, Any]  # rounds, preferred_s, gained: [a number a round], sites: {site: list of `Seen`}
@@ -62,15 +63,16 @@ class Oort:
     def __post_init__(self) -> None:
         fractions = ("epsilon", "epsilon_decay", "epsilon_least", "cutoff", "clip")
         wrong = [
-            f"{name}={getattr(self, name)}: give a number in [0, 1]"
+            f"{name}={getattr(self, name)!r}: give a number in [0, 1]"
             for name in fractions
-            if not 0 <= getattr(self, name) <= 1
+            if not (is_number(getattr(self, name)) and 0 <= getattr(self, name) <= 1)
         ]
         checks = {
-            f"alpha={self.alpha}: give 0 or more": self.alpha >= 0,
-            f"pacer_step_s={self.pacer_step_s}: give seconds above 0": self.pacer_step_s > 0,
-            f"pacer_window={self.pacer_window}: give 1 round or more": self.pacer_window >= 1,
-            f"most_times={self.most_times}: give 1 or more": self.most_times >= 1,
+            f"alpha={self.alpha!r}: give 0 or more": is_number(self.alpha) and self.alpha >= 0,
+            f"pacer_step_s={self.pacer_step_s!r}: give seconds above 0": is_number(self.pacer_step_s)
+            and self.pacer_step_s > 0,
+            f"pacer_window={self.pacer_window!r}: give 1 round or more": is_whole(self.pacer_window, 1),
+            f"most_times={self.most_times!r}: give 1 or more": is_whole(self.most_times, 1),
         }
         if wrong := wrong + [problem for problem, is_fine in checks.items() if not is_fine]:
             raise ScheduleError("oort(): " + "; ".join(wrong))

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from fedray.core.digest import digest
-from fedray.core.graph import Graph, Key, Node, Op, Placement, is_one_shot, stages
+from fedray.core.graph import Graph, Key, Label, Node, Op, Placement, is_one_shot, stages
 from fedray.core.rewrite import Pass, policies
 from fedray.core.trace import Algorithm, trace
 from fedray.core.verify import verify
@@ -132,6 +132,11 @@ class Plan:
             for (placement, slot), init in kind.graph.inits.items()
             if placement is SITES
         }
+
+    @property
+    def num_gathered(self) -> int:
+        """How often the server holds a value of every site at a time, for a function that compares them."""
+        return sum(getattr(node.fn, "needs", None) is Label.VISIBLE for node in self.nodes)
 
     @property
     def slots(self) -> list[str]:

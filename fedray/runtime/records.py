@@ -31,6 +31,7 @@ class RoundRecord:
     staleness_mean: float | None = None  # of a buffer: server steps since its sites were asked
     staleness_max: int | None = None
     versions: int | None = None  # of the server's model that sites worked on meanwhile
+    epsilon: float | None = None  # that the run had spent after it; None where it draws no noise
     placement: str = "aggregator"  # whose process the sites were in, or "actors": see placement.py
 
 

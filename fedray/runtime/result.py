@@ -34,7 +34,9 @@ class Result:
     metrics: list[RoundRecord] = field(default_factory=list)
     evaluations: list[EvaluationRecord] = field(default_factory=list)
     seconds: float = 0.0
-    stopped: str = "done"  # or "early", "interrupted"
+    stopped: str = "done"  # or "early", "interrupted", "budget": the next round would have overspent
+    ledger: Any = None  # the PrivacyLedger that was charged; None where nothing drew noise
+    privacy: dict[str, Any] | None = None  # what was spent: see spending.py
     row_invariant: bool | None = None  # has a site equal bits alone and among others: see runtime/probe.py
 
     @property

@@ -157,9 +157,9 @@ class Aggregator:
             self.root.load(Load(plan=shipped, initial=initial, regions=regions, journal=journal, **start))
             self._loaded.add(plan.digest)
 
-    def run_round(self, round: int) -> RoundRecord:
-        """Run one round. Raises QuorumError where too few sites were counted and the schedule does not
-        skip.
+    def run_round(self, round: int, number: int = 0) -> RoundRecord:
+        """Run one round, its attempts numbered from `number`. Raises QuorumError where too few sites were
+        counted and the schedule does not skip.
         """
         training = self._in_training()
         schedule, started = training.schedule, self.root.transport.now()
@@ -170,7 +170,7 @@ class Aggregator:
         known = self._names, self.sizes, self.memory, self.latency
         candidates = schedule.candidates_of(round, training.seed, *known)
         cohort, silent, down = self._chosen(training, schedule, round, candidates)
-        attempt, failures, error = self._ask(training, schedule, round, cohort)
+        attempt, failures, error = self._ask(training, schedule, round, cohort, number)
         self._trained = attempt.processes
         if error is not None and schedule.on_failure != "skip":
             raise error
@@ -248,13 +248,13 @@ class Aggregator:
         return chosen, tuple(attempt.failures), attempt.bytes_down
 
     def _ask(
-        self, training: Training, schedule: Synchronous, round: int, cohort: tuple[str, ...]
+        self, training: Training, schedule: Synchronous, round: int, cohort: tuple[str, ...], first: int
     ) -> tuple[Attempt, tuple[SiteError, ...], QuorumError | None]:
         """Ask the cohort as often as the schedule allows; return the last attempt and what went wrong."""
         failures: list[SiteError] = []
         error: QuorumError | None = None
         attempt = self._attempt(training, schedule, round)
-        for number in range(schedule.attempts if cohort else 0):  # poisson sampling may ask nobody
+        for number in range(first, first + schedule.attempts * bool(cohort)):  # nobody: poisson sampling
             attempt, error = self._attempt(training, schedule, round, number), None
             try:
                 attempt.run(cohort)

@@ -12,6 +12,7 @@ import torch
 
 from fedray.errors import ScheduleError
 from fedray.rng import SERVER, Key
+from fedray.settings import is_number, is_whole
 
 SAMPLINGS = ("uniform", "poisson", "weighted", "cyclic", "shuffled")
 ON_FAILURE = ("retry", "skip", "raise")
@@ -107,7 +108,7 @@ class Synchronous:
         With a `choice` these are its candidates.
         """
         names = self._taking_part(sites)
-        size = self.expected_cohort(len(names))
+        size = min(self.expected_cohort(len(names)), len(names))
         if self.choice is not None:
             size = self.choice.num_candidates(size, len(names))
         if self.sampling in ("cyclic", "shuffled"):
@@ -132,7 +133,12 @@ class Synchronous:
         self, round: int, seed: int, sites: Sequence[str], sizes: Mapping[str, int],
         memory: Mapping[str, Any], latency: "Latency | None",
     ) -> tuple[str, ...]:  # fmt: skip
-        """Return whom the schedule draws, or picks by what the server has learnt of the sites."""
+        """Return whom the schedule draws, or picks by what the server has learnt of the sites.
+
+        Nobody whom a pass has left out for this round is among them.
+        """
+        away = left_out(memory, round)
+        sites = [site for site in sites if site not in away] if away else sites
         if self.learner is None:
             return self.cohort_of(round, seed, sites, sizes)
         names, slot = self._taking_part(sites), self.learner.slot
@@ -160,6 +166,14 @@ def check_asked(plan: Any, schedule: Any, num_sites: int | None) -> None:
     for node in plan.nodes:
         if (check := getattr(node.fn, "check_run", None)) is not None:
             check(schedule, num_sites)
+
+
+def left_out(memory: Mapping[str, Any], round: int) -> frozenset[str]:
+    """Return the sites that are not asked in a round: a pass says until when, under `left_out` of its
+    memory.
+    """
+    told = (kept.get("left_out") or {} for kept in memory.values() if isinstance(kept, Mapping))
+    return frozenset(site for until in told for site, again in until.items() if again > round)
 
 
 def synchronous(
@@ -198,18 +212,23 @@ def synchronous(
 
 def _problems(schedule: Synchronous) -> list[str]:
     cohort, quorum, deadline_s = schedule.cohort, schedule.quorum, schedule.deadline_s
-    is_number = isinstance(cohort, int) and not isinstance(cohort, bool)
+    is_count = isinstance(cohort, int) and not isinstance(cohort, bool)
     is_fraction = isinstance(cohort, float) and 0 < cohort <= 1
     checks = {
-        f"cohort={cohort}: give a fraction in (0, 1], or a whole number of sites": is_number or is_fraction,
-        f"cohort={cohort}: ask at least 1 site": not is_number or cohort >= 1,
+        f"cohort={cohort!r}: give a fraction in (0, 1], or a whole number of sites": is_count or is_fraction,
+        f"cohort={cohort}: ask at least 1 site": not is_count or cohort >= 1,
         f"sampling={schedule.sampling!r}: choose one of {', '.join(SAMPLINGS)}": schedule.sampling
         in SAMPLINGS,
-        f"quorum={quorum}: give a fraction in (0, 1] of the sites asked": 0 < quorum <= 1,
+        f"quorum={quorum!r}: give a fraction in (0, 1] of the sites asked": is_number(quorum)
+        and 0 < quorum <= 1,
         f"on_failure={schedule.on_failure!r}: choose one of {', '.join(ON_FAILURE)}": schedule.on_failure
         in ON_FAILURE,
-        f"deadline_s={deadline_s}: give seconds above 0, or none": deadline_s is None or deadline_s > 0,
-        "retries and wait_for are 0 or more": schedule.retries >= 0 and schedule.wait_for >= 0,
+        f"deadline_s={deadline_s!r}: give seconds above 0, or none": deadline_s is None
+        or (is_number(deadline_s) and deadline_s > 0),
+        f"retries={schedule.retries!r}: give a whole number, 0 or more": is_whole(schedule.retries),
+        f"wait_for={schedule.wait_for!r}: give a whole number, 0 or more": is_whole(schedule.wait_for),
+        f"wait_s={schedule.wait_s!r}: give seconds above 0": is_number(schedule.wait_s)
+        and schedule.wait_s > 0,
     }
     return [problem for problem, is_fine in checks.items() if not is_fine]
 

@@ -15,6 +15,7 @@ from fedray.core.trace import Algorithm, Outputs, Value, broadcast, gather, map
 from fedray.errors import ScheduleError
 from fedray.rng import Key
 from fedray.runtime.schedule import Synchronous, synchronous
+from fedray.settings import is_whole
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def power_of_choice(
     Source: Cho, Wang, Joshi, Towards understanding biased client selection in federated learning, AISTATS
     2022, section 4 (pow-d). Raises ScheduleError on values that cannot be meant.
     """
-    if candidates is not None and candidates < 1:
-        raise ScheduleError(f"power_of_choice(): candidates={candidates}: give 1 or more, or none")
+    if candidates is not None and not is_whole(candidates, 1):
+        raise ScheduleError(f"power_of_choice(): candidates={candidates!r}: give 1 or more, or none")
     found = synchronous(cohort, sampling, quorum, deadline_s, on_failure, retries, wait_for, wait_s)
     return replace(found, choice=HighestLoss(local.loss, candidates))

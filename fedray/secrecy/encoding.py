@@ -178,7 +178,7 @@ class Sums:
         return self.values / self.weight
 
 
-def decode(total: Words, encoding: Encoding, num_counted: int) -> Sums:
+def decode(total: Words, encoding: Encoding, num_counted: int, warns: bool = True) -> Sums:
     """Read the sum of `num_counted` encoded rows.
 
     Raises: SecrecyError E_COUNT if the count lane says another number: a fault of the protocol, masks that do
@@ -193,6 +193,6 @@ def decode(total: Words, encoding: Encoding, num_counted: int) -> Sums:
         )
     values = total[:-NUM_LANES].view(total.dtype.str.replace("u", "i")) / encoding.scale
     sums = Sums(values, weight / encoding.q_weight, count, num_cut)
-    if 0 < sums.weight < LOOSE * count:
+    if warns and 0 < sums.weight < LOOSE * count:
         log.warning("weights are under %g of their cap on average: a smaller max_weight loses less", LOOSE)
     return sums

@@ -55,6 +55,13 @@ def test_a_written_site_is_read_back(folder):
     assert len(data["St. Mary/2"]()["x"]) == 8
 
 
+def test_rows_of_one_patient_have_one_number_at_every_site_and_others_another(folder):
+    data = read_dataset(folder)
+    here, there = data["h1"]()["patient"].tolist(), data["St. Mary/2"]()["patient"].tolist()
+    assert here[0::2] == here[1::2] and len(set(here)) == 5
+    assert there == here[:8]  # p0 to p3 are patients of both
+
+
 def test_openers_are_small_and_pickle(folder):
     data = read_dataset(folder, features=["lactate"])
     opener = pickle.loads(pickle.dumps(data["h1"]))

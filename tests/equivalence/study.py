@@ -6,6 +6,7 @@ from typing import Any
 
 import fedray as fr
 from fedray.learn import optimizer
+from tests.unit.passes.site_level import Same
 
 NUM_SITES, ROUNDS = 24, 4
 # a site that is lost in the second has been in the sums of the first
@@ -59,6 +60,9 @@ def passes(name: str) -> list[Any]:
         return [fr.passes.ef21(0.1)]
     if name == "bidirectional":
         return [fr.passes.bidirectional(fr.passes.qsgd(7), fr.passes.quantised_broadcast(127))]
+    if name in ("site_dp", "site_dp_local"):
+        cohort = round(0.75 * NUM_SITES)
+        return [getattr(fr.passes, name)(0.1, 0.5, cohort, weights="uniform", source=Same())]
     return []
 
 

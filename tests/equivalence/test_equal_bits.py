@@ -74,6 +74,12 @@ def test_what_travels_coded_to_and_from_actors_gives_the_bits_of_one_process(ray
     assert [record.bytes_up for record in on_ray.metrics] == [record.site_bytes for record in on_ray.metrics]
 
 
+@pytest.mark.parametrize("name", ["site_dp", "site_dp_local"])
+def test_noise_of_an_injected_source_has_the_bits_of_one_process_on_actors(ray_session, name):
+    trained = study.train(name, runtime="ray", packs=2, placement="actors")
+    assert trained.params_sha256 == study.expected(name).params_sha256
+
+
 def test_nested_regions_of_actors_give_the_bits_of_one_process(ray_session):
     regions = {"eu": {"de": SITES[:5]}, "us": SITES[5:]}
     assert (

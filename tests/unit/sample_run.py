@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from fedray import tree
+from fedray.core.graph import Graph
 from fedray.errors import SiteError
 from fedray.learn.intervals import auroc, calibration, delong_se
+from fedray.runtime.plan import Plan
 from fedray.runtime.records import EvaluationRecord, RoundRecord
 
 CONFIG = """\
@@ -97,10 +99,7 @@ def evaluation_record(round=0, split="valid", sites=40, strength=1.6, seed=0):
 
 
 def plan(name="fedprox mu=0.1"):
-    return SimpleNamespace(
-        name=name, digest="ab12" * 16, last_stage=2, nodes=(), args=(), stage=(), outputs={}, sizes={},
-        fold="exact", before=None, every={}, graph=SimpleNamespace(note=""),
-    )
+    return Plan(graph=Graph({}, name=name), nodes=(), args=(), stage=(), digest="ab12" * 16, outputs={})
 
 
 def params():

@@ -78,6 +78,19 @@ def test_wrong_type_is_refused(refused):
     assert "'many'" in message and "Integer" in message and "fix: rounds=20" in message
 
 
+@pytest.mark.parametrize("words", [
+    ("algorithm=fedlora", "algorithm.layers=[nope]"), ("algorithm=fedper", "algorithm.personal=[nope]"),
+    ("algorithm=fine_tuning", "algorithm.trained=[nope]")])
+def test_part_that_the_model_has_not_is_refused_before_the_run_is_begun(words, refused):
+    message = refused(*words)
+    assert "['nope']" in message and "weight" in message and "fix: see" in message
+
+
+def test_another_number_of_sites_is_refused(refused):
+    message = refused("algorithm=scaffold", "+algorithm.num_sites=500")
+    assert "num_sites=500" in message and "fix: ~algorithm.num_sites" in message
+
+
 def test_quorum_above_one_is_refused(refused):
     message = refused("schedule.quorum=1.5")
     assert "schedule.quorum=1.5" in message and "fix: schedule.quorum=0.8" in message

@@ -18,7 +18,7 @@ from fedray.errors import ConfigError
 
 # not read by the factory, or without a default there
 OF_THE_RUN = {"allow_empty", "standardise", "labelled", "pooled", "unlabelled"}
-OWN_DEFAULTS = {"lr", "mu", "prox", "vocabulary", "batch_size"}
+OWN_DEFAULTS = {"lr", "mu", "prox", "vocabulary", "batch_size", "unit"}
 PRESETS = sorted(path.stem for path in (config.conf_folder() / "experiment").glob("*.yaml"))
 
 
@@ -121,6 +121,28 @@ def test_value_of_a_pass_out_of_range_is_named(option, setting):
     assert [text.startswith(setting.split("=")[0]) and "Fix: " in text for text in found] == [True]
 
 
+@pytest.mark.parametrize(("option", "setting"), [
+    ("krum", "robustness.attackers=0.5"), ("nnm", "robustness.attackers=-1"),
+    ("rfa", "robustness.iterations=0"), ("bucketing", "robustness.size=0"),
+    ("quarantine", "robustness.most=0.5")])
+def test_value_of_a_robust_rule_out_of_range_is_named(option, setting):
+    found = problems_of(f"robustness={option}", setting)
+    assert [text.startswith(setting.split("=")[0]) and "Fix: " in text for text in found] == [True]
+
+
+def test_a_robust_rule_is_built_with_the_rule_that_it_wraps():
+    from fedray.passes import krum, nnm, quarantine, rfa
+
+    def passes(*overrides):
+        return config.build(compose("data.num_sites=6", "data.scale=0.01", *overrides)).passes
+
+    (made,) = passes("robustness=nnm", "robustness.attackers=1", "robustness.then.attackers=1",
+                     "robustness.then._target_=fedray.passes.krum")
+    assert made == nnm(1, krum(1))
+    (watched,) = passes("robustness=quarantine", "robustness.strikes=2")
+    assert watched.__name__ == quarantine(rfa(), strikes=2).__name__
+
+
 def test_a_vote_beside_weights_is_refused_with_both_ways_out():
     (found,) = problems_of("compression=sign")
     assert "Fix: algorithm.weighted=false, or compression.weights=uniform" in found
@@ -156,6 +178,15 @@ def test_split_learning_brings_its_schedule_and_vertical_algorithms_ask_everybod
     (found,) = problems_of("algorithm=vertical_logistic", *words)
     assert "Fix: schedule.cohort=1.0" in found
     check(compose("algorithm=vertical_towers", "data=parties", "experiment=none"))
+
+
+@pytest.mark.parametrize(("algorithm", "setting", "fix"), [
+    ("pretrain", "algorithm.rounds=20", "algorithm.rounds=10 or rounds=40"),
+    ("hierfavg", "algorithm.period=21", "algorithm.period=20 or rounds=21")])
+def test_the_rounds_that_make_the_model_must_come(algorithm, setting, fix):
+    (found,) = problems_of(f"algorithm={algorithm}", setting)
+    assert found.startswith(setting) and found.endswith(f"Fix: {fix}")
+    check(compose(f"algorithm={algorithm}"))
 
 
 def test_settings_of_algorithms_against_drift_are_checked_with_their_fix():
@@ -253,9 +284,11 @@ def test_settings_are_parameters_of_the_factory_with_its_defaults(group, option)
     schema = SCHEMAS[group][option]
     factory = locate("target", next(item.default for item in fields(schema) if item.name == "_target_"))
     known = inspect.signature(factory).parameters
-    told = {item.name: item.default for item in fields(schema) if item.name not in OF_THE_RUN | {"_target_"}}
+    beside = {*OF_THE_RUN, "_target_", "airlock"}
+    told = {item.name: item.default for item in fields(schema) if item.name not in beside}
     assert set(told) <= set(known)
-    settled = {name: value for name, value in told.items() if name not in OWN_DEFAULTS
+    has_default = {name for name in told if known[name].default is not inspect.Parameter.empty}
+    settled = {name: value for name, value in told.items() if name in has_default - OWN_DEFAULTS
                and isinstance(value, (int, float, str)) and "$" not in str(value) and value != "???"}
     assert settled == {name: known[name].default for name in settled}
 

@@ -24,7 +24,8 @@ OF_ALGORITHM = {
     **dict.fromkeys(("vertical_logistic", "vertical_towers"), ("data=parties", "model=mlp")),
     "fedgkt": ("model=mlp",),
     "fedmatch": ("local.lr=0.01", "data.labelled=0.3"),
-    "pretrain": ("model=mlp", "data.labelled=0.3"),
+    "hierfavg": ("algorithm.period=1",),
+    "pretrain": ("model=mlp", "data.labelled=0.3", "algorithm.rounds=0"),
     "pseudo_label": ("data.labelled=0.3", "algorithm.ramp=[0,0]"),
     "private_heads": ("model=mlp", "data=assays"),
 }
@@ -80,7 +81,7 @@ def test_every_algorithm_option_trains(algorithm):
 
 
 def test_what_leaves_in_each_kind_of_round_is_in_the_run_directory():
-    run = train("algorithm=hierfavg", "algorithm.period=2", "rounds=1", "data.scale=0.02").run
+    run = train("algorithm=hierfavg", "algorithm.period=2", "data.scale=0.02").run
     assert "in rounds 2, 4, 6, ... in its place:" in (run.path / "egress.txt").read_text("utf-8")
     rows = json.loads((run.path / "plan.json").read_text("utf-8"))["egress"]
     assert [row["stage"] for row in rows if row["name"] == "rows"] == ["1→2 every 2 rounds"]

@@ -81,7 +81,7 @@ def flow(aggregate=Server.aggregate, loops=5, each=False, client=None):
     for _ in range(loops):
         found.add_flow("local_training", Client.local_training, each=each)
         found.add_flow("aggregate", aggregate)
-    found.add_flow("final_eval", Server.final_eval)
+    found.add_flow("final_eval", Server.final_eval, FedMLAlgorithmFlow.FINISH)
     return found
 
 

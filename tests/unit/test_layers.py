@@ -2,8 +2,10 @@
 
 Arrows may be imported; what is not listed as a layer (config, cli, data, report, ...) may import all:
 
-    tree, rows, coded, frozen, rng, noise, errors  <-  core  <-  passes      algorithms -> core, learn
-    tree, rows, coded, frozen, rng, noise, errors  <-  learn      runtime -> core      errors  <-  accounting
+    tree, rows, coded, frozen, rng, noise, settings, errors  <-  core  <-  passes
+    algorithms -> core, learn
+    tree, rows, coded, frozen, rng, noise, settings, errors  <-  learn     runtime -> core
+    errors  <-  accounting
     core, learn  <-  airlock: its pass reads graphs, its tests read models and rows
     errors  <-  secrecy  <-  passes: masks and shares are read and tested without a graph, a model or torch
 
@@ -24,7 +26,9 @@ import fedray
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "fedray"
 FILES = sorted(PACKAGE.rglob("*.py"))
-FOUNDATION = tuple(f"fedray.{name}" for name in ("tree", "rows", "coded", "frozen", "rng", "noise", "errors"))
+FOUNDATION = tuple(
+    f"fedray.{name}" for name in ("tree", "rows", "coded", "frozen", "rng", "noise", "settings", "errors")
+)
 LAYERS = {
     "fedray.tree": FOUNDATION,
     "fedray.rows": FOUNDATION,
@@ -32,6 +36,7 @@ LAYERS = {
     "fedray.frozen": FOUNDATION,
     "fedray.rng": FOUNDATION,
     "fedray.noise": FOUNDATION,
+    "fedray.settings": FOUNDATION,
     "fedray.errors": FOUNDATION,
     "fedray.core": (*FOUNDATION, "fedray.core"),
     "fedray.passes": (*FOUNDATION, "fedray.core", "fedray.accounting", "fedray.secrecy", "fedray.passes"),
@@ -42,7 +47,10 @@ LAYERS = {
     "fedray.airlock": (*FOUNDATION, "fedray.core", "fedray.learn", "fedray.data.site", "fedray.airlock"),
     "fedray.secrecy": ("fedray.errors", "fedray.secrecy"),
 }
-EXCEPTIONS = {("fedray.runtime.plan", "fedray.passes.lowering")}  # compile() lowers every program
+EXCEPTIONS = {
+    ("fedray.runtime.plan", "fedray.passes.lowering"),  # compile() lowers every program
+    ("fedray.learn.private_training", "fedray.core.graph"),  # the label of what it lets leave
+}
 HOMES = {  # third-party package: where fedray may import it
     "ray": ("fedray.runtime.ray_*", "fedray.sweep", "fedray.cluster"),
     "hydra": ("fedray.config*", "fedray.cli", "fedray.sweep"),

@@ -45,6 +45,11 @@ def test_failed_site_is_told_in_the_line_of_its_round():
     assert line.startswith("round   4/12") and "59/60 sites" in line and "h017 (stage 1, ValueError)" in line
 
 
+def test_epsilon_is_told_in_the_line_of_its_round():
+    record = sample_run.round_record(0, epsilon=1.2345)
+    assert "ε 1.23" in printed(console(False), sample_run.result(metrics=[record], evaluations=[]))
+
+
 def test_many_failures_are_shortened_and_counted():
     record = sample_run.round_record(0, [sample_run.failure(f"h{i:03}") for i in range(9)])
     text = printed(console(False), sample_run.result(metrics=[record], evaluations=[]))

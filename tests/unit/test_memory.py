@@ -47,6 +47,11 @@ def test_what_the_refusal_advises_makes_the_run_smaller(name, value):
     assert memory.forecast(**{**SETTINGS, name: value}).total < memory.forecast(**SETTINGS).total
 
 
+def test_what_the_server_gathers_of_every_site_is_counted():
+    plain, robust = (memory.forecast(**SETTINGS, num_gathered=number) for number in (0, 1))
+    assert robust.model - plain.model == 100 * 10 * MIB
+
+
 def test_a_small_model_has_many_sites_in_a_group_and_a_large_one_is_alone():
     assert [memory.sites_together(256, size) for size in (400, 66_688, 10 * MIB)] == [256, 51, 1]
 

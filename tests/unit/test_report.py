@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fedray as fr
+from fedray.core.explain import egress_rows
 from fedray.errors import ConfigError
 from fedray.learn.intervals import auroc, delong_se
 from fedray.report import commands, page, statistics
@@ -105,6 +107,35 @@ def test_page_claims_no_privacy_that_was_not_there(text):
     assert "No differential privacy" in text and "No secure summation" in text and "A simulation" in text
 
 
+@needs_extra
+def test_page_tells_the_epsilon_by_round_and_what_left_without_noise(tmp_path):
+    records = [sample_run.round_record(i, epsilon=(i + 1) / 4) for i in range(12)]
+    privacy = {"epsilon": 3.0, "epsilon_over_all_studies": 5.0, "delta": 1e-5, "units": ["patient"],
+               "noise": [{"noise_by": "sites", "trusted": "nobody"}],
+               "exact": {"fedavg": ["metrics"]}}  # fmt: skip
+    run = finished(tmp_path, sample_run.result(metrics=records, privacy=privacy))
+    text = page.write(run.path).read_text()
+    assert "epsilon 3 at delta 1e-05, unit: patient" in text and "5 with all studies" in text
+    assert "Epsilon was 0.75 after round 3, 1.5 after round 6, 2.25 after round 9, 3 after round 12" in text
+    assert "Released without noise, outside of this epsilon: metrics." in text
+    assert "No differential privacy" not in text
+
+
+@pytest.mark.parametrize(
+    ("secure", "says"),
+    [
+        ([], "No secure summation"),
+        ([fr.passes.secure_sum()], "Secure sums were simulated"),
+        ([fr.passes.secure_sum("real")], "uses sums over hospitals only"),
+    ],
+)
+def test_page_says_of_secure_sums_what_was_done(secure, says):
+    plan = fr.compile(fr.algorithms.fedavg(fr.learn.sgd(fr.learn.logistic(3), lr=0.1)), secure)
+    config = {"secure": {"_target_": "fedray.passes.secure_sum"} if secure else {}}
+    told = [item["text"] for item in page._privacy({"egress": egress_rows(plan)}, {}, config, [])]
+    assert any(says in text for text in told) and not any("single hospitals: " in text for text in told)
+
+
 def test_page_shows_no_folder_of_this_machine(text, run):
     assert "/srv/ada" not in text and "…/eicu" in text
     assert str(run.path.parent) not in text
@@ -124,6 +155,19 @@ def test_page_of_a_thousand_hospitals_stays_small(tmp_path):
     target = page.write(finished(tmp_path, found).path)
     assert target.stat().st_size < 1.5e6
     assert "more are in sites.jsonl" in target.read_text()
+
+
+@needs_extra
+def test_page_lists_the_sites_in_quarantine_with_the_evidence(tmp_path):
+    found = sample_run.result()
+    facts = {"times": 1.0, "ratio": 7.25, "broken": 0.0, "left_out_until": 9.0}
+    evidence = {f"quarantine.sites.h017.{fact}": value for fact, value in facts.items()}
+    evidence |= {"quarantine.sites.h003.times": 0.0, "quarantine.sites.h003.ratio": 3.5}
+    records = [replace(found.metrics[0], metrics={"loss": 0.7, **evidence}), *found.metrics[1:]]
+    found.metrics[:] = records
+    text = page.write(finished(tmp_path, found).path).read_text()
+    listed = text[text.index("in quarantine") :].split("</details>")[0]
+    assert "h017" in listed and "7.25" in listed and "h003" not in listed
 
 
 @needs_extra

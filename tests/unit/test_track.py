@@ -18,6 +18,13 @@ def test_every_round_is_a_line_as_soon_as_it_is_over(tmp_path):
     assert row["failures"] == [{"site": "h017", "stage": 1, "kind": "ValueError", "where": "train.py:12"}]
 
 
+def test_rounds_with_noise_have_an_epsilon_and_others_none(tmp_path):
+    tracker = jsonl(tmp_path)
+    tracker.round(sample_run.round_record(0, epsilon=0.5))
+    tracker.round(sample_run.round_record(1))
+    assert [row.get("epsilon") for row in read(tmp_path, "rounds")] == [0.5, None]
+
+
 def test_evaluation_is_one_line_and_one_per_site(tmp_path):
     tracker = jsonl(tmp_path)
     tracker.evaluation(sample_run.evaluation_record(3, sites=5))

@@ -20,7 +20,7 @@ SITE = Mechanism(kind="gaussian", noise_multiplier=4.244, unit="site", noise_by=
 def test_noise_of_whole_hospitals_is_that_of_the_table(
     epsilon: float, noise: float, on_mean: dict[int, float]
 ) -> None:
-    found = calibrate.noise_multiplier_for(epsilon, 1e-5, steps=50)
+    found = calibrate.noise_multiplier(epsilon, 1e-5, steps=50)
     told = {n: calibrate.noise_of(replace(SITE, noise_multiplier=found, divisor=n), 1) for n in on_mean}
     assert found == pytest.approx(noise, abs=5e-4)
     assert {n: each.per_coordinate for n, each in told.items() if each} == pytest.approx(on_mean, rel=0.04)
@@ -37,7 +37,7 @@ def test_noise_of_one_hospital_alone_is_that_of_the_table(
 ) -> None:
     pytest.importorskip("dp_accounting")
     delta, rate = 1 / (10 * units), batch / units
-    found = {epsilon: calibrate.noise_multiplier_for(epsilon, delta, steps=steps, sampling_rate=rate)
+    found = {epsilon: calibrate.noise_multiplier(epsilon, delta, steps=steps, sampling_rate=rate)
              for epsilon in noises}
     assert found == pytest.approx(noises, abs=1.1e-3)
 
@@ -58,7 +58,7 @@ def test_solved_skellam_keeps_its_sensitivity_and_follows_with_its_variance() ->
 @pytest.mark.parametrize(("epsilon", "delta"), [(0.0, 1e-5), (-1.0, 1e-5), (1.0, 0.0), (1.0, 1.0)])
 def test_epsilon_and_delta_that_are_none_are_refused(epsilon: float, delta: float) -> None:
     with pytest.raises(ConfigError, match="give an epsilon above 0"):
-        calibrate.noise_multiplier_for(epsilon, delta)
+        calibrate.noise_multiplier(epsilon, delta)
 
 
 def test_noise_beside_indicators_is_that_of_the_paper() -> None:

@@ -98,6 +98,16 @@ def test_pretrain_equals_the_papers_loop(frozen):
         assert np.abs(value.numpy() - estimators[name.removeprefix("vime.")]).max() < 1e-12
 
 
+@pytest.mark.parametrize("rule", ["momentum", "adam", "yogi"])
+def test_what_is_held_stays_whatever_the_server_optimizer_remembers(rule):
+    made = algorithm(frozen=True, head=["v"], optimizer=getattr(fr.learn.optimizer, rule)(0.1))
+    found, later = (trained(made, sites(), init=INIT, rounds=ROUNDS + more)[0] for more in (0, 3))
+    assert torch.equal(found.params["e"], later.params["e"])
+    assert not torch.equal(found.params["v"], later.params["v"])
+    for name, value in found.state.estimators.items():
+        assert torch.equal(value, later.state.estimators[name])
+
+
 @pytest.mark.parametrize("wrong", [{"alpha": 0.0}, {"other": "zeros"}, {"rows_of": "all"}, {"frozen": True}])
 def test_both_losses_replacements_and_weights_matter(wrong):
     assert np.abs(by_hand(**wrong)[0] - by_hand()[0]).max() > 1e-5

@@ -7,8 +7,11 @@ import pytest
 import torch
 
 import fedray as fr
+from fedray.algorithms.towers import mlp_tower
 from fedray.errors import ConfigError, DataError, QuorumError
 from fedray.learn import parts
+from fedray.runtime.oort import oort
+from fedray.runtime.selection import power_of_choice
 
 from .cases import COHORTS, INIT, LR, SIZES, STEPS, gradient, squares, trained, vector
 
@@ -63,10 +66,123 @@ def test_what_cannot_be_meant_is_refused_by_name(wrong, named):
         wrong()
 
 
-@pytest.mark.parametrize("algorithm", [A.scaffold(local, 2), A.feddyn(local, 2)])
-def test_fewer_sites_than_are_counted_are_refused(algorithm):
-    with pytest.raises(ConfigError, match="num_sites=2, and 3 sites"):
-        trained(algorithm, rounds=1)
+model = fr.learn.mlp(3, hidden=(2,))
+layers = fr.learn.sgd(model, lr=LR)
+NUMBERS = [
+    (partial(A.afl, local, ["a"]), "rate"),
+    (partial(A.apfl, local), "alpha"),
+    (partial(A.cfl, local), "eps1"),
+    (partial(A.ditto, local), "prox"),
+    (partial(A.dpsgd, local, ["a", "b"]), "edge_probability"),
+    (partial(A.drfa, local, ["a"]), "rate"),
+    (partial(A.fedamp, local), "sigma"),
+    (partial(A.fedasync, local), "alpha"),
+    (partial(A.feddf, layers, num_features=3), "lr"),
+    (partial(A.feddyn, local, 5), "alpha"),
+    (partial(A.fedexp, local), "eps"),
+    (partial(A.fedgkt, layers), "weight"),
+    (partial(A.fedlora, layers), "alpha"),
+    (partial(A.fedmatch, fr.learn.sgd(model, lr=0.01)), "agreement"),
+    (partial(A.fednova, local), "mu"),
+    (partial(A.fedprox, local), "mu"),
+    (partial(A.ifca, local), "spread"),
+    (partial(A.mime, local), "momentum"),
+    (partial(A.moon, layers), "temperature"),
+    (partial(A.per_fedavg, local), "inner_lr"),
+    (partial(A.pfedme, local, 1.0, LR), "beta"),
+    (partial(A.pretrain, layers, num_features=3), "share"),
+    (partial(A.pseudo_label, layers), "threshold"),
+    (partial(A.qfedavg, local), "q"),
+    (partial(A.scaffold, local, 5), "server_lr"),
+    (partial(A.split, model), "lr"),
+    (partial(A.splitfed, model), "lr"),
+    (partial(A.term, local), "t"),
+    (A.vertical_logistic, "l2"),
+    (A.vertical_logistic, "lr"),
+    (partial(A.vertical_towers, mlp_tower(), model), "lr"),
+    (partial(fr.learn.sgd, squares, LR), "l2"),
+    (partial(fr.learn.adamw, squares), "beta1"),
+    (fr.learn.optimizer.adam, "tau"),
+    (fr.learn.schedules.cosine, "lr"),
+    (fr.synchronous, "quorum"),
+    (fr.buffered, "deadline_s"),
+    (partial(oort, local), "alpha"),
+    (partial(fr.data.few_labels, None), "share"),
+]
+OPTIONAL = (NUMBERS[8][0], NUMBERS[12][0], fr.buffered)  # None stands for what is worked out
+WHOLE = [
+    (partial(A.drfa, local, ["a"]), "steps"),
+    (partial(A.feddf, layers, num_features=3), "steps"),
+    (partial(A.fedgkt, layers), "epochs"),
+    (partial(A.fedlora, layers), "rank"),
+    (partial(A.fedmatch, fr.learn.sgd(model, lr=0.01)), "helpers"),
+    (partial(A.hierfavg, local), "period"),
+    (partial(A.ifca, local), "num_clusters"),
+    (partial(A.pfedme, local, 1.0, LR), "local_rounds"),
+    (partial(A.pretrain, layers), "num_features"),
+    (partial(A.scaffold, local), "num_sites"),
+    (partial(A.split, model), "batch_size"),
+    (partial(A.split, model), "cut"),
+    (partial(A.dpsgd, local, ["a"]), "graph"),
+    (partial(A.push_sum, local, ["a"]), "graph"),
+    (A.vertical_logistic, "batch_size"),
+    (partial(A.evaluation, model), "bins"),
+    (partial(fr.learn.sgd, squares, LR), "steps"),
+    (fr.synchronous, "retries"),
+    (fr.buffered, "size"),
+    (partial(oort, local), "pacer_window"),
+    (partial(power_of_choice, local), "candidates"),
+]
+
+
+@pytest.mark.parametrize("given", ["0.5", NAN, True, -1.0e9, None])
+@pytest.mark.parametrize(("make", "setting"), NUMBERS)
+def test_what_is_no_number_that_can_be_meant_is_refused_by_name(make, setting, given):
+    if (given == -1.0e9 and setting == "t") or (given is None and make in OPTIONAL):
+        return
+    told = {"lr": given, "rounds": 3} if make is fr.learn.schedules.cosine else {setting: given}
+    with pytest.raises((ValueError, fr.errors.FedrayError), match=f"{setting}={given!r}"):
+        make(**told)
+
+
+@pytest.mark.parametrize("given", ["2", NAN, True, 2.5])
+@pytest.mark.parametrize(("make", "setting"), WHOLE)
+def test_what_is_no_whole_number_is_refused_by_name(make, setting, given):
+    with pytest.raises((ValueError, fr.errors.FedrayError), match=f"{setting}={given!r}"):
+        make(**{setting: given})
+
+
+@pytest.mark.parametrize("wrong", [{"rounds": "3"}, {"rounds": 2.5}, {"rounds": 0}, {"every": NAN}])
+def test_rounds_are_whole_numbers(wrong):
+    (name,) = wrong
+    with fr.simulate(tables) as federation, pytest.raises(ConfigError, match=f"{name}={wrong[name]!r}"):
+        fr.fit(A.fedavg(local), federation, **{"init": INIT, "rounds": 1, **wrong})
+
+
+@pytest.mark.parametrize(("make", "told"), [
+    (partial(A.fedlora, layers, variant="naiv"), "variant='naiv': choose one of stacked, naive, ffa"),
+    (partial(A.fedlora, layers, init="zero"), "init='zero': choose one of kaiming"),
+    (partial(A.feddf, layers, "rows.npy"), "public='rows.npy': give a mapping"),
+])  # fmt: skip
+def test_what_to_give_instead_is_said(make, told):
+    with pytest.raises(ValueError, match=told):
+        make()
+
+
+def test_public_rows_are_tensors_and_layers_have_a_width():
+    with pytest.raises(ValueError, match="public x must be tensors"):
+        A.feddf(layers, {"x": [[1.0, 2.0, 3.0]]})
+    with pytest.raises(ValueError, match=r"hidden\[1\]=-1"):
+        fr.learn.mlp(3, hidden=(4, -1))
+    with pytest.raises(ValueError, match=r"hidden\[0\]=-1"):
+        mlp_tower(hidden=(-1,))
+
+
+@pytest.mark.parametrize("make", [A.scaffold, A.feddyn])
+@pytest.mark.parametrize("number", [2, 6, 500])
+def test_another_number_of_sites_than_there_are_is_refused(make, number):
+    with pytest.raises(ConfigError, match=f"num_sites={number}, and there are 5: give it num_sites=5"):
+        trained(make(local, number), rounds=1)
 
 
 def test_a_site_without_a_number_may_be_named():

@@ -39,5 +39,7 @@ def test_what_the_aggregator_sees_is_said():
 def test_settings_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="order='vote'"):
         fr.algorithms.swarm(uneven(), SITES, order="vote")
-    with pytest.raises(ValueError, match="give their ids"):
+    with pytest.raises(ValueError, match="each once"):
         fr.algorithms.swarm(uneven(), ())
+    with pytest.raises(ValueError, match="each once"):
+        fr.algorithms.swarm(uneven(), (*SITES, SITES[0]))

@@ -81,7 +81,8 @@ HALF = {"a": {"a": 0.5, "b": 0.5}, "b": {"a": 0.5, "b": 0.5}}
     ({"a": {"a": 1.0}}, r"do not name the same ones \(b\)"),
     ({**HALF, "c": {"c": 1.0}}, r"do not name the same ones \(c\)"),
     ({"a": HALF["a"]}, "no row of the matrix for b"),
-    ({"a": {"a": float("nan"), "b": 1.0}, "b": {"a": 1.0, "b": 0.0}}, "not a number"),
+    ({"a": {"a": float("nan"), "b": 1.0}, "b": {"a": 1.0, "b": 0.0}}, "no finite number"),
+    ({"a": {"a": "0.5", "b": "0.5"}, "b": {"a": "0.5", "b": "0.5"}}, "no finite number"),
 ])
 def test_a_matrix_that_is_not_doubly_stochastic_is_refused_with_its_site(matrix, why):
     with pytest.raises(ValueError, match=why):
@@ -95,6 +96,18 @@ def test_a_matrix_that_is_not_doubly_stochastic_is_refused_with_its_site(matrix,
 def test_a_matrix_that_push_sum_cannot_use_is_refused(matrix, why):
     with pytest.raises(ValueError, match=why):
         T.check_columns(matrix, ("a", "b"), "push_sum")
+
+
+def test_paths_between_all_are_those_of_the_powers_of_the_graph():
+    draws, found = np.random.default_rng(0), []
+    for _ in range(200):
+        weights = (draws.random((6, 6)) < 0.25).astype(float)
+        lost = np.linalg.matrix_power(weights + np.eye(6), 6) == 0  # [receiver, sender]
+        pair = T._unheard(weights)
+        found.append(pair is not None)
+        assert lost.any() if pair else not lost.any()
+        assert pair is None or lost[pair[1], pair[0]]
+    assert 0 < sum(found) < 200
 
 
 @pytest.mark.parametrize(("make", "why"), [

@@ -8,6 +8,7 @@ import pytest
 
 import fedray as fr
 from fedray import contribution
+from fedray.data.site import SiteData
 from fedray.errors import ConfigError, ScheduleError
 from fedray.learn import together
 from fedray.runtime.traces import by_trace, generate
@@ -45,7 +46,11 @@ def test_leave_one_out_and_drawn_orders_agree_with_the_closed_form_and_share_tra
 @pytest.mark.parametrize("make", [
     lambda local: lambda sites: fr.algorithms.scaffold(local, len(sites)),
     lambda local: lambda sites: fr.algorithms.fedavg(local, fr.learn.optimizer.yogi(0.1)),
-], ids=["scaffold", "fedyogi"])  # fmt: skip
+    lambda local: lambda sites: fr.algorithms.swarm(local, sites),
+    lambda local: lambda sites: fr.algorithms.dpsgd(local, sites),
+    lambda local: lambda sites: fr.algorithms.push_sum(local, sites),
+    lambda local: lambda sites: fr.algorithms.afl(local, sites),
+], ids=["scaffold", "fedyogi", "swarm", "dpsgd", "push_sum", "afl"])  # fmt: skip
 def test_replay_has_the_bits_of_a_federation_of_its_sites_alone(make):
     model, table = fr.learn.linear(3), cases.single()[1]
     algorithm = make(fr.learn.sgd(model, lr=0.05, epochs=2, batch_size=4))
@@ -107,6 +112,17 @@ def test_programs_of_few_sites_and_lanes_that_are_repeated_change_no_worth(monke
             )  # fmt: skip
             return game.values(asked)
     assert found(together=True) == pytest.approx(found(), rel=1e-5)
+
+
+@pytest.mark.parametrize("is_together", [False, True])
+def test_a_site_without_rows_adds_nothing(is_together):
+    empty = {name: column[:0] for name, column in federated.data()["a"].items()}
+    with fr.simulate({**federated.data("ab"), "z": SiteData(empty)}, allow_empty=True) as federation:
+        game = federated.game(federation, utility=federated.mean_squared_error(per_site=False),
+                              together=is_together)  # fmt: skip
+        found = contribution.shapley(game)
+    assert found.values["z"] == 0.0 and game("z") == found.empty
+    assert found.values["a"] + found.values["b"] == pytest.approx(found.whole - found.empty)
 
 
 def test_error_of_a_coalition_that_trains_beside_others_is_raised():

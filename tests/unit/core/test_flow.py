@@ -125,7 +125,7 @@ def test_what_shows_one_site_is_refused_with_its_reason_and_a_fix(round, why):
 
 def test_a_share_of_noise_that_leaves_in_plain_is_refused():
     def round(server, site):
-        return fr.Outputs(server=fr.sum(fr.map(Says(mechanism=Mechanism("sites")), site.data), name="x"))
+        return fr.Outputs(server=fr.sum(fr.map(Says(needs=Label.MASKED), site.data), name="x"))
 
     with pytest.raises(SecurityConflict, match="share of the noise.*secure=secure_sum"):
         check_flow(graph_of(round))

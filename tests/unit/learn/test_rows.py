@@ -147,7 +147,7 @@ def test_class_weights_in_rows_equal_the_plain_loop():
     check_rows(local, sites("classes"), shared=[start(model)], tolerance=5e-6)
 
 
-@pytest.mark.parametrize("name", ["logistic", "mlp", "layer norm"])
+@pytest.mark.parametrize("name", ["logistic", "mlp", "layer norm", "bag"])
 @pytest.mark.parametrize("batch_size", [16, None])
 def test_record_clipping_in_rows_equals_row_by_row(name, batch_size):
     model, target = MODELS[name]()

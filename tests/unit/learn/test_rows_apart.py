@@ -49,7 +49,7 @@ def test_a_column_may_have_any_name(inputs, target):
 
 @pytest.mark.parametrize("outputs", [1, 8])
 def test_the_bits_of_a_product_do_not_depend_on_where_its_operands_begin(outputs):
-    """Groups and packs lay the same rows at other places; without MKL_CBWR some processors round otherwise."""
+    """Groups and packs lay rows at other places; without MKL_CBWR some processors round otherwise."""
     features, num_rows = 23, 37
     x, weight = (
         torch.randn(n, features, generator=torch.Generator().manual_seed(n)) for n in (num_rows, outputs)

@@ -16,7 +16,7 @@ from tests.unit.passes.stacks import ALGORITHMS, P
 
 def bounds(rows, rounds, **more):
     """Return the server's bound after a number of rounds, without noise to speak of."""
-    step = P.site_dp_adaptive(1.0, 1e-9, cohort=len(rows), mark_std=1e-9, source=Silent(), **more)
+    step = P.site_dp_adaptive(1.0, 1e-3, cohort=len(rows), mark_std=1e-3, source=Silent(), **more)
     with fr.simulate(holders(rows)) as federation:
         fr.fit(echo(), federation, init={"v": torch.zeros(rows.shape[1], dtype=rows.dtype)}, rounds=rounds,
                passes=[step], schedule=fr.synchronous())  # fmt: skip
@@ -29,8 +29,13 @@ def test_the_bound_moves_by_the_papers_sign_and_factor():
 
 
 def test_the_bound_grows_while_all_are_beyond_it_and_shrinks_while_all_are_within():
-    long, short = torch.full((4, 1), 100.0, dtype=torch.float64), torch.full((4, 1), 0.01, dtype=torch.float64)
-    assert bounds(long, 3) == pytest.approx(math.exp(0.3)) and bounds(short, 3) == pytest.approx(math.exp(-0.3))
+    long, short = (
+        torch.full((4, 1), 100.0, dtype=torch.float64),
+        torch.full((4, 1), 0.01, dtype=torch.float64),
+    )
+    assert bounds(long, 3) == pytest.approx(math.exp(0.3)) and bounds(short, 3) == pytest.approx(
+        math.exp(-0.3)
+    )
 
 
 def test_the_bound_settles_at_the_quantile_of_norms():
@@ -67,7 +72,9 @@ def test_marks_have_the_same_bits_alone_and_among_others():
 
 
 def test_each_name_has_a_bound_and_a_quantile_of_its_own():
-    step = P.site_dp_adaptive({"delta": 1.0, "drift": 0.1}, 0.5, cohort=6, mark_std=2.0, only={"delta", "drift"})
+    step = P.site_dp_adaptive(
+        {"delta": 1.0, "drift": 0.1}, 0.5, cohort=6, mark_std=2.0, only={"delta", "drift"}
+    )
     plan = fr.compile(ALGORITHMS["scaffold"](), [step])
     assert {"delta.within", "drift.within"} <= {name for node in plan.graph.reductions
                                                 for name, *_ in node.params.get("lanes", ())}  # fmt: skip

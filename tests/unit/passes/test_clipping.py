@@ -16,7 +16,9 @@ from tests.unit.passes.stacks import ALGORITHMS, P
 
 def flat(scale, seed=0, dtype=torch.float32):
     draws = torch.Generator().manual_seed(seed)
-    return tree.flatten({"w": (torch.randn(7, 9, generator=draws) * scale).to(dtype), "b": torch.ones(3, dtype=dtype)})
+    return tree.flatten(
+        {"w": (torch.randn(7, 9, generator=draws) * scale).to(dtype), "b": torch.ones(3, dtype=dtype)}
+    )
 
 
 def test_rows_of_a_clip_have_the_same_bits_alone_and_among_others():
@@ -71,7 +73,9 @@ def test_all_sites_beyond_the_bound_count_with_their_directions_alone():
 def test_other_reductions_are_left_untouched():
     plain = fr.compile(ALGORITHMS["scaffold"](), [])
     bounded = fr.compile(ALGORITHMS["scaffold"](), [P.clip(1.0)])
-    kinds = [[(node.name, node.params["kind"]) for node in plan.graph.reductions] for plan in (plain, bounded)]
+    kinds = [
+        [(node.name, node.params["kind"]) for node in plan.graph.reductions] for plan in (plain, bounded)
+    ]
     clips = [node for node in bounded.nodes if isinstance(node.fn, ClipByNorm)]
     assert kinds[0] == kinds[1] and len(clips) == 1 and len(bounded.nodes) == len(plain.nodes) + 1
 

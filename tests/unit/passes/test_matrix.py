@@ -1,4 +1,4 @@
-"""The matrix mechanism: noise of the explicit inverse, the numbers of security.md 8.2, and whom it may ask."""
+"""The matrix mechanism: noise of the explicit inverse, the numbers of security.md 8.2, whom it may ask."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,8 @@ def in_turn(sites, cohort, rounds, **more):
 
 
 @pytest.mark.parametrize(("sites", "cohort", "rounds", "bands", "expected"), [
-    (100, 1, 100, 100, 1.591022), (20, 1, 100, 20, 3.174815), (5, 1, 50, 5, 3.953542), (50, 50, 50, 1, 50**0.5),
+    (100, 1, 100, 100, 1.591022), (20, 1, 100, 20, 3.174815), (5, 1, 50, 5, 3.953542),
+    (50, 50, 50, 1, 50**0.5),
     (41, 2, 100, 20, 3.174815), (3, 1, 30, 1, 10**0.5),
 ])  # fmt: skip
 def test_bands_participations_and_sensitivity_follow_from_the_turns(sites, cohort, rounds, bands, expected):
@@ -114,5 +115,7 @@ def test_an_epsilon_is_that_of_all_rounds_as_one_release():
 
 def test_rounds_of_two_exchanges_are_refused():
     with pytest.raises(PassError, match="exchanges more than once"):
-        fr.compile(fr.algorithms.mime(LOCAL, weighted=False),
-                   [P.site_dp_matrix(1.0, 1.0, rounds=4, cohort=6, population=6, only={"gradient", "delta"})])
+        fr.compile(
+            fr.algorithms.mime(LOCAL, weighted=False),
+            [P.site_dp_matrix(1.0, 1.0, rounds=4, cohort=6, population=6, only={"gradient", "delta"})],
+        )

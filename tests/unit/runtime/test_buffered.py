@@ -147,9 +147,16 @@ def test_discounts_are_named_checked_and_pickle():
     assert discount_of("hinge 2 1")(3) == 1 / 5
     for each in (Polynomial(), Hinge(), fr.buffered(discount="hinge")):
         assert pickle.loads(pickle.dumps(each)) == each
-    for wrong in ("linear", "polynomial x", "hinge 1 2 3", "", lambda age: 1.0 + age, lambda age: -age):
+    for wrong in (7, "linear", "polynomial x", "hinge 1 2 3", "", lambda age: 1.0 + age, lambda age: -age):
         with pytest.raises(ScheduleError, match="discount"):
             fr.buffered(discount=wrong)
+
+
+@pytest.mark.parametrize("late", [float("nan"), 7.0, -1.0])
+def test_a_discount_that_goes_wrong_at_a_later_age_is_refused(late):
+    schedule = fr.buffered(size=1, concurrency=12, discount=lambda age: 1.0 if age < 4 else late)
+    with pytest.raises(ScheduleError, match=f"gives {late} at the age"):
+        fit(schedule, rounds=30)
 
 
 @pytest.mark.parametrize(

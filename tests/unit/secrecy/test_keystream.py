@@ -33,6 +33,13 @@ def test_both_paths_agree_across_chunks(num_words, dtype):
     assert gcm.tobytes() == ctr.tobytes() == whole
 
 
+@pytest.mark.parametrize("start", range(0, 64, 4))
+def test_words_are_masked_alike_wherever_they_lie(start):
+    words = np.zeros(4 * CHUNK + 64, np.uint8)[start:][: 4 * (CHUNK - 1)].view(np.uint32)
+    mask_inplace(words, [OneTimeKey(KEY)])
+    assert words.tobytes() == keystream(OneTimeKey(KEY), CHUNK - 1).tobytes()
+
+
 def test_calibrated_path_is_one_of_the_two():
     assert ks.fastest() in {"gcm", "ctr"}
 

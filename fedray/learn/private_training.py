@@ -4,8 +4,8 @@
                                  unit="patient")
 
 Unit: a patient (all records of one at a site, where `unit` names the column that tells them apart), else a
-row, which is a guarantee per stay and not per patient. Adjacency: add/remove of one unit at one site. Noise by
-the site, from the operating system's entropy; trusted with plaintext: nobody outside the site.
+row, which is a guarantee per stay and not per patient. Adjacency: add/remove of one unit at one site. Noise
+by the site, from the operating system's entropy; trusted with plaintext: nobody outside the site.
 Public by assumption: how many patients a site has (it divides by the expected batch and weighs the update),
 and the learning rate. Nothing else leaves: there is no training loss among the metrics, and the functions of
 `LocalTraining` that read all rows without noise (`loss`, `gradient`, `row_losses`) are not here, so an
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from fedray import noise, tree
 from fedray.accounting import Mechanism
+from fedray.core.graph import Label
 from fedray.learn.batches import Batch, num_rows, training_rows
 from fedray.learn.descent import Descent
 from fedray.learn.layout import Layout
@@ -35,12 +36,20 @@ from fedray.learn.local import LocalTraining, Rate
 from fedray.learn.losses import PosWeight
 from fedray.learn.models import Model
 from fedray.learn.partly import can_train
-from fedray.learn.patients import Privacy, Sampled, records_of, sample
+from fedray.learn.patients import Privacy, records_of, sample
 from fedray.learn.poisson import poisson_layout
 from fedray.learn.rows import (
-    Stackable, buffer_of, extras_from, fits_chain, items_of, numbers_of, one_by_one, stackable, training_of,
+    Stackable,
+    buffer_of,
+    extras_from,
+    fits_chain,
+    items_of,
+    numbers_of,
+    one_by_one,
+    stackable,
+    training_of,
 )  # fmt: skip
-from fedray.learn.rules import AdamWRule, Rule, SgdRule
+from fedray.learn.rules import SgdRule
 from fedray.learn.stacked import Extras, Training
 from fedray.learn.update import Update
 from fedray.rng import Key
@@ -55,6 +64,7 @@ class PrivateTraining:
     training: LocalTraining
     privacy: Privacy
     one_shot: ClassVar[bool] = True
+    grants: ClassVar[Label] = Label.DP
 
     @property
     def mechanism(self) -> Mechanism:
@@ -91,9 +101,13 @@ class PrivateTraining:
         by_row = f"per row (of {self.model.target}: a stay), not per patient"
         return f"{form}; privacy {by_row if self.privacy.unit is None else f'per {self.privacy.unit}'}"
 
+    def count_units(self, data: Any) -> int:
+        """Return how many units a site has, for the ledger: what a batch size spends depends on it."""
+        return records_of(training_rows(data), self.privacy, Key(0, 0, "")).count
+
     def steps_at(self, data: Any, rng: Key) -> int:
         """Return how many steps a training on these rows takes."""
-        return self.privacy.steps_at(records_of(training_rows(data), self.privacy, rng).count)
+        return self.privacy.steps_at(self.count_units(data))
 
     @property
     def rows(self) -> Callable[..., Update] | None:
@@ -125,11 +139,12 @@ class PrivateTraining:
             batch = {n: c[chosen.to(c.device)].to(descent.weights.device) for n, c in rows.items()}
             descent.clip_units(batch, units.to(descent.weights.device), sampled.divisor, number)
             if std:
-                drawn = draw(1, params.schema, source).to(descent.weights.device)
-                descent.gradient.add_(drawn[0, :trainable], alpha=std)
+                drawn = Flat(draw(1, params.schema, source).to(descent.weights.device), params.schema)
+                torch._foreach_add_(descent.slots, [drawn[name] for name in descent.leaves], alpha=std)
             descent.adjust(pull)
             local.rule.step(descent.weights, descent.gradient, vectors, rate, number + 1)
             descent.refresh()
+        descent.step = None  # what a module's forward left in buffers has no noise, and stays
         return Update(descent.result(params), num_rows(rows), sampled.steps)
 
     @property
@@ -154,13 +169,9 @@ class PrivateTraining:
         local, k = self.training, group.k
         keys, tables = items_of(rng, k), [training_rows(item) for item in items_of(data, k)]
         schema = params.value.schema if isinstance(params.value, Flat) else how.schema
-        is_trainable = can_train(local, how, schema)
-        if not is_trainable or not all(fits_chain(local, how, rows) for rows in tables):
-            return one_by_one(
-                group, (params, data, rng), given,
-                lambda item: is_trainable and fits_chain(local, how, training_rows(item)),
-                partial(self._train, how), self,
-            )  # fmt: skip
+        if not can_train(local, how, schema) or not all(fits_chain(local, how, rows) for rows in tables):
+            train = partial(self._train, how)
+            return one_by_one(local, how, group, (params, data, rng), given, train, self)
         start = buffer_of(params, schema)
         steps = numbers_of(given.get("steps"), k, None)
         sampled = [sample(*site) for site in zip(tables, [self.privacy] * k, keys, steps, strict=True)]
@@ -170,8 +181,8 @@ class PrivateTraining:
         noised.add([one.noise * self._clip / one.divisor for one in sampled], self.privacy.source())
         noised.begin(plan, start, extras_from(local, schema, start, keys, given), keys)
         noised.run(tables)
-        taken = column([one.steps for one in sampled])
-        return Update(Flat(noised.delta(), schema), column(list(map(num_rows, tables))), taken)  # type: ignore[arg-type]
+        numbers: Any = column(list(map(num_rows, tables))), column([one.steps for one in sampled])
+        return Update(Flat(noised.delta(), schema), *numbers)
 
 
 class Noised(Training):
@@ -209,44 +220,25 @@ def _row_bytes(tables: Sequence[Batch]) -> int:
 
 
 def private_sgd(
-    model: Model | Callable[..., Tensor],
-    lr: Rate,
-    clip: float = 1.0,
-    *,
-    sampling_rate: float | None = None,
-    batch_size: float | None = None,
-    noise_multiplier: float | None = None,
-    epsilon: float | None = None,
-    delta: float = 1e-5,
-    rounds: int | None = None,
-    steps: int | None = None,
-    epochs: float = 1.0,
-    unit: str | None = None,
-    max_records_per_unit: int | None = None,
-    is_secret: bool = False,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-    l2: float = 0.0,
-    prox: float = 0.0,
-    pos_weight: PosWeight = None,
-    unpenalised: Sequence[str] = ("bias",),
-    adamw: bool = False,
-    form: str = "auto",
+    model: Model | Callable[..., Tensor], lr: Rate, clip: float = 1.0, *,
+    sampling_rate: float | None = None, batch_size: float | None = None,
+    noise_multiplier: float | None = None, epsilon: float | None = None, delta: float = 1e-5,
+    rounds: int | None = None, steps: int | None = None, epochs: float | None = 1.0,
+    unit: str | None = None, max_records_per_unit: int | None = None, is_secret: bool = False,
+    momentum: float = 0.0, weight_decay: float = 0.0, l2: float = 0.0, prox: float = 0.0,
+    pos_weight: PosWeight = None, unpenalised: Sequence[str] = ("bias",), form: str = "auto",
     source: Callable[[], noise.Source] = noise.keystream,
-) -> PrivateTraining:
-    """Gradient descent (or AdamW) at a site, whose steps are differentially private for its patients.
+) -> PrivateTraining:  # fmt: skip
+    """Gradient descent at a site, whose steps are differentially private for its patients.
 
-    Each step takes every unit with the same probability, clips the gradient of each (the sum over its rows'
-    losses) to the norm `clip`, adds Gaussian noise of `noise_multiplier` x `clip` to the sum and divides by
-    the expected number of units. `sampling_rate` gives all sites one probability, and so one noise and one
-    epsilon (the usual choice); `batch_size` gives them one expected batch: a site of n units takes each with
-    probability batch_size / n, and spends its own epsilon, or, with `epsilon`, adds its own noise.
-    `noise_multiplier`, or the `epsilon` at `delta` that is spent when all `rounds` rounds are done, as if the
-    site were asked in each. `steps` of a round, or as many as take every unit `epochs` times on average.
-    `unit` is the column of whole numbers that says whose a row is; without it the guarantee is per row.
-    All records of a unit are clipped together, or `max_records_per_unit` of them, drawn once. `is_secret`
-    draws the batches from the operating system's entropy, not from the run's seed. `source` opens the noise's
-    keystream, for tests.
+    Each step takes every unit with one probability, clips the gradient of each (the sum over its rows) to
+    the norm `clip`, adds normal noise of `noise_multiplier` x `clip` and divides by the expected number of
+    units. With `sampling_rate` all sites have one probability, one noise and one epsilon (the usual choice);
+    with `batch_size` a site of n units takes each with batch_size / n, and spends its own epsilon or, where
+    `epsilon` is given, adds its own noise. `epsilon` at `delta` is spent when all `rounds` rounds are done,
+    as if the site were asked in each. `steps` a round, or as many as take a unit `epochs` times on average.
+    `unit` is the column of whole numbers that says whose a row is. All records of a unit are clipped
+    together, or `max_records_per_unit` of them, drawn once. `source` opens the noise's keystream, for tests.
     Raises ValueError on settings that cannot be, and on models whose rows have no gradient of their own.
     """
     _check(sampling_rate, batch_size, noise_multiplier, epsilon, rounds, max_records_per_unit)
@@ -257,14 +249,12 @@ def private_sgd(
     )  # fmt: skip
     if sampling_rate is not None:
         mechanism = replace(mechanism.at_site(1), divisor=None)  # one rate: the same at all sites
-    rule: Rule = AdamWRule(weight_decay=weight_decay) if adamw else SgdRule(momentum, weight_decay)
     training = LocalTraining(
-        model=model, lr=lr, rule=rule, steps=1, record_clip=clip, l2=l2, prox=prox, pos_weight=pos_weight,
-        unpenalised=tuple(unpenalised), form=form,
+        model=model, lr=lr, rule=SgdRule(momentum, weight_decay), steps=1, record_clip=clip, l2=l2, prox=prox,
+        pos_weight=pos_weight, unpenalised=tuple(unpenalised), form=form,
     )  # fmt: skip
-    privacy = Privacy(
-        mechanism=mechanism, unit=unit, max_records=max_records_per_unit, is_secret=is_secret, source=source
-    )
+    privacy = Privacy(mechanism=mechanism, unit=unit, max_records=max_records_per_unit, is_secret=is_secret,
+                      source=source)  # fmt: skip
     return PrivateTraining(training=training, privacy=privacy)
 
 
@@ -272,12 +262,65 @@ def _check(
     sampling_rate: float | None, batch_size: float | None, noise_multiplier: float | None,
     epsilon: float | None, rounds: int | None, max_records: int | None,
 ) -> None:  # fmt: skip
+    is_one_rate = (sampling_rate is None) != (batch_size is None)
+    is_one_noise = (noise_multiplier is None) != (epsilon is None)
     problems = {
-        "give sampling_rate or batch_size, one of the two": (sampling_rate is None) != (batch_size is None),
-        "give noise_multiplier or epsilon, one of the two": (noise_multiplier is None) != (epsilon is None),
+        "give sampling_rate or batch_size, and leave the other None": is_one_rate,
+        "give noise_multiplier or epsilon, and leave the other None": is_one_noise,
         "epsilon needs rounds, all that are to come": epsilon is None or rounds is not None,
         f"batch_size={batch_size} must be above 0": batch_size is None or batch_size > 0,
         f"max_records_per_unit={max_records} must be 1 or more": max_records is None or max_records >= 1,
     }
     if wrong := [problem for problem, is_fine in problems.items() if not is_fine]:
         raise ValueError("private_sgd: " + "; ".join(wrong))
+
+
+@dataclass(frozen=True)
+class LockStep:
+    """The sum of the clipped gradients of the units that one step draws, negative, as the update.
+
+    What `LocalTraining.lock_step` makes, for a pass that adds noise and divides; `lr` is then the step.
+    """
+
+    training: PrivateTraining
+    lr: float
+    adds_noise: ClassVar[bool] = False
+
+    @property
+    def one_shot(self) -> bool:
+        """Tell whether a second call would draw other units."""
+        return self.training.privacy.is_secret
+
+    @property
+    def rows(self) -> Callable[..., Update] | None:
+        """The twin."""
+        return self.training.rows
+
+    def __call__(self, params: Flat, data: Any, rng: Key) -> Update:
+        """Return the sum at one site."""
+        return self.training(params, data, rng)
+
+
+def lock_step(
+    local: LocalTraining, mechanism: Mechanism, clip: float, unit: str | None, max_records: int | None,
+    is_secret: bool,
+) -> LockStep:  # fmt: skip
+    """Return what a site does of one step in lock step; see `LockStep`.
+
+    Raises ValueError where the local training is more than one plain step of a constant rate.
+    """
+    is_one = local.steps == 1 or (local.steps is None and local.epochs == 1 and local.batch_size is None)
+    problems = {
+        "steps=1": is_one,
+        "a constant lr (schedules belong to the server's optimizer)": not callable(local.lr) and local.lr > 0,
+        "no momentum and no decay (they belong to the server's optimizer)": local.rule == SgdRule(),
+        "no l2, prox, clip_norm, patience, amp, objective": not (
+            local.l2 or local.prox or local.clip_norm or local.patience or local.amp or local.objective
+        ),
+    }
+    if wrong := [problem for problem, is_fine in problems.items() if not is_fine]:
+        raise ValueError("distributed_record: local training must be one plain step: " + "; ".join(wrong))
+    plain = replace(local, lr=1.0, steps=1, batch_size=None, record_clip=clip)
+    privacy = Privacy(mechanism=mechanism, unit=unit, max_records=max_records, is_secret=is_secret,
+                      adds_noise=False, divisor=1.0)  # fmt: skip
+    return LockStep(PrivateTraining(training=plain, privacy=privacy), float(local.lr))  # type: ignore[arg-type]
