@@ -4,14 +4,14 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from fedray import tree
 from fedray.airlock.inversion import rebuilt_rows
 from fedray.airlock.leaving import Finding, Leaving
 from fedray.learn.batches import Batch, num_rows
-from fedray.learn.intervals import delong_interval
+from fedray.learn.intervals import Array, delong_interval
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class Rebuilt:
         return Finding(self.name, math.nan if found is None else int(found.sum()), self.limit)
 
 
+Mask = NDArray[np.bool_]
 MAX_OUTCOMES = 10  # more values of an outcome are a number's, whose rows are not told apart by it
 
 
@@ -105,30 +106,28 @@ class Membership:
         nothing = Finding(self.name, math.nan, self.limit)
         if held_out is None or min(num_rows(training), num_rows(held_out)) < self.least:
             return nothing
-        members, others = leaving.losses(training, held_out)
+        members, others = (losses.numpy() for losses in leaving.losses(training, held_out))
         found = [
-            self._compare(members[inside], others[beside])
-            for inside, beside in alike(training, held_out)
-            if min(int(inside.sum()), int(beside.sum())) >= self.least
+            self._compare(members[mine], others[theirs])
+            for mine, theirs in alike(training, held_out)
+            if min(np.count_nonzero(mine), np.count_nonzero(theirs)) >= self.least
         ]
         return max(found, key=lambda finding: finding.value - finding.margin, default=nothing)
 
-    def _compare(self, members: Tensor, others: Tensor) -> Finding:
-        is_member = torch.cat([torch.ones_like(members), torch.zeros_like(others)])
+    def _compare(self, members: Array, others: Array) -> Finding:
         m, n = len(members), len(others)
-        area = delong_interval(is_member, -torch.cat([members, others]))
+        area = delong_interval(np.repeat([1.0, 0.0], [m, n]), -np.concatenate([members, others]))
         no_difference = math.sqrt((m + n + 1) / (12 * m * n))  # of U / (m n), Mann and Whitney 1947
         se = max(area.se, no_difference)
         return Finding(self.name, 2 * area.value - 1, self.limit, self.margin * 2 * se)
 
 
-def alike(training: Batch, held_out: Batch, outcome: str = "y") -> list[tuple[Tensor, Tensor]]:
+def alike(training: Batch, held_out: Batch, outcome: str = "y") -> list[tuple[Mask, Mask]]:
     """Return pairs of masks of training and held-out rows that are compared: all, and each outcome."""
-    everyone = [(torch.ones(num_rows(rows), dtype=torch.bool)) for rows in (training, held_out)]
-    pairs = [(everyone[0], everyone[1])]
+    pairs = [(np.ones(num_rows(training), np.bool_), np.ones(num_rows(held_out), np.bool_))]
     if outcome in training and training[outcome].dim() == 1:
-        mine, theirs = training[outcome].cpu(), held_out[outcome].cpu()
-        values = torch.unique(mine)
+        mine, theirs = training[outcome].cpu().numpy(), held_out[outcome].cpu().numpy()
+        values = np.unique(mine)
         if 1 < len(values) <= MAX_OUTCOMES:
             pairs += [(mine == value, theirs == value) for value in values]
     return pairs

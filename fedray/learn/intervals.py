@@ -31,25 +31,20 @@ def as_array(values: ArrayLike) -> Array:
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, dtype=np.float64)
 
 
-def midranks(values: Array) -> Array:
-    """Return ranks from 1, ties sharing their mean rank."""
-    order = np.argsort(values, kind="stable")
-    _, inverse, counts = np.unique(values[order], return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks = np.empty(len(values))
-    ranks[order] = (last - (counts - 1) / 2)[inverse]
-    return ranks
-
-
 def _placements(y: ArrayLike, score: ArrayLike) -> tuple[Array, Array]:
     """Return, for each event, the share of others below it, and for each other the share of events above."""
     labels, scores = as_array(y).ravel() > 0.5, as_array(score).ravel()
     events, others = scores[labels], scores[~labels]
-    together = midranks(np.concatenate([events, others]))
-    m, n = len(events), len(others)
-    if not m or not n:
+    if not len(events) or not len(others):
         return np.zeros(0), np.zeros(0)
-    return (together[:m] - midranks(events)) / n, 1 - (together[m:] - midranks(others)) / m
+    return _share_below(events, others), 1 - _share_below(others, events)
+
+
+def _share_below(values: Array, others: Array) -> Array:
+    """Return, for each value, the share of others that are smaller, equal ones counting a half."""
+    ordered = np.sort(others)
+    smaller, not_larger = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
+    return (smaller + not_larger) / (2 * len(others))
 
 
 def auroc(y: ArrayLike, score: ArrayLike) -> float:
@@ -64,8 +59,8 @@ def _area(of_events: Array) -> float:
 def delong_se(y: ArrayLike, score: ArrayLike) -> float:
     """Return DeLong's standard error of AUROC; NaN with fewer than two rows of a class.
 
-    Source: DeLong, DeLong, Clarke-Pearson, Biometrics 1988; computed by midranks as in Sun and Xu, Fast
-    implementation of DeLong's algorithm, IEEE Signal Processing Letters 2014.
+    Source: DeLong, DeLong, Clarke-Pearson, Biometrics 1988; computed by sorting, as in Sun and Xu,
+    Fast implementation of DeLong's algorithm, IEEE Signal Processing Letters 2014.
     """
     return _delong_se(*_placements(y, score))
 

@@ -16,7 +16,6 @@ from torch import Tensor
 
 import fedray as fr
 from fedray import noise
-from fedray.core.graph import Label
 from fedray.core.rewrite import Pass
 from fedray.data.site import SiteData
 from fedray.rng import Key
@@ -25,18 +24,6 @@ from fedray.tree import Flat
 logging.getLogger("fedray.passes").setLevel(logging.ERROR)  # local noise says that it is almost never useful
 VICTIM = "s00"  # the site that is attacked; others are beside it only in a sum
 BOUND = 4.0  # public, of a number in a secure sum
-
-
-@dataclass(frozen=True)
-class Whole:
-    """Say of a private training that its noise protects alone, which plans of plain means ask."""
-
-    inner: Any
-    grants = Label.DP
-
-    def __call__(self, params: Any, data: Any, rng: Any) -> Any:
-        """Train."""
-        return self.inner(params, data, rng)
 
 
 @dataclass(frozen=True)
@@ -56,17 +43,10 @@ class Defence:
         if self.clip is None:
             return fr.learn.sgd(model, lr=lr, steps=steps, batch_size=batch_size)
         rate = {"sampling_rate": 1.0} if batch_size is None else {"batch_size": batch_size}
-        return Whole(
-            fr.learn.private_sgd(
-                model,
-                lr=lr,
-                clip=self.clip,
-                noise_multiplier=self.sigma,
-                steps=steps,
-                source=partial(source, seed),
-                **rate,
-            )
-        )
+        return fr.learn.private_sgd(
+            model, lr=lr, clip=self.clip, noise_multiplier=self.sigma, steps=steps,
+            source=partial(source, seed), **rate,
+        )  # fmt: skip
 
 
 def source(seed: int) -> noise.Source:

@@ -272,3 +272,13 @@ def test_a_finding_of_a_test_of_ones_own_decides():
 
     found, _ = fitted([airlock([Odd()])], rounds=1)
     assert {failure.site for failure in found.metrics[0].failures} == {"h01", "h03", "h05"}
+
+
+def test_a_site_withholds_in_an_actor_of_ray_as_in_process(ray_session):
+    passes = [airlock([RowsBehind(16)], [Norm(1.0)])]
+    with fr.simulate(sites(NUM_SITES), runtime="ray", packs=2, placement="actors") as federation:
+        found = fr.fit(
+            ALGORITHMS["fedavg"](), federation, init=MODEL.init(0), rounds=2, passes=passes, schedule=LOSING
+        )
+    expected, _ = fitted(passes)
+    assert (found.params_sha256, found.failures) == (expected.params_sha256, expected.failures)
