@@ -31,17 +31,20 @@ class Recovery:
         The first t shares are tried; hashes are looked at only if these do not give the secret.
         Raises: SecrecyError E_THRESHOLD if too few shares are left, E_SHARE if no set of them fits.
         """
-        elements = self._elements(dealer, shares)
-        secret = self._from(list(elements)[: self._threshold], elements)
+        holders = self._view.holders[dealer]
+        places = [place for place, holder in enumerate(holders, start=1) if holder in shares]
+        self._check_enough(dealer, places)
+        first = places[: self._threshold]
+        secret = self._from(first, [int.from_bytes(shares[holders[place - 1]], "little") for place in first])
         if is_right(secret):
             return secret
-        holders = self._view.holders[dealer]
+        elements = self._elements(dealer, shares)
         for place in list(elements):
             if not self._is_promised(dealer, holders[place - 1], kind, elements[place]):
                 self.named[holders[place - 1]] = f"opened another share than site {dealer} dealt it"
                 del elements[place]
         for places in self._sets(list(elements), dealer):
-            secret = self._from(places, elements)
+            secret = self._from(places, [elements[place] for place in places])
             if is_right(secret):
                 self._name_dealer(dealer, places, elements)
                 return secret
@@ -57,21 +60,20 @@ class Recovery:
                     elements[place] = shamir.from_bytes(shares[holder])
                 except ValueError:
                     self.named[holder] = "opened a share that is none"
-        self._check_enough(dealer, elements)
         return elements
 
-    def _check_enough(self, dealer: int, elements: Mapping[int, int] | Sequence[int]) -> None:
-        if len(elements) < self._threshold:
+    def _check_enough(self, dealer: int, places: Sequence[int]) -> None:
+        if len(places) < self._threshold:
             raise SecrecyError(
                 "E_THRESHOLD",
-                f"{len(elements)} shares of site {dealer} are left, {self._threshold} rebuild a secret",
+                f"{len(places)} shares of site {dealer} are left, {self._threshold} rebuild a secret",
             )
 
-    def _from(self, places: Sequence[int], elements: Mapping[int, int]) -> int:
+    def _from(self, places: Sequence[int], values: Sequence[int]) -> int:
         chosen = tuple(places)
         if chosen not in self._weights:
             self._weights[chosen] = shamir.lagrange(chosen)
-        return shamir.rebuild(self._weights[chosen], [elements[place] for place in chosen])
+        return shamir.rebuild(self._weights[chosen], values)
 
     def _is_promised(self, dealer: int, holder: int, kind: int, element: int) -> bool:
         """Tell whether a share is the one that its dealer has signed the hash of."""
