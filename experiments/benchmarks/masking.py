@@ -6,7 +6,7 @@ CPU seconds of one thread. Excluded: encoding's input, the network, and the star
 
 - `rates`: `mask_inplace` at 1 M and 25 M words of 32 bits and 10, 50, 200 neighbours: bytes a second over the
   raw keystream rate of the same process, interleaved (`ratio`, at least .55); per neighbour against Flower's
-  masks in its own environment, run just before (`flwr_ratio`, at least 10 at 1 M and 8 at 25 M).
+  masks in its own environment, before and after (`flwr_ratio`, at least 10 at 1 M and 8 at 25 M).
 - `shamir`: 200 secrets of t = 134 shares, the weights included (at most 50 ms).
 - `round`: a whole secure round of 200 sites and 1 M words against an active server, all real, one by one
   in this process: CPU of a site over all steps (at most 100 ms), and of the server with nobody lost (at most
@@ -17,6 +17,7 @@ The last line is JSON; results/masking.json holds it.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -85,33 +86,42 @@ def mask_s(words: Any, num_neighbours: int) -> float:
     return cpu_s(lambda: keystream.mask_inplace(words, keys[::2], keys[1::2]))
 
 
+def flwr_s(python: str, size: int) -> list[float]:
+    """Return the CPU seconds of Flower's mask of one neighbour, in its own environment."""
+    repeats = 5 if size > 5_000_000 else 40
+    command = [python, str(HERE / "systems" / "flwr_mask.py"), str(size), str(repeats)]
+    found: list[float] = json.loads(
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    )
+    return found
+
+
 def rates(repeats: int, peer_python: str | None) -> list[dict[str, Any]]:
     """Return a line for each size and number of neighbours."""
     python = peer_python or environments.python_of("flwr")
-    script = str(HERE / "systems" / "flwr_mask.py")
     lines = []
-    for size in SIZES:
-        asked = subprocess.run([python, script, str(size)], capture_output=True, text=True, check=True)
-        flwr_s = statistics.median(json.loads(asked.stdout)[str(size)])
+    for size, num in itertools.product(SIZES, NEIGHBOURS):
         words = np.zeros(size, np.uint32)
-        for num in NEIGHBOURS:
-            mask_s(words, num)
-            pairs = [(raw_rate(), mask_s(words, num)) for _ in range(repeats)]
-            seconds = [mask for _, mask in pairs]
-            ratios = [num * words.nbytes / mask / raw for raw, mask in pairs]
-            lines.append(
-                {
-                    "words": size,
-                    "neighbours": num,
-                    "seconds": shown(seconds),
-                    "ratio": shown(ratios),
-                    "raw_gb_s": statistics.median(raw for raw, _ in pairs) / 1e9,
-                    "neighbour_ms": 1e3 * statistics.median(seconds) / num,
-                    "flwr_ms": 1e3 * flwr_s,
-                    "flwr_ratio": flwr_s * num / statistics.median(seconds),
-                }
-            )
-            print(lines[-1], flush=True)
+        mask_s(words, num)
+        flwr = flwr_s(python, size)
+        pairs = [(raw_rate(), mask_s(words, num)) for _ in range(repeats)]
+        flwr += flwr_s(python, size)
+        per_neighbour = [seconds / num for _, seconds in pairs]
+        lines.append(
+            {
+                "words": size,
+                "neighbours": num,
+                "ratio": shown(
+                    [words.nbytes / mask / raw for (raw, _), mask in zip(pairs, per_neighbour, strict=True)]
+                ),
+                "raw_gb_s": shown([raw / 1e9 for raw, _ in pairs]),
+                "neighbour_ms": shown([1e3 * seconds for seconds in per_neighbour]),
+                "flwr_ms": shown([1e3 * seconds for seconds in flwr]),
+                "flwr_ratio": statistics.median(flwr) / statistics.median(per_neighbour),
+                "load": round(os.getloadavg()[0], 1),
+            }
+        )
+        print(lines[-1], flush=True)
     return lines
 
 

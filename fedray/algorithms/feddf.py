@@ -81,6 +81,21 @@ def noise_rows(num_features: int | None, seed: int) -> dict[str, Tensor]:
     return {"x": torch.randn(NUM_NOISE_ROWS, num_features, generator=generator)}
 
 
+def public_rows(public: Any) -> dict[str, Tensor]:
+    """Return the columns of the public rows. Raises ValueError where they are none."""
+    if not isinstance(public, Mapping):
+        raise ValueError(
+            f"feddf: public={public!r}: give a mapping of columns; on the command line "
+            "{_target_: fedray.data.public_rows, path: FILE.npy}"
+        )
+    rows = dict(public)
+    if not rows or not len(next(iter(rows.values()))):
+        raise ValueError("feddf: there is no public row")
+    if others := [name for name, column in rows.items() if not isinstance(column, Tensor)]:
+        raise ValueError(f"feddf: public {', '.join(others)} must be tensors: use torch.as_tensor")
+    return rows
+
+
 def feddf(
     local: Any, public: Mapping[str, Tensor] | None = None, where: str = "server", student: Any = None,
     steps: int = 100, lr: float | None = None, logits: Logits | None = None, weighted: bool = True,
@@ -97,16 +112,7 @@ def feddf(
     check_whole("feddf", least=0, steps=steps)
     check_whole("feddf", or_none=True, num_features=num_features)
     check_numbers("feddf", above=0, or_none=True, lr=lr)
-    if not isinstance(public, Mapping | None):
-        raise ValueError(
-            f"feddf: public={public!r}: give a mapping of columns; on the command line "
-            "{_target_: fedray.data.public_rows, path: FILE.npy}"
-        )
-    rows = dict(noise_rows(num_features, seed) if public is None else public)
-    if not rows or not len(next(iter(rows.values()))):
-        raise ValueError("feddf: there is no public row")
-    if others := [name for name, column in rows.items() if not isinstance(column, Tensor)]:
-        raise ValueError(f"feddf: public {', '.join(others)} must be tensors: use torch.as_tensor")
+    rows = noise_rows(num_features, seed) if public is None else public_rows(public)
     said = logits_of(local, "feddf", logits)
     of_one = OnPublic(said, rows)
     fuse = Fuse(pursuing(student or local, Distil(said), "feddf"), rows, steps, lr, seed)

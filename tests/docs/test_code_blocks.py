@@ -127,7 +127,8 @@ def test_python_blocks_run_and_print_what_the_page_shows(page: Path, small_run: 
 
 
 def test_every_page_has_python_that_runs() -> None:
-    assert [page.name for page in PAGES if not script(page)] == []
+    tables = {"pass-matrix.md"}  # one table, which its own test compares
+    assert {page.name for page in PAGES if not script(page)} == tables
 
 
 @pytest.mark.parametrize("line", commands())

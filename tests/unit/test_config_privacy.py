@@ -11,11 +11,14 @@ from fedray.errors import ConfigError, PassError
 
 TOY = ("experiment=debug", "report=none", "rounds=2", "model=mlp", "data.scale=0.02", "data.num_sites=8",
        "evaluate.bins=50", "algorithm.weighted=false")  # fmt: skip
+MASKED = ("secure=secure_sum", "evaluate.per_site=false")
 MORE = {
     "none": (),
     "site_dp_adaptive": ("privacy.noise_multiplier=0.5",),  # 8 sites carry less than 2 x 8 / 20
-    "site_dp_distributed": ("privacy.epsilon=8",),
-}
+    "site_dp_distributed": ("privacy.epsilon=20", "privacy.max_noise=1000", *MASKED),
+    "distributed_record": ("privacy.noise_multiplier=1.0", "privacy.num_patients=60", "privacy.unit=null",
+                           "privacy.max_noise=1000", "local.steps=1", *MASKED),
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +34,7 @@ def noise_of(*words):
     return next(node.fn for node in plan.nodes if hasattr(node.fn, "mechanism")), made
 
 
-@pytest.mark.parametrize("option", sorted(set(SCHEMAS["privacy"]) - {"site_dp_distributed"}))
+@pytest.mark.parametrize("option", sorted(SCHEMAS["privacy"]))
 def test_every_option_trains(option):
     words = MORE.get(option, ("privacy.epsilon=20", "privacy.max_noise=1000"))
     done = experiment.start(compose_run([*TOY, f"privacy={option}", *words]), live=False)

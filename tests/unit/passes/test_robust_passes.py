@@ -183,7 +183,7 @@ def test_a_rule_that_knows_sites_again_is_refused_over_groups_that_are_drawn_ane
 
 @pytest.mark.parametrize("name", ["krum", "quarantine"])
 def test_a_rule_is_refused_beside_one_sum_that_hides_its_rows(name):
-    with pytest.raises(SecurityConflict, match="krum.*needs per-site updates at the server"):
+    with pytest.raises(SecurityConflict, match=f"{name}.*needs per-site updates at the server"):
         fr.compile(ALGORITHMS["fedavg"](), [ROBUST[name](), P.secure_sum(mode="ideal")])
 
 
