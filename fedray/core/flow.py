@@ -8,7 +8,8 @@ reduction is the only way across. A function that a pass places lowers or hides 
     needs       VISIBLE at the server: each site's own value; MASKED at a site: its result leaves masked
     gives_groups  of a function whose result has the mean of each group of sites in place of each site's value
     bound       of a function that clips at a site: the largest norm of its result
-    mechanism   of a function that adds noise: `noise_by` is "server" or "sites"
+    mechanism   of a function that adds noise: `noise_by` is "server" or "sites", `trusted` may be "server"
+    tells       of a function that loses a site by what it finds there: what that is, in words
 
 What a pass demands of the whole graph is in its `Claim`. `check_flow` runs after all passes and on every host
 that receives a plan.
@@ -138,6 +139,7 @@ def check_flow(graph: Graph) -> None:
             _check_opening(graph, node, known)
             _check_needs(graph, node, known, hidden)
             _check_noise(graph, node, known)
+            _check_telling(graph, node)
 
 
 def _check_hidden(graph: Graph, node: Node, known: Mapping[Node, Mark], claim: Claim) -> None:
@@ -220,6 +222,20 @@ def _check_noise(graph: Graph, node: Node, known: Mapping[Node, Mark]) -> None:
             raise SecurityConflict(
                 f"{graph.name}: {title(node)} ({node.where}) codes an update after {title(clips[0])} has "
                 "clipped it: its rounding may exceed the bound. Fix: compression before privacy in passes="
+            )
+
+
+def _check_telling(graph: Graph, node: Node) -> None:
+    """Refuse that a site is lost by what is private there, where the server may not learn it."""
+    told = getattr(node.fn, "tells", ())
+    if not told:
+        return
+    for other in graph.nodes:
+        if getattr(getattr(other.fn, "mechanism", None), "trusted", "server") != "server":
+            raise SecurityConflict(
+                f"{graph.name}: {title(node)} ({node.where}) withholds by {', '.join(told)}, and that a site "
+                f"withholds tells the server what the epsilon of {title(other)} does not cover. Fix: only "
+                "report these (policy.airlock.report=[...])"
             )
 
 

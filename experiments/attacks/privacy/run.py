@@ -21,7 +21,8 @@ from experiments.attacks.privacy import exact, inversion, masked, membership, pr
 from experiments.attacks.privacy.seen import DEFENCES, Defence
 
 RESULTS = Path(__file__).parent / "results"
-ALL = tuple(DEFENCES)
+MUCH = "records: clip, noise 4"  # where less leaves nothing to see it is left out
+ALL = tuple(name for name in DEFENCES if name != MUCH)
 Attack = Callable[[Defence, int], Mapping[str, float]]
 ATTACKS: dict[str, tuple[Attack, tuple[str, ...], int]] = {  # the attack, against what, least seeds
     "exact": (exact.attack, ALL, 5),
@@ -30,7 +31,7 @@ ATTACKS: dict[str, tuple[Attack, tuple[str, ...], int]] = {  # the attack, again
     "steps": (ratio.several_steps, ("none",), 20),
     "inversion": (inversion.attack, ALL, 5),
     "trap": (trap.attack, ALL, 10),
-    "membership": (membership.attack, ALL, 5),
+    "membership": (membership.attack, tuple(DEFENCES), 5),
     "property": (property.attack, ALL, 5),
 }
 

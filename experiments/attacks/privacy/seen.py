@@ -72,6 +72,7 @@ DEFENCES = {
         _sum(50),
         Defence("records: clip, noise 0.1", clip=1.0, sigma=0.1),
         Defence("records: clip, noise 1", clip=1.0, sigma=1.0),
+        Defence("records: clip, noise 4", clip=1.0, sigma=4.0),
         Defence("site: clip, noise 0.1", passes=_site_noise),
         Defence("top 10 %", passes=lambda seed: [fr.passes.topk(0.1)]),
         Defence("4 bits a number", passes=lambda seed: [fr.passes.qsgd(7)]),

@@ -21,10 +21,8 @@ from fedray.airlock import (
     of_policy,
 )
 from fedray.airlock.gate import Gate
-from fedray.core.trace import trace
 from fedray.data.site import SiteData
-from fedray.errors import PassError, QuorumError
-from fedray.passes.lowering import check_operands
+from fedray.errors import PassError, QuorumError, SecurityConflict
 from fedray.runtime.checkpoint import Checkpoints
 from tests.unit.algorithms.test_egress import SHIPPED
 from tests.unit.passes.stacks import ALGORITHMS, LOCAL, MODEL, NUM_SITES
@@ -219,12 +217,22 @@ def test_an_airlock_behind_another_pass_is_refused():
         fr.compile(ALGORITHMS["fedavg"](), passes=[fr.passes.topk(0.2), airlock(report=[Norm(1.0)])])
 
 
-def test_a_private_training_is_tested_in_reports_alone():
-    private = fr.learn.private_sgd(MODEL, lr=0.1, clip=1.0, sampling_rate=0.5, noise_multiplier=1.0, steps=1)
-    graph = check_operands(trace(fr.algorithms.fedavg(private)))
-    with pytest.raises(PassError, match="what its epsilon does not cover"):
-        airlock(withhold=[Membership()])(graph)
-    airlock(withhold=[RowsBehind(4)], report=[Membership()])(graph)
+PRIVATE = fr.learn.private_sgd(MODEL, lr=0.1, clip=1.0, sampling_rate=0.5, noise_multiplier=1.0, steps=1)
+LOCAL_NOISE = fr.passes.site_dp_local(clip=1.0, noise_multiplier=1.0, cohort=6, weights="uniform")
+TRUSTED_NOISE = fr.passes.site_dp(clip=1.0, noise_multiplier=1.0, cohort=6, weights="uniform")
+
+
+@pytest.mark.parametrize(("local", "noise"), [(PRIVATE, []), (LOCAL, [LOCAL_NOISE])])
+def test_values_are_no_reason_to_withhold_where_noise_protects_from_the_server(local, noise):
+    algorithm = fr.algorithms.fedavg(local)
+    with pytest.raises(SecurityConflict, match="withholds by membership advantage.*epsilon of .* not cover"):
+        fr.compile(algorithm, passes=[airlock(withhold=[Membership()]), *noise])
+    plan = fr.compile(algorithm, passes=[airlock(withhold=[RowsBehind(4)], report=[Membership()]), *noise])
+    assert "airlock" in plan.slots
+
+
+def test_values_are_a_reason_where_the_server_is_trusted_with_them():
+    assert fr.compile(ALGORITHMS["fedavg"](), passes=[airlock(withhold=[Membership()]), TRUSTED_NOISE])
 
 
 def test_a_budget_of_steps_is_looked_through():
