@@ -56,8 +56,9 @@ Deviations from the paper are in the docstring: `help(fr.algorithms.fednova)`, o
 Up and down are counted in the first round of a network, in models: what one site sends that is alone in its
 process (several sites of a process send one sum), and what a host receives; of vertical algorithms it grows
 with the records ([vertical.md](vertical.md)). *Only sums* says that the server sees no single site's value,
-as secure aggregation needs. *Together* says that the sites of a process train as one program. *At own pace*
-says whether `fr.buffered` runs it ([asynchronous.md](asynchronous.md)).
+as secure sums need ([pass-matrix.md](pass-matrix.md) has each algorithm with each protection). *Together*
+says that the sites of a process train as one program. *At own pace* says whether `fr.buffered` runs it
+([asynchronous.md](asynchronous.md)).
 
 This page is written by `python experiments/tools/catalogue.py`.
 
