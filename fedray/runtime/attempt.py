@@ -13,7 +13,7 @@ from typing import Any
 
 from fedray import tree
 from fedray.core.graph import IN_REGION, Asked, Node, Op, Placement
-from fedray.errors import LATE, QuorumError, SiteError, VerifyError
+from fedray.errors import LATE, QuorumError, SiteError, VerifyError, Withheld
 from fedray.rng import SERVER, Key
 from fedray.runtime import totals
 from fedray.runtime.buffered import Buffered
@@ -286,6 +286,8 @@ class Attempt:
         first = f"; first: {self.failures[0]}" if self.failures else ""
         is_needed = "each is needed, for it holds a part of every record" * self.plan.needs_all
         fix = "ask all sites (schedule.cohort=1.0)" if self.plan.needs_all else "lower schedule.quorum"
+        if Withheld.kind in kinds:
+            fix = f"leave out sites that are too small, change what policy.airlock tests, {fix}"
         raise QuorumError(
             f"round {self.round} of {self.plan.name}: {len(alive)} of {asked} sites delivered and "
             f"{is_needed or f'the quorum is {needed}'} ({why}{first}). The server state is unchanged; {fix}, "
