@@ -123,7 +123,7 @@ def test_a_secure_sum_goes_on_without_who_withholds():
 
 
 def test_too_many_withheld_sites_fail_the_round_as_any_failure_does():
-    with pytest.raises(QuorumError, match="withheld.*policy.airlock"):
+    with pytest.raises(QuorumError, match="3 x withheld.*policy.airlock"):
         fitted([airlock([RowsBehind(16)])], schedule=fr.synchronous(quorum=0.8, retries=0))
 
 
