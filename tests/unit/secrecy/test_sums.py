@@ -132,7 +132,7 @@ MANY = [
     (200, Topology(None, 134)),
     (200, topology(200, "active")),
 ]
-# 13 setups of 8 rounds each are a hundred patterns a graph, some minutes each with 200 sites: FEDRAY_PATTERNS=13
+# 13 setups of 8 rounds each are a hundred patterns a graph, minutes with 200 sites: FEDRAY_PATTERNS=13
 SETUPS = int(os.environ.get("FEDRAY_PATTERNS", "1"))
 
 
