@@ -43,8 +43,11 @@ class Setup:
         return all(site in MADE_UP for group in self.groups for site in group)
 
     def group_of(self, site: str) -> int:
-        """Return the number of a site's group."""
-        return next(number for number, group in enumerate(self.groups) if site in group)
+        """Return the number of a site's group. Raises SecrecyError E_COHORT where it is in none."""
+        for number, group in enumerate(self.groups):
+            if site in group:
+                return number
+        raise SecrecyError("E_COHORT", f"the server announces a sum without {site}, which it asks")
 
     def terms(self, rules: Rules, number: int) -> Terms:
         """Return what all sites of a group agree on, derived alike at every party."""

@@ -14,8 +14,11 @@ import fedray as fr
 from fedray import tree
 from fedray.core.graph import Label, Op
 from fedray.core.rewrite import on_reduce
-from fedray.errors import QuorumError, ScheduleError, SecurityConflict
+from fedray.errors import ConfigError, QuorumError, ScheduleError, SecrecyError, SecurityConflict
 from fedray.passes import group_secure_sum, randk, secure_sum, topk, trust_statement, two_server
+from fedray.passes.secure_masks import party_of
+from fedray.passes.secure_setup import Rules, Setup
+from fedray.rows import Group
 from tests.unit.passes.secure_cases import SIZE, fitted, losing, numbers, oracle, vector
 from tests.unit.runtime.toy import sites
 
@@ -95,6 +98,19 @@ def test_sites_lost_at_different_stages_leave_the_sum_of_those_that_delivered(lo
 def test_a_curious_server_needs_half_of_the_sites():
     result = fitted([secure_sum("real", server="curious", min_cohort=3)], lost={5: ["h00", "h01"]})
     assert torch.equal(result.state["mean"], oracle(names(5)[2:], 5, START_BOUND))
+
+
+@pytest.mark.parametrize("groups", [(), (("rehearsal",),), (("h01", "h02", "h03", "h04", "h05"),)])
+def test_a_site_that_is_not_in_the_announced_sum_sends_nothing(groups):
+    rules = Rules(server="active", threshold=None, min_cohort=5, num_groups=1, is_ring=False, has_dp=False,
+                  label="sum")  # fmt: skip
+    with pytest.raises(SecrecyError, match="E_COHORT"):  # made-up sites add no mask, and h00 is none
+        party_of(Group(["h00"]), "h00", Setup("run", 0, groups, "agreed"), rules)
+
+
+def test_a_site_with_the_name_of_a_made_up_one_is_refused():
+    with pytest.raises(ConfigError, match="probe0.*rename"):
+        fr.simulate({"probe0": 1, "h00": 2})
 
 
 def test_a_round_that_ends_without_a_result_is_tried_again_with_fresh_keys():
