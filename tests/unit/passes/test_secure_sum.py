@@ -251,6 +251,14 @@ def test_bounds_do_not_follow_a_sum_to_which_the_server_adds_noise():
     assert fitted([noise, secure_sum()]).metrics[0].counted == 5
 
 
+def test_updates_below_a_step_show_once_the_bound_has_narrowed(caplog):
+    tiny = fitted([secure_sum()], algorithm=numbers(scale=1e-10), rounds=1)
+    later = fitted([secure_sum()], algorithm=numbers(scale=1e-10), rounds=8)
+    assert not tiny.state["mean"].any() and "x came to 0" in caplog.text
+    exact = torch.stack([vector(site) * 1e-10 for site in names(5)]).mean(0)
+    assert torch.allclose(later.state["mean"], exact, rtol=0.1, atol=1e-11)
+
+
 def test_other_reductions_are_left_as_they_are():
     plain, summed = (fr.compile(numbers(), passes) for passes in ([], [secure_sum()]))
     functions = [{repr(node.fn) for node in plan.nodes if node.op is Op.CALL} for plan in (plain, summed)]
