@@ -252,7 +252,7 @@ class Join(_Step):
     were shown other models cannot be added up.
     """
 
-    label: str
+    rules: Rules
 
     def step(
         self, party: Party, forward: torch.Tensor, members: Sequence[torch.Tensor], model: bytes
@@ -266,20 +266,24 @@ class Join(_Step):
     def __call__(self, party: Party, *told: Any) -> Party:
         """Take the step of one site."""
         forward, members, *shown = told
-        return self.taken(party, forward, members, hash_of(self.label, shown))
+        return self.taken(party, forward, members, model_hash(self.rules, party.setup.round, shown))
 
     def rows(self, group: Group, party: Tagged, *told: Tagged) -> Any:
         """Take the step of each site of a group, which are all shown the same."""
-        model = hash_of(self.label, [rows.row(one, 0) for one in told[2:]])
+        alive = group.alive
+        round = rows.row(party, alive[0]).setup.round if alive else 0
+        model = model_hash(self.rules, round, [rows.row(one, 0) for one in told[2:]])
         return _each(
             group,
             lambda row: self.taken(rows.row(party, row), *(rows.row(one, row) for one in told[:2]), model),
         )
 
 
-def hash_of(label: str, shown: Sequence[Any]) -> bytes:
-    """Return the SHA-256 of what a site was shown."""
-    digest = hashlib.sha256(label.encode())
+def model_hash(rules: Rules, round: int, shown: Sequence[Any]) -> bytes:
+    """Return the SHA-256 of the model that a site was shown; of one that sites keep, the round stands for it."""
+    digest = hashlib.sha256(rules.label.encode())
+    if rules.is_kept and not shown:
+        digest.update(f"|{round}".encode())
     for path, leaf in tree.leaves(tuple(shown)):
         numbers = leaf.buffer if isinstance(leaf, tree.Flat) else leaf
         if isinstance(numbers, torch.Tensor):

@@ -22,6 +22,7 @@ class Rules:
     num_groups: int
     is_ring: bool  # the round has the step in which a ring of more than 64 sites is ordered
     has_dp: bool
+    is_kept: bool  # sites keep values from round to round
     label: str  # of this sum among those of a round, and of the round among programs
 
 

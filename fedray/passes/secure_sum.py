@@ -172,6 +172,7 @@ def secured(graph: Graph, grouped: tuple[str, ...], settings: Settings) -> Graph
             num_groups=settings.groups or 1,
             is_ring=settings.threshold is None and (settings.cohort or 0) > MAX_FULL,
             has_dp=has_dp,
+            is_kept=any(placement is SITES for placement, _ in graph.outputs),
             label=f"{program}.{sum_.prefix}",
         )
         return Masking(rules, sum_).result() if settings.is_real else plain(rules, sum_)

@@ -20,7 +20,7 @@ from fedray.passes.secure_masks import party_of
 from fedray.passes.secure_setup import Rules, Setup
 from fedray.rows import Group
 from tests.unit.passes.secure_cases import SIZE, fitted, losing, numbers, oracle, vector
-from tests.unit.runtime.toy import sites
+from tests.unit.runtime.toy import INIT, ToyLocal, sites
 
 START_BOUND, START_CAP = 16.0, 2.0**14
 REAL = {"active": [1, 3, 5, 7, 9], "curious": [1, 3, 5, 7]}
@@ -103,7 +103,7 @@ def test_a_curious_server_needs_half_of_the_sites():
 @pytest.mark.parametrize("groups", [(), (("rehearsal",),), (("h01", "h02", "h03", "h04", "h05"),)])
 def test_a_site_that_is_not_in_the_announced_sum_sends_nothing(groups):
     rules = Rules(server="active", threshold=None, min_cohort=5, num_groups=1, is_ring=False, has_dp=False,
-                  label="sum")  # fmt: skip
+                  is_kept=False, label="sum")  # fmt: skip
     with pytest.raises(SecrecyError, match="E_COHORT"):  # made-up sites add no mask, and h00 is none
         party_of(Group(["h00"]), "h00", Setup("run", 0, groups, "agreed"), rules)
 
@@ -249,6 +249,22 @@ def test_bounds_do_not_follow_a_sum_to_which_the_server_adds_noise():
     slots = [{slot for _, slot in plan.outputs} for plan in (plain, noisy)]
     assert slots[0] - slots[1] == {"secure.bounds"}
     assert fitted([noise, secure_sum()]).metrics[0].counted == 5
+
+
+def test_a_model_is_summed_over_one_set_of_sites_however_many_are_asked():
+    still = numbers(scale=0.0)  # the model does not move, and the second round asks 5 sites in place of 6
+    few = {"count": 8, "rounds": 2, "sampling": "poisson", "cohort": 0.8, "retries": 0}
+    assert [record.asked for record in fitted([secure_sum()], algorithm=still, **few).metrics] == [6, 5]
+    with pytest.raises(QuorumError, match="SecrecyError.*terms.py"):
+        fitted([secure_sum("real")], algorithm=still, **few | {"quorum": 0.9})
+
+
+def test_values_that_sites_keep_are_summed_over_other_sites_in_another_round():
+    kept = fr.algorithms.local_only(ToyLocal())
+    passes = [secure_sum("real", clip=16.0, weight_cap=64.0)]
+    with fr.simulate(sites(8)) as federation:
+        result = fr.fit(kept, federation, init=INIT, rounds=4, passes=passes, schedule=fr.synchronous(cohort=6))
+    assert [record.counted for record in result.metrics] == [6, 6, 6, 6]
 
 
 def test_updates_below_a_step_show_once_the_bound_has_narrowed(caplog):
