@@ -156,6 +156,9 @@ def _check_hidden(graph: Graph, node: Node, known: Mapping[Node, Mark], claim: C
         fix = "average over all sites"
     elif node.params.get("alone"):
         why, fix = "is the value of one site, which the schedule takes alone", "use a schedule with cohorts"
+    elif node.params["kind"] in ("sum", "mean"):
+        why = "leaves in plain: whoever adds up sees the value of a site that is alone in its process"
+        fix = "mask it: secure=secure_sum secure.mode=real"
     elif any(user.op is Op.SCATTER for user in users):
         why = "gives the server each site's own value, from which it makes something for each site"
         fix = "take an algorithm whose personal part stays at the site (fedper, fedbn, ditto)"

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fedray.core.flow import crossing, marks
-from fedray.core.graph import CARRIERS, Label, Node, Op
+from fedray.core.graph import CARRIERS, Graph, Label, Node, Op
 
 ONE_DOMAIN = (
     "All nodes of this Ray cluster can run code on each other and read each other's data. "
@@ -20,6 +20,7 @@ ALWAYS = (
     "each site's own operating system and administrators, and the libraries that it runs",
     "the code that sites train with: what it writes into an update leaves with the update",
 )
+SIMULATED = "would hold with masks, which are simulated here: "
 NEVER = (
     "which sites take part in a round, which fail, and how many training rows each says it has",
     "the model itself: a server may publish another one than the rounds have made",
@@ -61,8 +62,8 @@ def _listed(sentences: Iterable[str]) -> list[str]:
 def _claims(plan: Any) -> Iterator[str]:
     """Yield what a plan of one kind of round claims, and what it does not."""
     known = marks(plan.graph)
-    for claim in plan.graph.claims:
-        yield f"{claim.text} ({claim.by})"
+    for by, text in claimed(plan.graph):
+        yield f"{text} ({by})"
     for node in plan.graph.nodes:
         mechanism = getattr(node.fn, "mechanism", None) if node.op is Op.CALL else None
         if mechanism is not None:
@@ -82,6 +83,15 @@ def _claims(plan: Any) -> Iterator[str]:
             f"none for {', '.join(summed)}: the process that adds them up, and the server where a site is "
             "alone in its process, see the value of each site (no pass)"
         )
+
+
+def claimed(graph: Graph) -> list[tuple[str, str]]:
+    """Return what each pass claims, by its name: of what leaves, only a promise where masks are simulated."""
+    is_simulated = any(claim.is_simulated for claim in graph.claims)
+    return [
+        (claim.by, SIMULATED + claim.text if is_simulated and claim.hub != "trusted" else claim.text)
+        for claim in graph.claims
+    ]
 
 
 def _noise(mechanism: Any) -> str:

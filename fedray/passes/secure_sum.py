@@ -200,7 +200,8 @@ def plain(rules: Rules, sum_: Fused) -> Node:
 def _claim(name: str, settings: Settings) -> Claim:
     """Return what the pass says in the trust statement."""
     if not settings.is_real:
-        return Claim(by=name, text=IDEAL, but="everything that secure_sum(mode='real') hides", is_hidden=True)
+        but = "everything that secure_sum(mode='real') hides"
+        return Claim(by=name, text=IDEAL, but=but, is_hidden=True, is_simulated=True)
     who = (
         "a server that lies of anything but whose key is whose"
         if settings.server == "active"

@@ -172,7 +172,9 @@ def two_server(
     """
     settings = Settings(min_cohort=min_cohort, clip=clip, weight_cap=weight_cap)
     trusts = "the two aggregators do not collude"
-    claim = Claim(by="two_server", text=IDEAL, trusts=trusts, but=BUT, is_hidden=True)
+    claim = Claim(
+        by="two_server", text=IDEAL, trusts=trusts, but=BUT, is_hidden=True, is_simulated=True
+    )
 
     def hide(sum_: Fused) -> Node:
         asked = Node(Op.INPUT, SERVER, params={"slot": "asked"}, where=sum_.where)

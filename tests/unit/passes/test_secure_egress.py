@@ -71,6 +71,16 @@ def test_a_server_that_is_not_trusted_takes_masked_sums_and_no_plain_ones():
         fr.compile(ALGORITHMS["fedavg"](), [curious])
 
 
+@pytest.mark.parametrize("simulated", [P.secure_sum(), P.two_server()])
+def test_simulated_masks_do_not_hold_what_a_policy_claims_of_masked_sums(simulated):
+    plan = fr.compile(ALGORITHMS["fedavg"](), [simulated, P.require(hub="curious")])
+    text = "would hold with masks, which are simulated here: nothing that a site sends"
+    for told in (fr.egress(plan), fr.explain(plan), fr.passes.trust_statement(plan)):
+        assert text in told.replace("\n    ", " ")
+    masked = fr.compile(ALGORITHMS["fedavg"](), [P.secure_sum("real"), P.require(hub="curious")])
+    assert "would hold" not in fr.passes.trust_statement(masked)
+
+
 @pytest.mark.parametrize("num_sites", [1, 2, 8, 200, 1000])
 def test_digits_add_up_to_the_sum_of_wide_numbers(num_sites):
     agreed = Agreed(num_sites, {}, {})
