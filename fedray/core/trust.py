@@ -31,7 +31,7 @@ NEVER = (
 def trust_statement(plan: Any) -> str:
     """Return the trust statement of a plan, to be read beside `egress`."""
     claims = [line for kind in plan.kinds for line in _claims(kind)]
-    trusts = dict.fromkeys(c.trusts for kind in plan.kinds for c in kind.graph.claims if c.trusts)
+    trusts = [line for kind in plan.kinds for line in _trusted(kind.graph)]
     exceptions = dict.fromkeys(c.but for kind in plan.kinds for c in kind.graph.claims if c.but)
     lines = [
         f"Trust statement: {plan.name}   plan {plan.digest[:8]}",
@@ -87,11 +87,19 @@ def _claims(plan: Any) -> Iterator[str]:
 
 def claimed(graph: Graph) -> list[tuple[str, str]]:
     """Return what each pass claims, by its name: of what leaves, only a promise where masks are simulated."""
-    is_simulated = any(claim.is_simulated for claim in graph.claims)
-    return [
-        (claim.by, SIMULATED + claim.text if is_simulated and claim.hub != "trusted" else claim.text)
-        for claim in graph.claims
-    ]
+    would = SIMULATED if _is_simulated(graph) else ""
+    return [(claim.by, (would if claim.hub != "trusted" else "") + claim.text) for claim in graph.claims]
+
+
+def _trusted(graph: Graph) -> list[str]:
+    """Return who must be trusted: where masks are simulated first of all whoever is sent values in plain."""
+    would = SIMULATED if _is_simulated(graph) else ""
+    plain = [claim.trusts for claim in graph.claims if claim.is_simulated]
+    return plain + [would + claim.trusts for claim in graph.claims if claim.trusts and not claim.is_simulated]
+
+
+def _is_simulated(graph: Graph) -> bool:
+    return any(claim.is_simulated for claim in graph.claims)
 
 
 def _noise(mechanism: Any) -> str:

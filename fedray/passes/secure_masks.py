@@ -280,7 +280,7 @@ class Join(_Step):
 
 
 def model_hash(rules: Rules, round: int, shown: Sequence[Any]) -> bytes:
-    """Return the SHA-256 of the model that a site was shown. The round stands for one that only sites keep."""
+    """Return the SHA-256 of the model that a site was shown; the round stands for one that sites keep."""
     digest = hashlib.sha256(rules.label.encode())
     if rules.is_kept and not shown:
         digest.update(f"|{round}".encode())

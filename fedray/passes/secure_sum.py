@@ -201,7 +201,8 @@ def _claim(name: str, settings: Settings) -> Claim:
     """Return what the pass says in the trust statement."""
     if not settings.is_real:
         but = "everything that secure_sum(mode='real') hides"
-        return Claim(by=name, text=IDEAL, but=but, is_hidden=True, is_simulated=True)
+        trusts = "the server and whoever adds up, with each site's own value"
+        return Claim(by=name, text=IDEAL, trusts=trusts, but=but, is_hidden=True, is_simulated=True)
     who = (
         "a server that lies of anything but whose key is whose"
         if settings.server == "active"

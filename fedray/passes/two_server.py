@@ -171,7 +171,7 @@ def two_server(
     `egress` and the trust statement. Raises SecurityConflict where the round shows more than sums.
     """
     settings = Settings(min_cohort=min_cohort, clip=clip, weight_cap=weight_cap)
-    trusts = "the two aggregators do not collude"
+    trusts = "whoever runs both aggregators, here one process, with each site's own value"
     claim = Claim(
         by="two_server", text=IDEAL, trusts=trusts, but=BUT, is_hidden=True, is_simulated=True
     )

@@ -261,9 +261,9 @@ def test_a_model_is_summed_over_one_set_of_sites_however_many_are_asked():
 
 def test_values_that_sites_keep_are_summed_over_other_sites_in_another_round():
     kept = fr.algorithms.local_only(ToyLocal())
-    options = {"passes": [secure_sum("real", clip=16.0, weight_cap=64.0)], "schedule": fr.synchronous(cohort=6)}
+    passes, some = [secure_sum("real", clip=16.0, weight_cap=64.0)], fr.synchronous(cohort=6)
     with fr.simulate(sites(8)) as federation:
-        result = fr.fit(kept, federation, init=INIT, rounds=4, **options)
+        result = fr.fit(kept, federation, init=INIT, rounds=4, passes=passes, schedule=some)
     assert [record.counted for record in result.metrics] == [6, 6, 6, 6]
 
 
