@@ -77,7 +77,7 @@ def _topology(rules: Rules, num_sites: int) -> Topology:
     least = (num_sites // 2 if rules.server == "curious" else 2 * num_sites // 3) + 1
     if rules.threshold is None:
         return Topology(None, least)
-    is_share = isinstance(rules.threshold, float)
+    is_share = rules.threshold < 1  # else a number of sites, which a configuration gives as a float
     asked = math.floor(rules.threshold * num_sites) + 1 if is_share else int(rules.threshold)
     if not least <= asked <= num_sites:
         raise SecrecyError(

@@ -219,17 +219,36 @@ def test_a_buffer_of_sites_asked_at_different_times_is_refused():
 
 @pytest.mark.parametrize("options", [
     {"mode": "fake"}, {"server": "lying"}, {"min_cohort": 2}, {"threshold": 1.5}, {"threshold": 0},
-    {"weight_cap": 0.0},
+    {"weight_cap": 0.0}, {"weight_cap": 0.5}, {"weight_cap": float("inf")}, {"clip": 0.0}, {"clip": -1.0},
+    {"clip": float("nan")}, {"clip": {"x": float("inf")}}, {"clip": "x"}, {"threshold": True},
+    {"threshold": 1.0}, {"min_cohort": 3.5},
 ])
 def test_settings_without_a_meaning_are_refused(options):
     with pytest.raises(ValueError, match="secure_sum: "):
         secure_sum(**options)
 
 
+def test_other_secure_sums_refuse_their_settings_by_name():
+    with pytest.raises(ValueError, match="two_server: clip=0"):
+        two_server(clip=0)
+    with pytest.raises(ValueError, match="group_secure_sum: min_cohort=2"):
+        group_secure_sum(min_cohort=2)
+    with pytest.raises(ValueError, match=r"group_secure_sum: groups=2\.5"):
+        group_secure_sum(2.5)
+
+
+@pytest.mark.parametrize("again", [secure_sum(), secure_sum("real"), two_server()])
+@pytest.mark.parametrize("first", [secure_sum(), secure_sum("real"), two_server()])
+def test_what_is_hidden_already_is_not_hidden_again(first, again):
+    with pytest.raises(SecurityConflict, match="hidden already.*one secure sum"):
+        fr.compile(numbers(), [first, again])
+
+
 def test_a_threshold_that_two_halves_of_the_sites_could_reach_is_refused():
     with pytest.raises(QuorumError, match="E_THRESHOLD.*give 4 at least"):
         fitted([secure_sum("real", threshold=3)])
-    assert fitted([secure_sum("real", threshold=0.8)]).metrics[0].counted == 5
+    for threshold in (0.8, 5, 5.0):
+        assert fitted([secure_sum("real", threshold=threshold)]).metrics[0].counted == 5
 
 
 def test_bounds_do_not_follow_a_sum_to_which_the_server_adds_noise():
