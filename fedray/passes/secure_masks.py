@@ -356,8 +356,9 @@ class OpenShares(_Step):
         self, party: Party, survivors: Sequence[torch.Tensor], confirms: Sequence[torch.Tensor] | None = None
     ) -> None:
         """Take the step."""
-        assert party.round is not None
+        assert party.round is not None and party.site is not None
         number = party.setup.group_of(party.name)
         told = from_tensor(Survivors, survivors[number])
         signed = None if confirms is None else from_tensor(Confirmations, confirms[number])
         party.sent["A7"] = to_tensor(party.round.unmask(told, signed))
+        party.site.forget()

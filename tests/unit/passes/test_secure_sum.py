@@ -16,7 +16,7 @@ from fedray.core.graph import Label, Op
 from fedray.core.rewrite import on_reduce
 from fedray.errors import ConfigError, QuorumError, ScheduleError, SecrecyError, SecurityConflict
 from fedray.passes import group_secure_sum, randk, secure_sum, topk, trust_statement, two_server
-from fedray.passes.secure_masks import party_of
+from fedray.passes.secure_masks import Party, party_of
 from fedray.passes.secure_setup import Rules, Setup
 from fedray.rows import Group
 from tests.unit.passes.secure_cases import SIZE, fitted, losing, numbers, oracle, vector
@@ -106,6 +106,16 @@ def test_a_site_that_is_not_in_the_announced_sum_sends_nothing(groups):
                   is_kept=False, label="sum")  # fmt: skip
     with pytest.raises(SecrecyError, match="E_COHORT"):  # made-up sites add no mask, and h00 is none
         party_of(Group(["h00"]), "h00", Setup("run", 0, groups, "agreed"), rules)
+
+
+def test_no_secret_of_a_site_outlives_its_round():
+    with fr.simulate(sites(5)) as federation:
+        fr.fit(numbers(), federation, init={}, rounds=1, passes=[secure_sum("real")])
+        (pack,) = federation.aggregator.root.transport.hosts.values()
+        parties = [one for held in pack._cache.values() if isinstance(held, dict)
+                   for one in held.values() if isinstance(one, Party)]  # fmt: skip
+    assert len(parties) == 5
+    assert not any(party.site._secrets or party.site._shares or party.round._keys for party in parties)
 
 
 def test_a_site_with_the_name_of_a_made_up_one_is_refused():
