@@ -165,7 +165,7 @@ def _check_hidden(graph: Graph, node: Node, known: Mapping[Node, Mark], claim: C
     elif not any(user is output for user in users for (_, slot), output in graph.outputs.items()
                  if slot != "metrics"):  # fmt: skip
         why = "gives the server the figures of each site"
-        fix = "sum them: evaluate.per_site=false, or sums of histograms"
+        fix = "sum them: evaluate.per_site=false, or sums of histograms; schedule=synchronous asks no losses"
     else:
         why, fix = "gives the server each site's own value", "use mean() or sum() in its place"
     raise SecurityConflict(
@@ -224,6 +224,12 @@ def _check_noise(graph: Graph, node: Node, known: Mapping[Node, Mark]) -> None:
                 f"{graph.name}: {title(node)} ({node.where}) codes an update after {title(clips[0])} has "
                 "clipped it: its rounding may exceed the bound. Fix: compression before privacy in passes="
             )
+
+
+def has_noise_of_sites(graph: Graph) -> bool:
+    """Tell whether what leaves has noise before it is opened: that of a server comes after."""
+    found = (getattr(node.fn, "mechanism", None) for node in graph.nodes if node.op is Op.CALL)
+    return any(getattr(mechanism, "noise_by", "") == "sites" for mechanism in found)
 
 
 def _upstream(node: Node) -> list[Node]:

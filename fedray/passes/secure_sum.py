@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedray.core.digest import digest
+from fedray.core.flow import has_noise_of_sites
 from fedray.core.graph import Claim, Graph, Node, Op, Placement
 from fedray.core.rewrite import Pass
 from fedray.passes.secure_graph import Fused, Masking, announced, call, gathered, group_totals, masked_total
@@ -169,7 +170,6 @@ def group_secure_sum(
 
 def secured(graph: Graph, grouped: tuple[str, ...], settings: Settings) -> Graph:
     """Return the graph with its sums hidden."""
-    has_dp = any(getattr(node.fn, "mechanism", None) is not None for node in graph.nodes)
     program = digest(graph)[:16]
 
     def hide(sum_: Fused) -> Node:
@@ -179,7 +179,7 @@ def secured(graph: Graph, grouped: tuple[str, ...], settings: Settings) -> Graph
             min_cohort=settings.min_cohort,
             num_groups=settings.groups or 1,
             is_ring=settings.threshold is None and (settings.cohort or 0) > MAX_FULL,
-            has_dp=has_dp,
+            has_dp=has_noise_of_sites(graph),
             is_kept=any(placement is SITES for placement, _ in graph.outputs),
             label=f"{program}.{sum_.prefix}",
         )

@@ -16,10 +16,10 @@ from fedray.core.graph import Label, Op
 from fedray.core.rewrite import on_reduce
 from fedray.errors import ConfigError, QuorumError, ScheduleError, SecrecyError, SecurityConflict
 from fedray.passes import group_secure_sum, randk, secure_sum, topk, trust_statement, two_server
-from fedray.passes.secure_masks import Party, party_of
+from fedray.passes.secure_masks import Advertise, Party, party_of
 from fedray.passes.secure_setup import Rules, Setup
 from fedray.rows import Group
-from tests.unit.passes.secure_cases import SIZE, fitted, losing, numbers, oracle, vector
+from tests.unit.passes.secure_cases import SIZE, Given, fitted, losing, numbers, oracle, vector
 from tests.unit.runtime.toy import INIT, ToyLocal, sites
 
 START_BOUND, START_CAP = 16.0, 2.0**14
@@ -286,6 +286,27 @@ def test_a_model_is_summed_over_one_set_of_sites_however_many_are_asked():
     assert [record.asked for record in fitted([secure_sum()], algorithm=still, **few).metrics] == [6, 5]
     with pytest.raises(QuorumError, match="SecrecyError.*terms.py"):
         fitted([secure_sum("real")], algorithm=still, **few | {"quorum": 0.9})
+
+
+ALL = {"noise_multiplier": 1.0, "only": None, "weights": "uniform", "exact": (), "cohort": 5}
+
+
+@pytest.mark.parametrize(("noise", "has_dp"), [
+    (fr.passes.site_dp(**ALL, population=5), False),
+    (fr.passes.site_dp_distributed(**ALL, num_params=9), True),
+])
+def test_noise_of_the_server_does_not_loosen_the_rule_on_two_sums_of_one_model(noise, has_dp):
+    plan = fr.compile(mean_alone(), [noise, secure_sum("real")])
+    rules = [node.fn.rules for node in plan.nodes if isinstance(node.fn, Advertise)]
+    assert [each.has_dp for each in rules] == [has_dp]
+
+
+def mean_alone():
+    def round(server, site):
+        given = fr.map(Given(), fr.broadcast(server["params"], name="params"), site.id)
+        return fr.Outputs(server={"params": server["params"] + fr.mean(given["x"], name="x")})
+
+    return fr.Algorithm(lambda _: {"params": torch.zeros(SIZE)}, round, name="mean_alone")
 
 
 def test_values_that_sites_keep_are_summed_over_other_sites_in_another_round():
