@@ -11,7 +11,7 @@ class SecureSum:
     mode: str = "ideal"
     """`real` adds masks; `ideal` computes the same bits without them: for simulation, no protection."""
     threshold: float | None = None
-    """Share of the sites that must live to the end; null takes 2/3 (active server) or 1/2 (curious)."""
+    """Share or number of sites that must live to the end; null takes 2/3 (active server) or 1/2 (curious)."""
     server: str = "active"
     """`active`: the server may lie, and sites sign what they see; `curious`: it follows the protocol."""
     cohort: int | None = None
@@ -34,7 +34,7 @@ class GroupSecureSum:
     mode: str = "ideal"
     """`real` adds masks; `ideal` computes the same bits without them: for simulation, no protection."""
     threshold: float | None = None
-    """Share of a group that must live to the end; null takes 2/3 (active server) or 1/2 (curious)."""
+    """Share or number in a group that must live to the end; null takes 2/3 (active server) or 1/2."""
     server: str = "active"
     """`active`: the server may lie, and sites sign what they see; `curious`: it follows the protocol."""
     min_cohort: int = 5

@@ -14,8 +14,9 @@ from typing import Any
 
 import fedray as fr
 from fedray.contribution.games import Coalition, Game
+from fedray.core.flow import has_noise_of_sites
 from fedray.core.rewrite import policies
-from fedray.errors import ConfigError, ScheduleError
+from fedray.errors import ConfigError, ScheduleError, SecurityConflict
 from fedray.runtime.learnt import Learnt
 from fedray.runtime.result import params_of
 from fedray.runtime.schedule import Synchronous
@@ -72,8 +73,20 @@ class Replays:
             )
         if self.mode not in ("min", "max"):
             raise ValueError(f"contribution: mode={self.mode!r}: choose min or max")
+        self._refuse_hidden_sums()
         self.plan = fr.compile(self.utility, policies(self.passes))
         self.federation.learnt = self.federation.learnt or Learnt()
+
+    def _refuse_hidden_sums(self) -> None:
+        """Raise SecurityConflict where first rounds of two coalitions would show the site between them."""
+        graph = fr.compile(self.algorithm_of(self.federation.sites), self.passes).graph
+        hiding = [claim.by for claim in graph.claims if claim.is_hidden and claim.hub == "trusted"]
+        if hiding and not has_noise_of_sites(graph):
+            raise SecurityConflict(
+                "contribution: coalitions that differ by one site begin with one model, so the difference of "
+                f"their first sums is that site's own update, which {hiding[0]} hides. Fix: noise at the "
+                "sites (privacy=), or secure=none, where the server may see single updates"
+            )
 
     def __call__(self, coalitions: Sequence[Coalition]) -> list[float]:
         """Train coalitions and return what they are worth."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedray.core.flow import marks
 from fedray.core.graph import Label, Node, Op, Placement, function_name, is_one_site
-from fedray.core.trust import guards_of
+from fedray.core.trust import claimed, guards_of
 
 SITES = Placement.SITES
 ENVELOPE = (
@@ -95,7 +95,7 @@ def _text(plan: Any) -> str:
     outputs = ", ".join(f"{placement} {slot} = %{index}" for (placement, slot), index in plan.outputs.items())
     lines.append(f"outputs: {outputs}")
     lines += [plan.graph.note] if plan.graph.note else []
-    lines += [f"{claim.by}: {claim.text}" for claim in plan.graph.claims]
+    lines += [f"{by}: {text}" for by, text in claimed(plan.graph)]
     if plan.fold == "fast":
         lines.append(FAST)
     return "\n".join(lines)
@@ -187,7 +187,7 @@ def egress(plan: Any) -> str:
     lines += [BY_REGION] if any("by region" in row["visible"] for row in rows) else []
     lines += [ALONE] if any(node.params.get("alone") for node in plan.nodes) else []
     lines += [plan.graph.note] if plan.graph.note else []
-    lines += [f"{claim.by}: {claim.text}" for claim in plan.graph.claims]
+    lines += [f"{by}: {text}" for by, text in claimed(plan.graph)]
     lines += ENVELOPE if plan.fold == "exact" else (FAST, *ENVELOPE)
     return "\n".join(lines)
 

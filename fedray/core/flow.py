@@ -158,13 +158,16 @@ def _check_hidden(graph: Graph, node: Node, known: Mapping[Node, Mark], claim: C
         fix = "average over all sites"
     elif node.params.get("alone"):
         why, fix = "is the value of one site, which the schedule takes alone", "use a schedule with cohorts"
+    elif node.params["kind"] in ("sum", "mean"):
+        why = "leaves in plain: whoever adds up sees the value of a site that is alone in its process"
+        fix = "mask it: secure=secure_sum secure.mode=real"
     elif any(user.op is Op.SCATTER for user in users):
         why = "gives the server each site's own value, from which it makes something for each site"
         fix = "take an algorithm whose personal part stays at the site (fedper, fedbn, ditto)"
     elif not any(user is output for user in users for (_, slot), output in graph.outputs.items()
                  if slot != "metrics"):  # fmt: skip
         why = "gives the server the figures of each site"
-        fix = "sum them: evaluate.per_site=false, or sums of histograms"
+        fix = "sum them: evaluate.per_site=false, or sums of histograms; schedule=synchronous asks no losses"
     else:
         why, fix = "gives the server each site's own value", "use mean() or sum() in its place"
     raise SecurityConflict(
@@ -237,6 +240,12 @@ def _check_telling(graph: Graph, node: Node) -> None:
                 f"withholds tells the server what the epsilon of {title(other)} does not cover. Fix: only "
                 "report these (policy.airlock.report=[...])"
             )
+
+
+def has_noise_of_sites(graph: Graph) -> bool:
+    """Tell whether what leaves has noise before it is opened: that of a server comes after."""
+    found = (getattr(node.fn, "mechanism", None) for node in graph.nodes if node.op is Op.CALL)
+    return any(getattr(mechanism, "noise_by", "") == "sites" for mechanism in found)
 
 
 def _upstream(node: Node) -> list[Node]:

@@ -93,7 +93,8 @@ class Claim:
     `by` is the pass. `trusts` names who must be trusted for it to hold, `but` what it does not protect.
     `is_hidden` demands that nothing a site sends shows that site's value: every reduction is then masked,
     sealed, differentially private or public, or the plan is refused. `hub` is "curious" where the server may
-    not be trusted with plaintext: noise that it adds protects nobody then.
+    not be trusted with plaintext: noise that it adds protects nobody then. `is_simulated` says that the pass
+    computes what it would with protection, and protects nobody here.
     """
 
     by: str
@@ -102,6 +103,7 @@ class Claim:
     but: str = ""
     is_hidden: bool = False
     hub: str = "trusted"
+    is_simulated: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fedray.core.flow import crossing, marks
-from fedray.core.graph import CARRIERS, Label, Node, Op
+from fedray.core.graph import CARRIERS, Graph, Label, Node, Op
 
 ONE_DOMAIN = (
     "All nodes of this Ray cluster can run code on each other and read each other's data. "
@@ -20,6 +20,7 @@ ALWAYS = (
     "each site's own operating system and administrators, and the libraries that it runs",
     "the code that sites train with: what it writes into an update leaves with the update",
 )
+SIMULATED = "would hold with masks, which are simulated here: "
 NEVER = (
     "which sites take part in a round, which fail, and how many training rows each says it has",
     "the model itself: a server may publish another one than the rounds have made",
@@ -30,7 +31,7 @@ NEVER = (
 def trust_statement(plan: Any) -> str:
     """Return the trust statement of a plan, to be read beside `egress`."""
     claims = [line for kind in plan.kinds for line in _claims(kind)]
-    trusts = dict.fromkeys(c.trusts for kind in plan.kinds for c in kind.graph.claims if c.trusts)
+    trusts = [line for kind in plan.kinds for line in _trusted(kind.graph)]
     exceptions = dict.fromkeys(c.but for kind in plan.kinds for c in kind.graph.claims if c.but)
     lines = [
         f"Trust statement: {plan.name}   plan {plan.digest[:8]}",
@@ -61,8 +62,8 @@ def _listed(sentences: Iterable[str]) -> list[str]:
 def _claims(plan: Any) -> Iterator[str]:
     """Yield what a plan of one kind of round claims, and what it does not."""
     known = marks(plan.graph)
-    for claim in plan.graph.claims:
-        yield f"{claim.text} ({claim.by})"
+    for by, text in claimed(plan.graph):
+        yield f"{text} ({by})"
     for node in plan.graph.nodes:
         mechanism = getattr(node.fn, "mechanism", None) if node.op is Op.CALL else None
         if mechanism is not None:
@@ -82,6 +83,23 @@ def _claims(plan: Any) -> Iterator[str]:
             f"none for {', '.join(summed)}: the process that adds them up, and the server where a site is "
             "alone in its process, see the value of each site (no pass)"
         )
+
+
+def claimed(graph: Graph) -> list[tuple[str, str]]:
+    """Return what each pass claims, by its name: of what leaves, only a promise where masks are simulated."""
+    would = SIMULATED if _is_simulated(graph) else ""
+    return [(claim.by, (would if claim.hub != "trusted" else "") + claim.text) for claim in graph.claims]
+
+
+def _trusted(graph: Graph) -> list[str]:
+    """Return who must be trusted: where masks are simulated first of all whoever is sent values in plain."""
+    would = SIMULATED if _is_simulated(graph) else ""
+    plain = [claim.trusts for claim in graph.claims if claim.is_simulated]
+    return plain + [would + claim.trusts for claim in graph.claims if claim.trusts and not claim.is_simulated]
+
+
+def _is_simulated(graph: Graph) -> bool:
+    return any(claim.is_simulated for claim in graph.claims)
 
 
 def _noise(mechanism: Any) -> str:

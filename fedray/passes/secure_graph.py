@@ -132,8 +132,9 @@ class Masking:
         dealt, forwards = self._dealt(party, desks)
         packages = Node(Op.SCATTER, SITES, (forwards,), name=self.prefix, where=self.where)
         members = self._told(self._at(SERVER, ShowMembers(), desks, forwards))
-        shown = broadcasts_of(self.sum.words)
-        joined = self._at(SITES, Join(self.rules.label), dealt, packages, members, *shown)
+        # the bounds are in the context of the keys, and other bounds do not make another model
+        shown = [one for one in broadcasts_of(self.sum.words) if one.args[0] is not self.sum.agreed]
+        joined = self._at(SITES, Join(self.rules), dealt, packages, members, *shown)
         masked = self._at(SITES, Mask(), self.sum.words, joined)
         signed = self._at(SITES, SentWith(), joined, masked)
         delivered = gathered(signed, f"{self.prefix}.delivered", DIGEST, self.where)

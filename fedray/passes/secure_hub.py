@@ -17,7 +17,7 @@ import torch
 from fedray import coded
 from fedray.core.graph import Asked, Label
 from fedray.errors import QuorumError, SecrecyError
-from fedray.passes.secure_masks import NO_KEY, Roster, from_tensor, hash_of, to_tensor
+from fedray.passes.secure_masks import NO_KEY, Roster, from_tensor, model_hash, to_tensor
 from fedray.passes.secure_setup import Rules, Setup, digest_of
 from fedray.passes.secure_steps import Lane, Opened, check_cohort, opened
 from fedray.passes.secure_words import Agreed, read
@@ -216,7 +216,7 @@ class TakeMasked:
 
     def _survivors(self, desk: Desk, setup: Setup, signed: Messages, shown: Sequence[Any]) -> torch.Tensor:
         arrived = tuple(coded.arrived(value) for value in shown)
-        desk.round = desk.hub.round(setup.round, hash_of(self.rules.label, arrived))
+        desk.round = desk.hub.round(setup.round, model_hash(self.rules, setup.round, arrived))
         for _, _, message in desk.mine(signed):
             desk.round.accept_masked(from_tensor(Signed, message))
         return to_tensor(desk.round.survivors())

@@ -15,7 +15,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedray import coded, rows, tree
-from fedray.core.graph import Label
+from fedray.core.graph import MADE_UP, Label
 from fedray.passes.secure_setup import Rules, Setup
 from fedray.rows import Group, Ragged, Same, Tagged
 from fedray.secrecy import wire
@@ -74,6 +74,13 @@ class Party:
         raise TypeError("a site's secrets do not leave its process")
 
     @property
+    def is_tried(self) -> bool:
+        """Tell whether the site is made up, and its words need no mask. A site's own name says so: what the
+        server announces never does.
+        """
+        return self.name in MADE_UP and self.setup.is_tried
+
+    @property
     def public(self) -> bytes:
         """The key that its signatures are checked with."""
         return self.identity.public_key().public_bytes_raw() if self.identity else b""
@@ -100,7 +107,7 @@ def party_of(group: Group, name: str, setup: Setup, rules: Rules) -> Party:
     if rules.server == "active" and "identity" not in held:
         held["identity"] = Ed25519PrivateKey.generate()
     party = Party(setup, rules, name, held.get("identity"), held["journal"])
-    if not setup.is_tried:
+    if not party.is_tried:
         party.begin()
     held[rules.label] = party
     return party
@@ -139,7 +146,7 @@ class Sent:
 
     def __call__(self, party: Party) -> torch.Tensor:
         """Return the message of one site."""
-        if party.setup.is_tried:
+        if party.is_tried:
             return made_up(self.step, party.rules)
         message = party.sent[self.step]
         if self.step != "A1" or party.identity is None:
@@ -179,7 +186,7 @@ class _Step:
 
     def taken(self, party: Party, *told: Any) -> Party:
         """Take the step, unless sites are made up."""
-        if not party.setup.is_tried:
+        if not party.is_tried:
             self.step(party, *told)
         return party
 
@@ -245,7 +252,7 @@ class Join(_Step):
     were shown other models cannot be added up.
     """
 
-    label: str
+    rules: Rules
 
     def step(
         self, party: Party, forward: torch.Tensor, members: Sequence[torch.Tensor], model: bytes
@@ -259,20 +266,24 @@ class Join(_Step):
     def __call__(self, party: Party, *told: Any) -> Party:
         """Take the step of one site."""
         forward, members, *shown = told
-        return self.taken(party, forward, members, hash_of(self.label, shown))
+        return self.taken(party, forward, members, model_hash(self.rules, party.setup.round, shown))
 
     def rows(self, group: Group, party: Tagged, *told: Tagged) -> Any:
         """Take the step of each site of a group, which are all shown the same."""
-        model = hash_of(self.label, [rows.row(one, 0) for one in told[2:]])
+        alive = group.alive
+        round = rows.row(party, alive[0]).setup.round if alive else 0
+        model = model_hash(self.rules, round, [rows.row(one, 0) for one in told[2:]])
         return _each(
             group,
             lambda row: self.taken(rows.row(party, row), *(rows.row(one, row) for one in told[:2]), model),
         )
 
 
-def hash_of(label: str, shown: Sequence[Any]) -> bytes:
-    """Return the SHA-256 of what a site was shown."""
-    digest = hashlib.sha256(label.encode())
+def model_hash(rules: Rules, round: int, shown: Sequence[Any]) -> bytes:
+    """Return the SHA-256 of the model that a site was shown; the round stands for one that sites keep."""
+    digest = hashlib.sha256(rules.label.encode())
+    if rules.is_kept and not shown:
+        digest.update(f"|{round}".encode())
     for path, leaf in tree.leaves(tuple(shown)):
         numbers = leaf.buffer if isinstance(leaf, tree.Flat) else leaf
         if isinstance(numbers, torch.Tensor):
@@ -303,7 +314,8 @@ class Mask:
         for row in group.alive:
             own: Party = rows.row(party, row)
             masked[row] = flat.buffer[row].numpy()
-            if own.round is not None:
+            if not own.is_tried:
+                assert own.round is not None
                 found, signed = own.round.mask(masked[row])
                 own.sent["A4"] = to_tensor(signed)
                 masked[row] = found
@@ -318,7 +330,7 @@ class SentWith:
 
     def __call__(self, party: Party, words: Any) -> torch.Tensor:
         """Return the message of one site."""
-        return made_up("A4", party.rules) if party.setup.is_tried else party.sent["A4"]
+        return made_up("A4", party.rules) if party.is_tried else party.sent["A4"]
 
     def rows(self, group: Group, party: Tagged, words: Tagged) -> Any:
         """Return the messages of a group."""
@@ -344,8 +356,9 @@ class OpenShares(_Step):
         self, party: Party, survivors: Sequence[torch.Tensor], confirms: Sequence[torch.Tensor] | None = None
     ) -> None:
         """Take the step."""
-        assert party.round is not None
+        assert party.round is not None and party.site is not None
         number = party.setup.group_of(party.name)
         told = from_tensor(Survivors, survivors[number])
         signed = None if confirms is None else from_tensor(Confirmations, confirms[number])
         party.sent["A7"] = to_tensor(party.round.unmask(told, signed))
+        party.site.forget()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fedray.core.flow import check_flow
 from fedray.core.graph import Claim, Graph, Key, Node, Op, Placement, stages
 from fedray.core.rewrite import refuse_coded
-from fedray.errors import PassError
+from fedray.errors import PassError, SecurityConflict
 from fedray.passes.lowering import fuse_sums, lower_at_sites, lower_mean
 from fedray.passes.secure_graph import Fused, call, get
 from fedray.passes.secure_steps import Agree, Lane, Learn, Write
@@ -32,8 +32,15 @@ class Hiding:
 
 
 def hidden(graph: Graph, hiding: Hiding, claim: Claim) -> Graph:
-    """Return the graph with its sums hidden. Raises SecurityConflict where it shows more than sums."""
+    """Return the graph with its sums hidden.
+
+    Raises SecurityConflict where it shows more than sums, or hides them already.
+    """
     for node in graph.reductions:
+        if node.params.get("masked"):
+            raise SecurityConflict(
+                f"{claim.by}: the sums of {graph.name} are hidden already. Fix: one secure sum in passes="
+            )
         if node.params["kind"] in ("sum", "mean"):
             refuse_coded(node, claim.by)
     rewriting = _Rewriting(fuse_sums(lower_mean(lower_at_sites(graph))), hiding)

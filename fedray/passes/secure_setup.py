@@ -22,6 +22,7 @@ class Rules:
     num_groups: int
     is_ring: bool  # the round has the step in which a ring of more than 64 sites is ordered
     has_dp: bool
+    is_kept: bool  # sites keep values from round to round
     label: str  # of this sum among those of a round, and of the round among programs
 
 
@@ -43,8 +44,11 @@ class Setup:
         return all(site in MADE_UP for group in self.groups for site in group)
 
     def group_of(self, site: str) -> int:
-        """Return the number of a site's group."""
-        return next(number for number, group in enumerate(self.groups) if site in group)
+        """Return the number of a site's group. Raises SecrecyError E_COHORT where it is in none."""
+        for number, group in enumerate(self.groups):
+            if site in group:
+                return number
+        raise SecrecyError("E_COHORT", f"the server announces a sum without {site}, which it asks")
 
     def terms(self, rules: Rules, number: int) -> Terms:
         """Return what all sites of a group agree on, derived alike at every party."""
@@ -73,7 +77,7 @@ def _topology(rules: Rules, num_sites: int) -> Topology:
     least = (num_sites // 2 if rules.server == "curious" else 2 * num_sites // 3) + 1
     if rules.threshold is None:
         return Topology(None, least)
-    is_share = isinstance(rules.threshold, float)
+    is_share = rules.threshold < 1  # else a number of sites, which a configuration gives as a float
     asked = math.floor(rules.threshold * num_sites) + 1 if is_share else int(rules.threshold)
     if not least <= asked <= num_sites:
         raise SecrecyError(

@@ -21,6 +21,7 @@ from fedray.rows import Column, Group, Ragged, Same, Tagged
 HEADROOM = 64.0  # a site's number may exceed the mean's largest so many times before it is cut
 WIDER = 16.0  # times wider after a round that has cut a number
 NARROWER = 4.0
+LEAST_BOUND = 2.0**-8  # where totals are zero: 200 sites of 20 rows still show means of 2e-8
 Lane = tuple[str, int, int | None, bool]  # name, place of the value, place of its weight, whether a mean's
 logger = logging.getLogger(__name__)
 
@@ -142,8 +143,8 @@ class ReadPlain:
 class Learn:
     """Learn the next bounds from a total, which is public: its largest mean and room above it.
 
-    A bound shrinks by 4 a round at most, grows by 16 after a round that has cut numbers, which the log tells,
-    and starts again where a total is zero.
+    A bound shrinks by 4 a round at most and grows by 16 after a round that has cut numbers. Where a total is
+    zero, updates may lie below a step, so it shrinks by 16, to 2^-8 at least. The log tells of both.
     """
 
     def __call__(self, memory: Any, agreed: Agreed, found: Opened) -> Any:
@@ -157,6 +158,8 @@ class Learn:
                 told = agreed.bounds.get(name, START_BOUND)
                 cut = found.num_cut[name]
                 logger.warning("secure_sum: %d numbers of %s were cut at their bound %s", cut, name, told)
+            elif name in found.weights and not any(largest):
+                logger.warning("secure_sum: %s came to 0; it may lie below a step: smaller clip=?", name)
             bounds[name] = [
                 _next_bound(agreed.bound(name, leaf), value / weight, is_cut)
                 for leaf, value in enumerate(largest)
@@ -169,7 +172,9 @@ class Learn:
 def _next_bound(bound: float, mean: float, is_cut: bool) -> float:
     if is_cut:
         return bound * WIDER
-    return max(power_above(HEADROOM * mean), bound / NARROWER) if mean else START_BOUND
+    if not mean:
+        return max(bound / WIDER, min(bound, LEAST_BOUND))
+    return max(power_above(HEADROOM * mean), bound / NARROWER)
 
 
 def power_above(number: float) -> float:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedray.core.digest import digest
+from fedray.core.flow import has_noise_of_sites
 from fedray.core.graph import Claim, Graph, Node, Op, Placement
 from fedray.core.rewrite import Pass
 from fedray.passes.secure_graph import Fused, Masking, announced, call, gathered, group_totals, masked_total
@@ -23,6 +24,7 @@ from fedray.passes.secure_rewriting import Hiding, hidden
 from fedray.passes.secure_setup import Rules
 from fedray.passes.secure_steps import IDEAL_GUARD, Named, ReadPlain
 from fedray.secrecy.graph import MAX_FULL
+from fedray.settings import is_number, is_whole
 
 SERVER, SITES = Placement.SERVER, Placement.SITES
 MODES = ("ideal", "real")
@@ -42,8 +44,9 @@ IDEAL = f"{IDEAL_GUARD}: the sites' words are added without masks (mode=ideal)"
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the user says of secure sums; see `secure_sum`."""
+    """What the user says of secure sums; see `secure_sum`. `by` is the pass that was told."""
 
+    by: str = "secure_sum"
     mode: str = "ideal"
     threshold: float | int | None = None
     server: str = "active"
@@ -54,22 +57,28 @@ class Settings:
     weight_cap: float | None = None
 
     def __post_init__(self) -> None:
-        is_fraction = isinstance(self.threshold, float) and 0 < self.threshold < 1
-        is_number = isinstance(self.threshold, int) and self.threshold >= 1
+        bounds = self.clip.values() if isinstance(self.clip, Mapping) else (self.clip,)
+        least = self.min_cohort * (self.groups or 1)
         problems = {
             f"mode={self.mode!r}: choose one of {', '.join(MODES)}": self.mode in MODES,
             f"server={self.server!r}: choose one of {', '.join(SERVERS)}": self.server in SERVERS,
-            f"min_cohort={self.min_cohort}: a sum of fewer than 3 sites hides nobody": self.min_cohort >= 3,
-            f"threshold={self.threshold}: give a fraction in (0, 1), or a number of sites": is_fraction
-            or is_number
-            or self.threshold is None,
+            f"min_cohort={self.min_cohort}: a sum of fewer than 3 sites hides nobody": is_whole(
+                self.min_cohort, 3
+            ),
+            f"threshold={self.threshold}: give a fraction in (0, 1), or a number of sites": self.threshold
+            is None
+            or (is_number(self.threshold) and 0 < self.threshold < 1)
+            or (is_number(self.threshold) and self.threshold >= 2 and self.threshold == int(self.threshold)),
             f"cohort={self.cohort} is below min_cohort={self.min_cohort}: ask more sites": self.cohort is None
-            or self.cohort >= self.min_cohort * (self.groups or 1),
+            or self.cohort >= least,
+            f"clip={self.clip}: give the largest |number|, above 0": all(
+                bound is None or (is_number(bound) and bound > 0) for bound in bounds
+            ),
             f"weight_cap={self.weight_cap}: give the most rows of a site": self.weight_cap is None
-            or self.weight_cap > 0,
+            or (is_number(self.weight_cap) and self.weight_cap >= 1),
         }
         if wrong := [problem for problem, is_fine in problems.items() if not is_fine]:
-            raise ValueError("secure_sum: " + "; ".join(wrong))
+            raise ValueError(f"{self.by}: " + "; ".join(wrong))
 
     @property
     def is_real(self) -> bool:
@@ -144,10 +153,10 @@ def group_secure_sum(
     hides among its group, which has `min_cohort` sites at least. Evaluations are summed over all sites.
     Raises PassError where no rule compares sites.
     """
-    if groups < 2:
+    if not is_whole(groups, 2):
         raise ValueError(f"group_secure_sum: groups={groups}: a rule compares several, say 5")
-    settings = Settings(mode=mode, threshold=threshold, server=server, groups=groups, min_cohort=min_cohort,
-                        clip=clip, weight_cap=weight_cap)  # fmt: skip
+    settings = Settings(by="group_secure_sum", mode=mode, threshold=threshold, server=server, groups=groups,
+                        min_cohort=min_cohort, clip=clip, weight_cap=weight_cap)  # fmt: skip
 
     def run(graph: Graph) -> Graph:
         return secured(*means_for_rules(graph), settings)
@@ -161,7 +170,6 @@ def group_secure_sum(
 
 def secured(graph: Graph, grouped: tuple[str, ...], settings: Settings) -> Graph:
     """Return the graph with its sums hidden."""
-    has_dp = any(getattr(node.fn, "mechanism", None) is not None for node in graph.nodes)
     program = digest(graph)[:16]
 
     def hide(sum_: Fused) -> Node:
@@ -171,17 +179,17 @@ def secured(graph: Graph, grouped: tuple[str, ...], settings: Settings) -> Graph
             min_cohort=settings.min_cohort,
             num_groups=settings.groups or 1,
             is_ring=settings.threshold is None and (settings.cohort or 0) > MAX_FULL,
-            has_dp=has_dp,
+            has_dp=has_noise_of_sites(graph),
+            is_kept=any(placement is SITES for placement, _ in graph.outputs),
             label=f"{program}.{sum_.prefix}",
         )
         return Masking(rules, sum_).result() if settings.is_real else plain(rules, sum_)
 
-    name = "group_secure_sum" if settings.groups else "secure_sum"
     options = [f"groups={settings.groups}"] if settings.groups else []
-    title = f"{name}({', '.join(options if settings.is_real else [*options, 'ideal'])})"
+    title = f"{settings.by}({', '.join(options if settings.is_real else [*options, 'ideal'])})"
     guard = "" if settings.is_real else IDEAL_GUARD
     hiding = Hiding(title, settings.bound_of, settings.weight_cap, hide, guard, grouped)
-    return hidden(graph, hiding, _claim(name, settings))
+    return hidden(graph, hiding, _claim(settings.by, settings))
 
 
 def plain(rules: Rules, sum_: Fused) -> Node:
@@ -199,7 +207,9 @@ def plain(rules: Rules, sum_: Fused) -> Node:
 def _claim(name: str, settings: Settings) -> Claim:
     """Return what the pass says in the trust statement."""
     if not settings.is_real:
-        return Claim(by=name, text=IDEAL, but="everything that secure_sum(mode='real') hides", is_hidden=True)
+        but = "everything that secure_sum(mode='real') hides"
+        trusts = "the server and whoever adds up, with each site's own value"
+        return Claim(by=name, text=IDEAL, trusts=trusts, but=but, is_hidden=True, is_simulated=True)
     who = (
         "a server that lies of anything but whose key is whose"
         if settings.server == "active"

@@ -170,9 +170,11 @@ def two_server(
     Privacy: hides one site's value from each aggregator alone; here both are in one process, which is said in
     `egress` and the trust statement. Raises SecurityConflict where the round shows more than sums.
     """
-    settings = Settings(min_cohort=min_cohort, clip=clip, weight_cap=weight_cap)
-    trusts = "the two aggregators do not collude"
-    claim = Claim(by="two_server", text=IDEAL, trusts=trusts, but=BUT, is_hidden=True)
+    settings = Settings(by="two_server", min_cohort=min_cohort, clip=clip, weight_cap=weight_cap)
+    trusts = "whoever runs both aggregators, here one process, with each site's own value"
+    claim = Claim(
+        by="two_server", text=IDEAL, trusts=trusts, but=BUT, is_hidden=True, is_simulated=True
+    )
 
     def hide(sum_: Fused) -> Node:
         asked = Node(Op.INPUT, SERVER, params={"slot": "asked"}, where=sum_.where)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fedray.core.graph import MADE_UP
 from fedray.errors import ConfigError, FedrayError
 from fedray.runtime import devices
 from fedray.runtime import placement as placements
@@ -273,9 +274,13 @@ def declared_regions(data: Mapping[str, Any], layout: Tree | None) -> dict[str, 
 
 
 def as_openers(data: Mapping[str, Any]) -> Mapping[str, Callable[[], Any]]:
-    """Accept {site: open} and, for small things, {site: data}. Raises ConfigError where there is no site."""
+    """Accept {site: open} and, for small things, {site: data}. Raises ConfigError where there is no site, or
+    one has the name of a made-up one, whose values no pass hides.
+    """
     if not data:
         raise ConfigError("the data set has no site: give at least one")
+    if taken := [name for name in MADE_UP if name in data]:
+        raise ConfigError(f"{', '.join(taken)}: sites that are made up to try a plan are called so: rename")
     if hasattr(data, "sites") or all(callable(value) for value in data.values()):
         return data
     return {site: value if callable(value) else _Held(value) for site, value in data.items()}

@@ -75,7 +75,7 @@ class Aggregator:
         self._start = ""  # hash of the run's first server state, part of every checkpoint
         self._initial: dict[str, Any] = {}  # slot -> what a site starts with
         self._kept_bytes = 0
-        self._turn = 0  # 0 or 1 by turns: a host takes what has the names of the last call for that call
+        self._turn = 0  # of programs beside the run: a host takes what has the names of the last call for it
         self._sender = Sender()  # of what hosts hold
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._flights: Flights | None = None  # of a buffered run
@@ -340,7 +340,7 @@ class Aggregator:
 
     def _other(self, plan: Plan, state: Any, seed: int, round: int, schedule: Synchronous) -> Attempt:
         """Return an attempt at a program beside the run; nothing of it is committed."""
-        self._turn = 1 - self._turn
+        self._turn += 1
         # a site that was not visited yet has what the training run starts it with
         self._load(plan, {**plan.site_starts(state), **self._initial})
         return Attempt(
@@ -350,7 +350,7 @@ class Aggregator:
             state=state,
             seed=seed,
             round=round,
-            number=self._turn,
+            number=self._turn if plan.is_one_shot else self._turn % 2,  # a key of masks never comes again
             exponents=self._grids.get(plan.digest, {}),
         )
 

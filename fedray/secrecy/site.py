@@ -65,7 +65,9 @@ class Site:
         self._entropy = entropy
         self._answers = Answers(self._seat.journal, terms.run_id, terms.first_round)
         self._rounds: dict[int, tuple[bytes, str, SiteRound]] = {}
+        self._secrets: _Secrets | None = None
         self._shares: dict[int, bytes] = {}  # by dealer, as in its package
+        self._sealers: dict[int, Sealer] = {}
 
     # A1
 
@@ -79,13 +81,13 @@ class Site:
 
     def _advert(self) -> Signed:
         rounds, draw = range(self.terms.num_rounds), self._entropy
-        self._secrets = _Secrets(
+        secrets = self._secrets = _Secrets(
             keys.private_key(draw(SECRET)),
             draw(SECRET),
             [shamir.random_secret(draw) for _ in rounds],
             [shamir.random_secret(draw) for _ in rounds],
         )
-        context, secrets = self.terms.context, self._secrets
+        context = self.terms.context
         self.advert = Advert(
             keys.public_key(secrets.seal_private),
             tuple(keys.public_key(self._mask_private(place)) for place in rounds),
@@ -96,7 +98,7 @@ class Site:
 
     def _mask_private(self, place: int) -> X25519PrivateKey:
         """Return the private key that agrees on masks in a round of the batch."""
-        return keys.mask_private_key(shamir.to_bytes(self._secrets.mask_secrets[place]), self.terms.context)
+        return keys.mask_private_key(shamir.to_bytes(self._kept().mask_secrets[place]), self.terms.context)
 
     # A2
 
@@ -107,7 +109,7 @@ class Site:
             "A2",
             wire.to_bytes(directory),
             lambda: self._seat.identities.sign(
-                self.index, self.terms.context, Reveal(self._secrets.graph_number)
+                self.index, self.terms.context, Reveal(self._kept().graph_number)
             ),
         )
 
@@ -138,7 +140,7 @@ class Site:
         self.neighbours = [site for site in self.view.holders[self.index] if site != self.index]
         self._check_neighbours(directory)
         self._sealers = {
-            site: Sealer(self._secrets.seal_private, adverts[site].seal_key, self.view.digest)
+            site: Sealer(self._kept().seal_private, adverts[site].seal_key, self.view.digest)
             for site in self.neighbours
         }
         return self._seat.identities.sign(self.index, self.view.digest, Deal(self._packages()))
@@ -157,7 +159,7 @@ class Site:
 
     def _packages(self) -> bytes:
         """Return the packages for one's holders; one's own shares stay here."""
-        mine, secrets = self.view.holders[self.index], self._secrets
+        mine, secrets = self.view.holders[self.index], self._kept()
         pairs = zip(secrets.mask_secrets, secrets.self_secrets, strict=True)
         split = [self._split(secret, len(mine)) for pair in pairs for secret in pair]
         packages = bytearray()
@@ -228,7 +230,7 @@ class Site:
                 raise SecrecyError("E_REPLAY", f"round {round} has begun with another model or other members")
             return begun
         self._check_members(members, model_hash, trainer)
-        secret = self._secrets
+        secret = self._kept()
         round_keys = RoundKeys(
             context=context,
             mask_private=self._mask_private(place),
@@ -248,6 +250,16 @@ class Site:
         begun = SiteRound(self._seat, members, round, round_keys, (model_hash.hex(), trainer))
         self._rounds[round] = (context, trainer, begun)
         return begun
+
+    def forget(self) -> None:
+        """Drop all secrets of the batch, after its last round: whoever reads the process later finds none."""
+        self._secrets = None
+        self._shares, self._sealers = {}, {}
+
+    def _kept(self) -> _Secrets:
+        if self._secrets is None:
+            raise SecrecyError("E_STEP", "this site has no secrets of this batch, or has forgotten them")
+        return self._secrets
 
     def _check_members(self, members: Members, model_hash: bytes, trainer: str) -> None:
         self._seat.check_in()

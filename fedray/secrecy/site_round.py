@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,12 @@ from fedray.secrecy.shamir import SECRET_BYTES
 from fedray.secrecy.terms import Policy, Terms
 
 Words = NDArray[np.unsignedinteger[Any]]
+
+
+@lru_cache(maxsize=8)
+def _names(cohort: tuple[str, ...], sites: tuple[int, ...]) -> frozenset[str]:
+    """Return the ids of sites: one set for all sites of a process, which remember it as long as they live."""
+    return frozenset(cohort[site] for site in sites)
 
 
 @dataclass(slots=True)
@@ -38,7 +45,7 @@ class Seat:
 
     def names(self, sites: Collection[int]) -> frozenset[str]:
         """Return the ids of sites."""
-        return frozenset(self.terms.cohort[site] for site in sites)
+        return _names(self.terms.cohort, tuple(sites))
 
     def check_differencing(self, sites: Collection[int], model: str, trainer: str) -> None:
         """Raise SecrecyError E_DIFFERENCING by the site's rule on sums of one model."""
@@ -167,7 +174,7 @@ class SiteRound:
         seat.terms.check(alive)
         seat.terms.check_holders(self._holders, alive)
         if self._answers.given("A7") is None:
-            seat.check_differencing(alive, *self._labels)
+            seat.check_differencing(survivors.sites, *self._labels)
 
     # A7
 

@@ -9,7 +9,7 @@ import pytest
 import fedray as fr
 from fedray import contribution
 from fedray.data.site import SiteData
-from fedray.errors import ConfigError, ScheduleError
+from fedray.errors import ConfigError, ScheduleError, SecurityConflict
 from fedray.learn import together
 from fedray.runtime.traces import by_trace, generate
 from tests.unit.algorithms import cases
@@ -193,3 +193,11 @@ def test_ray_gives_the_bits_of_one_process(ray_session):
         with fr.simulate(federated.data("abc"), **where) as federation:
             return contribution.shapley(federated.game(federation)).values
     assert found() == found(runtime="ray", packs=2, placement="actors")
+
+
+@pytest.mark.parametrize("mode", ["ideal", "real"])
+def test_coalitions_under_a_secure_sum_would_show_the_site_between_them(mode):
+    hidden = fr.passes.secure_sum(mode, min_cohort=3)
+    told = pytest.raises(SecurityConflict, match="secure_sum hides")
+    with fr.simulate(federated.data()) as federation, told:
+        federated.game(federation, passes=[hidden])

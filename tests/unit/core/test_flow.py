@@ -163,5 +163,5 @@ def test_a_policy_that_does_not_trust_the_server_refuses_a_plain_sum():
     def round(server, site):
         return fr.Outputs(server=fr.sum(site.data, name="x"))
 
-    with pytest.raises(SecurityConflict, match="require"):
+    with pytest.raises(SecurityConflict, match="leaves in plain.*Fix: mask it: secure=secure_sum.*require"):
         fr.compile(fr.Algorithm(lambda x: x, round, name="toy"), [fr.passes.require(hub="curious")])

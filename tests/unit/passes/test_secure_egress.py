@@ -71,6 +71,24 @@ def test_a_server_that_is_not_trusted_takes_masked_sums_and_no_plain_ones():
         fr.compile(ALGORITHMS["fedavg"](), [curious])
 
 
+@pytest.mark.parametrize("simulated", [P.secure_sum(), P.two_server()])
+def test_simulated_masks_do_not_hold_what_a_policy_claims_of_masked_sums(simulated):
+    plan = fr.compile(ALGORITHMS["fedavg"](), [simulated, P.require(hub="curious")])
+    text = "would hold with masks, which are simulated here: nothing that a site sends"
+    for told in (fr.egress(plan), fr.explain(plan), fr.passes.trust_statement(plan)):
+        assert text in told.replace("\n    ", " ")
+    masked = fr.compile(ALGORITHMS["fedavg"](), [P.secure_sum("real"), P.require(hub="curious")])
+    assert "would hold" not in fr.passes.trust_statement(masked)
+
+
+@pytest.mark.parametrize("simulated", [P.secure_sum(), P.two_server()])
+def test_shares_of_noise_do_not_say_nobody_is_trusted_where_masks_are_simulated(simulated):
+    shares = P.site_dp_distributed(noise_multiplier=1.0, num_params=99, cohort=8, weights="uniform")
+    told = fr.passes.trust_statement(fr.compile(ALGORITHMS["fedavg"](), [shares, simulated]))
+    trusted = told.partition("\nTrusted\n")[2].splitlines()
+    assert "with each site's own value" in trusted[0] and "  - nobody" not in told
+
+
 @pytest.mark.parametrize("num_sites", [1, 2, 8, 200, 1000])
 def test_digits_add_up_to_the_sum_of_wide_numbers(num_sites):
     agreed = Agreed(num_sites, {}, {})

@@ -14,10 +14,13 @@ import fedray as fr
 from fedray import tree
 from fedray.core.graph import Label, Op
 from fedray.core.rewrite import on_reduce
-from fedray.errors import QuorumError, ScheduleError, SecurityConflict
+from fedray.errors import ConfigError, QuorumError, ScheduleError, SecrecyError, SecurityConflict
 from fedray.passes import group_secure_sum, randk, secure_sum, topk, trust_statement, two_server
-from tests.unit.passes.secure_cases import SIZE, fitted, losing, numbers, oracle, vector
-from tests.unit.runtime.toy import sites
+from fedray.passes.secure_masks import Advertise, Party, party_of
+from fedray.passes.secure_setup import Rules, Setup
+from fedray.rows import Group
+from tests.unit.passes.secure_cases import SIZE, Given, fitted, losing, numbers, oracle, vector
+from tests.unit.runtime.toy import INIT, ToyLocal, sites
 
 START_BOUND, START_CAP = 16.0, 2.0**14
 REAL = {"active": [1, 3, 5, 7, 9], "curious": [1, 3, 5, 7]}
@@ -95,6 +98,29 @@ def test_sites_lost_at_different_stages_leave_the_sum_of_those_that_delivered(lo
 def test_a_curious_server_needs_half_of_the_sites():
     result = fitted([secure_sum("real", server="curious", min_cohort=3)], lost={5: ["h00", "h01"]})
     assert torch.equal(result.state["mean"], oracle(names(5)[2:], 5, START_BOUND))
+
+
+@pytest.mark.parametrize("groups", [(), (("rehearsal",),), (("h01", "h02", "h03", "h04", "h05"),)])
+def test_a_site_that_is_not_in_the_announced_sum_sends_nothing(groups):
+    rules = Rules(server="active", threshold=None, min_cohort=5, num_groups=1, is_ring=False, has_dp=False,
+                  is_kept=False, label="sum")  # fmt: skip
+    with pytest.raises(SecrecyError, match="E_COHORT"):  # made-up sites add no mask, and h00 is none
+        party_of(Group(["h00"]), "h00", Setup("run", 0, groups, "agreed"), rules)
+
+
+def test_no_secret_of_a_site_outlives_its_round():
+    with fr.simulate(sites(5)) as federation:
+        fr.fit(numbers(), federation, init={}, rounds=1, passes=[secure_sum("real")])
+        (pack,) = federation.aggregator.root.transport.hosts.values()
+        parties = [one for held in pack._cache.values() if isinstance(held, dict)
+                   for one in held.values() if isinstance(one, Party)]  # fmt: skip
+    assert len(parties) == 5
+    assert not any(party.site._secrets or party.site._shares or party.round._keys for party in parties)
+
+
+def test_a_site_with_the_name_of_a_made_up_one_is_refused():
+    with pytest.raises(ConfigError, match="probe0.*rename"):
+        fr.simulate({"probe0": 1, "h00": 2})
 
 
 def test_a_round_that_ends_without_a_result_is_tried_again_with_fresh_keys():
@@ -203,17 +229,36 @@ def test_a_buffer_of_sites_asked_at_different_times_is_refused():
 
 @pytest.mark.parametrize("options", [
     {"mode": "fake"}, {"server": "lying"}, {"min_cohort": 2}, {"threshold": 1.5}, {"threshold": 0},
-    {"weight_cap": 0.0},
+    {"weight_cap": 0.0}, {"weight_cap": 0.5}, {"weight_cap": float("inf")}, {"clip": 0.0}, {"clip": -1.0},
+    {"clip": float("nan")}, {"clip": {"x": float("inf")}}, {"clip": "x"}, {"threshold": True},
+    {"threshold": 1.0}, {"min_cohort": 3.5},
 ])
 def test_settings_without_a_meaning_are_refused(options):
     with pytest.raises(ValueError, match="secure_sum: "):
         secure_sum(**options)
 
 
+def test_other_secure_sums_refuse_their_settings_by_name():
+    with pytest.raises(ValueError, match="two_server: clip=0"):
+        two_server(clip=0)
+    with pytest.raises(ValueError, match="group_secure_sum: min_cohort=2"):
+        group_secure_sum(min_cohort=2)
+    with pytest.raises(ValueError, match=r"group_secure_sum: groups=2\.5"):
+        group_secure_sum(2.5)
+
+
+@pytest.mark.parametrize("again", [secure_sum(), secure_sum("real"), two_server()])
+@pytest.mark.parametrize("first", [secure_sum(), secure_sum("real"), two_server()])
+def test_what_is_hidden_already_is_not_hidden_again(first, again):
+    with pytest.raises(SecurityConflict, match="hidden already.*one secure sum"):
+        fr.compile(numbers(), [first, again])
+
+
 def test_a_threshold_that_two_halves_of_the_sites_could_reach_is_refused():
     with pytest.raises(QuorumError, match="E_THRESHOLD.*give 4 at least"):
         fitted([secure_sum("real", threshold=3)])
-    assert fitted([secure_sum("real", threshold=0.8)]).metrics[0].counted == 5
+    for threshold in (0.8, 5, 5.0):
+        assert fitted([secure_sum("real", threshold=threshold)]).metrics[0].counted == 5
 
 
 def test_bounds_do_not_follow_a_sum_to_which_the_server_adds_noise():
@@ -233,6 +278,51 @@ def test_bounds_do_not_follow_a_sum_to_which_the_server_adds_noise():
     slots = [{slot for _, slot in plan.outputs} for plan in (plain, noisy)]
     assert slots[0] - slots[1] == {"secure.bounds"}
     assert fitted([noise, secure_sum()]).metrics[0].counted == 5
+
+
+def test_a_model_is_summed_over_one_set_of_sites_however_many_are_asked():
+    still = numbers(scale=0.0)  # the model does not move, and the second round asks 5 sites in place of 6
+    few = {"count": 8, "rounds": 2, "sampling": "poisson", "cohort": 0.8, "retries": 0}
+    assert [record.asked for record in fitted([secure_sum()], algorithm=still, **few).metrics] == [6, 5]
+    with pytest.raises(QuorumError, match="SecrecyError.*terms.py"):
+        fitted([secure_sum("real")], algorithm=still, **few | {"quorum": 0.9})
+
+
+ALL = {"noise_multiplier": 1.0, "only": None, "weights": "uniform", "exact": (), "cohort": 5}
+
+
+@pytest.mark.parametrize(("noise", "has_dp"), [
+    (fr.passes.site_dp(**ALL, population=5), False),
+    (fr.passes.site_dp_distributed(**ALL, num_params=9), True),
+])
+def test_noise_of_the_server_does_not_loosen_the_rule_on_two_sums_of_one_model(noise, has_dp):
+    plan = fr.compile(mean_alone(), [noise, secure_sum("real")])
+    rules = [node.fn.rules for node in plan.nodes if isinstance(node.fn, Advertise)]
+    assert [each.has_dp for each in rules] == [has_dp]
+
+
+def mean_alone():
+    def round(server, site):
+        given = fr.map(Given(), fr.broadcast(server["params"], name="params"), site.id)
+        return fr.Outputs(server={"params": server["params"] + fr.mean(given["x"], name="x")})
+
+    return fr.Algorithm(lambda _: {"params": torch.zeros(SIZE)}, round, name="mean_alone")
+
+
+def test_values_that_sites_keep_are_summed_over_other_sites_in_another_round():
+    kept = fr.algorithms.local_only(ToyLocal())
+    passes, some = [secure_sum("real", clip=16.0, weight_cap=64.0)], fr.synchronous(cohort=6)
+    with fr.simulate(sites(8)) as federation:
+        result = fr.fit(kept, federation, init=INIT, rounds=4, passes=passes, schedule=some)
+    assert [record.counted for record in result.metrics] == [6, 6, 6, 6]
+
+
+def test_updates_below_a_step_show_once_the_bound_has_narrowed(caplog):
+    tiny = fitted([secure_sum()], algorithm=numbers(scale=1e-10), rounds=1)
+    later = fitted([secure_sum()], algorithm=numbers(scale=1e-10), rounds=8)
+    assert not tiny.state["mean"].any() and "x came to 0" in caplog.text
+    exact = torch.stack([vector(site) * 1e-10 for site in names(5)]).mean(0)
+    assert torch.allclose(later.state["mean"], exact, rtol=0.1, atol=1e-11)
 
 
 def test_other_reductions_are_left_as_they_are():

@@ -15,6 +15,7 @@ from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.federation import HostSpec
 from fedray.runtime.host import Load, StageCall
 from fedray.runtime.pack import Pack
+from fedray.runtime.transport import InProcess
 from tests.unit.passes.secure_cases import fitted, numbers
 from tests.unit.runtime.toy import INIT, ToyLocal, sites
 
@@ -151,6 +152,14 @@ def test_a_site_that_is_lost_after_the_masked_sum_keeps_what_it_was_counted_with
                   lost={9: ["h01"]}, rounds=2)  # fmt: skip
     whole = fitted([fr.passes.secure_sum("real", min_cohort=3)], algorithm=remembering(), count=5, rounds=2)
     assert lost.state["visits"] == whole.state["visits"] == 10.0
+
+
+def test_a_program_beside_a_run_is_masked_anew_as_often_as_it_is_asked(monkeypatch):
+    monkeypatch.setattr(InProcess, "can_restart", True)  # as on Ray, so that hosts keep a journal
+    with fr.simulate(sites(5)) as federation:
+        for _ in range(4):
+            found = fr.compute(numbers(), federation, state={}, passes=[fr.passes.secure_sum("real")])
+            assert found["count"] == 5
 
 
 def remembering():
