@@ -176,7 +176,9 @@ class Rfa:
 def rfa(iterations: int = 8, smoothing: float = 1e-6, only: Names = UPDATES) -> Robust:
     """Replace a mean by the geometric median, found by the smoothed Weiszfeld algorithm from the mean.
 
-    Bears with fewer than half of the sites. `smoothing` is the paper's nu. Deviation: sites weigh the same.
+    Bears with fewer than half of the sites. `smoothing` is the paper's nu. Deviations: sites weigh the same;
+    `iterations` are those at least, and it goes on until one moves the result by less than 1 % of the median
+    distance: eight take back 96 % of what four of ten sites add, which is nothing where they lie far off.
     Source: Pillutla, Kakade, Harchaoui, Robust aggregation for federated learning, IEEE Transactions on
     Signal Processing 2022, Algorithm 2.
     """
