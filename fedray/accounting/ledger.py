@@ -26,6 +26,7 @@ from fedray.accounting.chain import ChainedFile
 from fedray.accounting.mechanism import Mechanism
 from fedray.accounting.spent import Account, Key, added, fits, largest
 from fedray.errors import BudgetError
+from fedray.settings import check_numbers
 
 FORMAT = 1
 DELTA = 1e-5  # where neither the caller nor a mechanism says
@@ -64,7 +65,8 @@ class PrivacyLedger:
     """Keep what was spent; without a `path` in memory alone, for as long as the object lives.
 
     `dataset` names the version of the data, `epsilon` what may be spent at `delta` on each of its sites and
-    units; None only counts. Raises LedgerError where the file is not whole.
+    units; None only counts. Raises LedgerError where the file is not whole, ValueError on an epsilon or a
+    delta that is none.
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class PrivacyLedger:
         delta: float | None = None,
         is_read_only: bool = False,
     ) -> None:
+        check_numbers("ledger", above=0, or_none=True, epsilon=epsilon)
+        check_numbers("ledger", above=0, below=1, or_none=True, delta=delta)
         self.dataset, self.budget, self._delta = dataset, epsilon, delta
         self._opened: dict[int, Opened] = {}
         self._spent: Costs = {}

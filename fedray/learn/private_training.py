@@ -54,6 +54,7 @@ from fedray.learn.stacked import Extras, Training
 from fedray.learn.update import Update
 from fedray.rng import Key
 from fedray.rows import Group, Tagged, column
+from fedray.settings import is_whole
 from fedray.tree import Flat, Schema
 
 
@@ -244,8 +245,9 @@ def private_sgd(
     _check(sampling_rate, batch_size, noise_multiplier, epsilon, rounds, max_records_per_unit)
     mechanism = Mechanism(
         kind="sampled_gaussian", noise_multiplier=noise_multiplier, epsilon=epsilon, delta=delta,
-        sampling_rate=sampling_rate, batch_size=batch_size, steps=steps, epochs=epochs, rounds=rounds or 1,
-        unit="record" if unit is None else "patient", noise_by="sites", trusted="nobody",
+        sampling_rate=sampling_rate, batch_size=batch_size, steps=steps, epochs=epochs,
+        rounds=1 if rounds is None else rounds, unit="record" if unit is None else "patient",
+        noise_by="sites", trusted="nobody",
     )  # fmt: skip
     if sampling_rate is not None:
         mechanism = replace(mechanism.at_site(1), divisor=None)  # one rate: the same at all sites
@@ -268,8 +270,8 @@ def _check(
         "give sampling_rate or batch_size, and leave the other None": is_one_rate,
         "give noise_multiplier or epsilon, and leave the other None": is_one_noise,
         "epsilon needs rounds, all that are to come": epsilon is None or rounds is not None,
-        f"batch_size={batch_size} must be above 0": batch_size is None or batch_size > 0,
-        f"max_records_per_unit={max_records} must be 1 or more": max_records is None or max_records >= 1,
+        f"max_records_per_unit={max_records} must be 1 or more": max_records is None
+        or is_whole(max_records, 1),
     }
     if wrong := [problem for problem, is_fine in problems.items() if not is_fine]:
         raise ValueError("private_sgd: " + "; ".join(wrong))

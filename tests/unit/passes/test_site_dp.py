@@ -240,7 +240,7 @@ def test_what_shows_each_site_is_refused():
     ({"noise_multiplier": None}, "one of the two"), ({"epsilon": 1.0}, "one of the two"),
     ({"noise_multiplier": None, "epsilon": 1.0}, "needs the rounds"),
     ({"weights": "clipped"}, "say 'uniform'"),
-    ({"exact": {"delta"}}, "are in `exact` and in `only`"), ({"noise_multiplier": -1.0}, "number above 0"),
+    ({"exact": {"delta"}}, "are in `exact` and in `only`"), ({"noise_multiplier": -1.0}, "number, above 0"),
 ])  # fmt: skip
 def test_settings_without_a_meaning_are_refused(more, why):
     with pytest.raises(ValueError, match=why):
