@@ -126,6 +126,7 @@ class PrivacyLedger:
         told = [account.told() for account in accounts]
         with self._chain.locked():
             planned = Opened(run, tuple(accounts))
+            self._tell_delta(accounts)
             now, later = planned.cost(0), planned.cost_of_others()
             if rounds and (over := self._over(now, later, rounds)):
                 raise self._refused(run, 0, self._told_short(over, now, later, rounds))
@@ -181,8 +182,7 @@ class PrivacyLedger:
         if entry["ev"] == "open":
             accounts = tuple(Account.of(told) for told in entry["accounts"])
             self._opened[entry["seq"]] = Opened(entry["run"], accounts)
-            deltas = [account.mechanism.delta for account in accounts]
-            self._told_delta = min([*deltas, self._told_delta or 1.0])
+            self._tell_delta(accounts)
         elif entry["ev"] == "charge":
             run = self._opened[entry["of"]]
             asked = set(entry["asked"]) if "asked" in entry else None
@@ -191,6 +191,12 @@ class PrivacyLedger:
                 for spent in (self._spent, of_run):
                     spent[key] = added(spent.get(key, {}), steps)
             run.charged[entry["round"]] += 1
+
+    def _tell_delta(self, accounts: Sequence[Account]) -> None:
+        """Count at the smallest delta of any mechanism; what was looked up at a larger one clears nothing."""
+        least = min([*(account.mechanism.delta for account in accounts), self._told_delta or 1.0])
+        if least != self._told_delta:
+            self._told_delta, self._cleared = least, {}
 
     def _over(self, now: Costs, later: Costs, rounds: int) -> Key | None:
         """Return an account that cannot bear this round and `rounds - 1` others; None where all can."""

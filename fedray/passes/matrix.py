@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from fedray import tree
 from fedray.accounting import Mechanism
-from fedray.accounting.matrix import sensitivity, square_root
+from fedray.accounting.matrix import bands_of, sensitivity, square_root
 from fedray.core import trace as fr
 from fedray.core.graph import Graph, Label, stages
 from fedray.core.rewrite import Pass
@@ -27,8 +27,6 @@ from fedray.passes.clipping import ClipByNorm, Names
 from fedray.passes.privacy import SERVER, noisy
 from fedray.passes.site_level import Clips, Cohort, Terms, protected
 from fedray.settings import is_whole
-
-LEAST_BANDS = 4  # fewer gain next to nothing: `bands=None` then takes independent noise
 
 
 def participations_of(rounds: int, cohort: float, population: float) -> int:
@@ -139,7 +137,7 @@ def _turns(terms: Terms, bands: int | None) -> MatrixNoise:
             f"{terms.who}: rounds={rounds}, population={population}: give both, of the whole run"
         )
     apart = int(population // size)
-    bands = (apart if apart >= LEAST_BANDS else 1) if bands is None else bands
+    bands = bands_of(apart) if bands is None else bands
     if not is_whole(bands, 1) or bands > apart:
         raise ValueError(
             f"{terms.who}: bands={bands}: {population:g} sites that take turns by {size:g} do so every "
