@@ -129,6 +129,7 @@ class PrivateTraining:
     ) -> Update:
         """Train from `params`. See `LocalUpdate` for the extras."""
         local, params = self.training, tree.flatten(params)
+        _check_dtype(params.schema.dtype)
         rows, rate = training_rows(data), local.rate(rng.round) if lr is None else lr
         sampled = sample(rows, self.privacy, rng, steps)
         descent, pull = Descent(local, params, rng), local.pull(params, correction, anchor, prox)
@@ -173,6 +174,7 @@ class PrivateTraining:
         if not can_train(local, how, schema) or not all(fits_chain(local, how, rows) for rows in tables):
             train = partial(self._train, how)
             return one_by_one(local, how, group, (params, data, rng), given, train, self)
+        _check_dtype(schema.dtype)
         start = buffer_of(params, schema)
         steps = numbers_of(given.get("steps"), k, None)
         sampled = [sample(*site) for site in zip(tables, [self.privacy] * k, keys, steps, strict=True)]
@@ -213,6 +215,15 @@ class Noised(Training):
 def draw(rows: int, schema: Schema, source: noise.Source) -> Tensor:
     """Draw normal noise of standard deviation 1 for every number of some flat rows."""
     return noise.gaussian((rows, schema.stride), 1.0, source, schema.dtype)
+
+
+def _check_dtype(dtype: torch.dtype) -> None:
+    """Raise ValueError on numbers whose rounding moves a sum by more than one unit may."""
+    if dtype.itemsize < 4:
+        raise ValueError(
+            f"private_sgd: parameters of {dtype}: sums of clipped gradients are rounded before the noise is "
+            "added, by more than one unit adds. Fix: parameters of float32"
+        )
 
 
 def _row_bytes(tables: Sequence[Batch]) -> int:

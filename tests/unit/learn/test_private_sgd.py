@@ -255,6 +255,17 @@ def test_a_patients_records_are_capped_by_one_choice_for_all_rounds():
     assert not torch.equal(found[0].rows, other.rows)
 
 
+def test_numbers_that_round_away_a_patient_are_refused():
+    local = learn.private_sgd(learn.logistic(FEATURES), 0.1, sampling_rate=1.0, noise_multiplier=1.0)
+    params = {"weight": torch.zeros(1, FEATURES), "bias": torch.zeros(1)}
+    start = tree.flatten({name: leaf.to(torch.bfloat16) for name, leaf in params.items()})
+    given = [data_of(60, 1), Key(0, 0, "h")]
+    with pytest.raises(ValueError, match="parameters of float32"):
+        local(start, *given)
+    with pytest.raises(ValueError, match="parameters of float32"):
+        local.rows(Group(["h"]), Same(start), *(Rows(Ragged([each])) for each in given))
+
+
 def test_one_patient_more_changes_no_others_choice_of_records():
     local = learn.private_sgd(learn.logistic(FEATURES), 0.1, sampling_rate=1.0, noise_multiplier=1.0,
                               unit="patient", max_records_per_unit=1)  # fmt: skip
