@@ -41,8 +41,11 @@ def solve(mechanism: Mechanism, epsilon: float, delta: float, rounds: int) -> Me
     Any noise multiplier that it has is replaced. Without sampling it is exact, else it spends between
     99.98% and 100% of epsilon.
     """
-    if not epsilon > 0 or not 0 < delta < 1:
-        raise ConfigError(f"epsilon={epsilon}, delta={delta}: give an epsilon above 0 and a delta in (0, 1)")
+    if not 0 < epsilon < math.inf or not 0 < delta < 1 or not 1 <= rounds < math.inf:
+        raise ConfigError(
+            f"epsilon={epsilon}, delta={delta}, rounds={rounds}: give an epsilon above 0, a delta in (0, 1) "
+            "and 1 round or more"
+        )
     _, rate, steps = with_noise(mechanism, 1.0).known
     if rate == 1.0 and mechanism.kind != "skellam":
         return with_noise(mechanism, math.sqrt(rounds * steps) / gaussian.gaussian_mu(epsilon, delta))

@@ -127,7 +127,11 @@ class ChainedFile:
         """Raise LedgerError where the file ends before the link that was last written beside it."""
         if self.path is None or not self._head_file(self.path).exists():
             return
-        kept = json.loads(self._head_file(self.path).read_text())
+        try:
+            kept = json.loads(self._head_file(self.path).read_text())
+            kept = {"entries": int(kept["entries"]), "chain": str(kept["chain"])}
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._broken("cannot be compared: the file beside it (.head) was changed") from error
         if kept["entries"] > len(self.links):
             raise self._broken(f"is missing: there were {kept['entries']} entries, and the file ends here")
         if kept["entries"] and self.links[kept["entries"] - 1].hex() != kept["chain"]:

@@ -26,6 +26,7 @@ from fedray.accounting.chain import ChainedFile
 from fedray.accounting.mechanism import Mechanism
 from fedray.accounting.spent import Account, Key, added, fits, largest
 from fedray.errors import BudgetError
+from fedray.settings import check_numbers
 
 FORMAT = 1
 DELTA = 1e-5  # where neither the caller nor a mechanism says
@@ -64,7 +65,8 @@ class PrivacyLedger:
     """Keep what was spent; without a `path` in memory alone, for as long as the object lives.
 
     `dataset` names the version of the data, `epsilon` what may be spent at `delta` on each of its sites and
-    units; None only counts. Raises LedgerError where the file is not whole.
+    units; None only counts. Raises LedgerError where the file is not whole, ValueError on an epsilon or a
+    delta that is none.
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class PrivacyLedger:
         delta: float | None = None,
         is_read_only: bool = False,
     ) -> None:
+        check_numbers("ledger", above=0, or_none=True, epsilon=epsilon)
+        check_numbers("ledger", above=0, below=1, or_none=True, delta=delta)
         self.dataset, self.budget, self._delta = dataset, epsilon, delta
         self._opened: dict[int, Opened] = {}
         self._spent: Costs = {}
@@ -122,6 +126,7 @@ class PrivacyLedger:
         told = [account.told() for account in accounts]
         with self._chain.locked():
             planned = Opened(run, tuple(accounts))
+            self._tell_delta(accounts)
             now, later = planned.cost(0), planned.cost_of_others()
             if rounds and (over := self._over(now, later, rounds)):
                 raise self._refused(run, 0, self._told_short(over, now, later, rounds))
@@ -177,8 +182,7 @@ class PrivacyLedger:
         if entry["ev"] == "open":
             accounts = tuple(Account.of(told) for told in entry["accounts"])
             self._opened[entry["seq"]] = Opened(entry["run"], accounts)
-            deltas = [account.mechanism.delta for account in accounts]
-            self._told_delta = min([*deltas, self._told_delta or 1.0])
+            self._tell_delta(accounts)
         elif entry["ev"] == "charge":
             run = self._opened[entry["of"]]
             asked = set(entry["asked"]) if "asked" in entry else None
@@ -187,6 +191,12 @@ class PrivacyLedger:
                 for spent in (self._spent, of_run):
                     spent[key] = added(spent.get(key, {}), steps)
             run.charged[entry["round"]] += 1
+
+    def _tell_delta(self, accounts: Sequence[Account]) -> None:
+        """Count at the smallest delta of any mechanism; what was looked up at a larger one clears nothing."""
+        least = min([*(account.mechanism.delta for account in accounts), self._told_delta or 1.0])
+        if least != self._told_delta:
+            self._told_delta, self._cleared = least, {}
 
     def _over(self, now: Costs, later: Costs, rounds: int) -> Key | None:
         """Return an account that cannot bear this round and `rounds - 1` others; None where all can."""

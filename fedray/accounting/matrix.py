@@ -14,11 +14,18 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+LEAST_BANDS = 4
+
 
 def square_root(bands: int) -> NDArray[np.float64]:
     """Return the first coefficients: c_0 = 1, c_k = c_(k-1) (2k - 1) / 2k."""
     steps = np.arange(1, bands, dtype=np.float64)
     return np.cumprod(np.concatenate([[1.0], (2 * steps - 1) / (2 * steps)]))
+
+
+def bands_of(apart: int) -> int:
+    """Return the bands for sites that take turns every so many rounds: fewer than 4 gain next to nothing."""
+    return apart if apart >= LEAST_BANDS else 1
 
 
 def sensitivity(bands: int, participations: int) -> float:

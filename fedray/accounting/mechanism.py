@@ -8,6 +8,8 @@ more than the other. Replacing one unit doubles the sensitivity and is not what 
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from fedray.settings import check_numbers, check_whole
+
 Kind = Literal["gaussian", "sampled_gaussian", "skellam", "matrix"]
 Unit = Literal["site", "patient", "record"]
 KINDS: tuple[Kind, ...] = ("gaussian", "sampled_gaussian", "skellam", "matrix")
@@ -59,14 +61,17 @@ class Mechanism:
             raise ValueError(f"kind={self.kind!r}, unit={self.unit!r}: choose of {KINDS} and {UNITS}")
         if self.noise_multiplier is None and self.epsilon is None:
             raise ValueError("noise_multiplier=None needs the epsilon that each site's noise follows from")
-        if self.noise_multiplier is not None and not self.noise_multiplier > 0:
-            raise ValueError(f"noise_multiplier={self.noise_multiplier}: give a number above 0")
+        check_numbers("privacy", above=0, below=1, delta=self.delta)
+        check_numbers("privacy", above=0, or_none=True, noise_multiplier=self.noise_multiplier,
+                      batch_size=self.batch_size, epochs=self.epochs)  # fmt: skip
+        check_whole("privacy", rounds=self.rounds)
+        check_whole("privacy", or_none=True, steps=self.steps)
+        if not self.max_noise > 0:
+            raise ValueError(f"max_noise={self.max_noise}: give a number above 0")
         if self.sampling_rate is None and self.batch_size is None:
             raise ValueError("sampling_rate=None needs a batch_size, from which each site's rate follows")
         if self.sampling_rate is not None and not 0 < self.sampling_rate <= 1:
             raise ValueError(f"sampling_rate={self.sampling_rate}: give a number in (0, 1]")
-        if self.rounds < 1:
-            raise ValueError(f"rounds={self.rounds}: give 1 or more")
         if self.steps is None and self.epochs is None:
             raise ValueError("steps=None needs epochs, from which each site's steps follow")
         if self.kind == "skellam" and not (self.variance > 0 and self.l2 > 0 and self.l1 > 0):

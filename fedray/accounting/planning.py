@@ -8,6 +8,7 @@ from typing import Any
 from fedray.accounting import accountant, calibrate, matrix
 from fedray.accounting.mechanism import Kind, Mechanism, Unit
 from fedray.errors import ConfigError
+from fedray.settings import check_numbers, check_whole
 
 USUAL = (1.0, 3.0, 8.0, 20.0)  # epsilons that are told where none is asked for
 
@@ -95,6 +96,7 @@ def answer(asked: Asked) -> Answer:
     """Plan. Raises ConfigError where something is missing that the mode needs."""
     if asked.mode not in MODES:
         raise ConfigError(f"there is no mode {asked.mode!r}. Fix: one of {', '.join(MODES)}")
+    _check(asked)
     if asked.epsilon is not None and asked.noise is not None:
         raise ConfigError("--epsilon and --noise say the same thing twice. Fix: leave one out")
     made, rounds = mechanism_of(asked)
@@ -117,6 +119,19 @@ def answer(asked: Asked) -> Answer:
         planned=found,
         notes=_notes(asked, made),
     )
+
+
+def _check(asked: Asked) -> None:
+    """Raise ConfigError on a number that cannot be meant."""
+    try:
+        check_whole("a plan", rounds=asked.rounds, steps=asked.steps)
+        check_whole("a plan", or_none=True, cohort=asked.cohort, units=asked.units, params=asked.params)
+        check_whole("a plan", or_none=True, least=asked.cohort or 1, population=asked.population)
+        check_numbers("a plan", above=0, below=1, delta=asked.delta)
+        check_numbers("a plan", above=0, or_none=True, epsilon=asked.epsilon, noise=asked.noise)
+        check_numbers("a plan", above=0, most=1, or_none=True, rate=asked.rate)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def mechanism_of(asked: Asked) -> tuple[Mechanism, int]:
@@ -142,7 +157,7 @@ def mechanism_of(asked: Asked) -> tuple[Mechanism, int]:
     if asked.mode == "site_dp_matrix":
         apart = _needed(asked.population, asked, "--population") // cohort
         times = math.ceil(asked.rounds * cohort / (asked.population or cohort) - 1e-9)
-        reached = matrix.sensitivity(max(1, apart), times)
+        reached = matrix.sensitivity(matrix.bands_of(apart), times)
         return replace(made, rounds=asked.rounds, sensitivity=reached), 1
     return made, asked.rounds
 

@@ -188,7 +188,8 @@ def _needs_plaintext(graph: Graph, node: Node, claim: Claim | None) -> str:
 def _check_needs(graph: Graph, node: Node, known: Mapping[Node, Mark], hidden: Claim | None) -> None:
     needs = getattr(node.fn, "needs", None)
     given = _joined(known[arg] for arg in node.args)
-    is_short = given.label is not Label.VISIBLE and not any(_is_by_group(arg) for arg in node.args)
+    is_each = _is_of_each_site if hidden is None else _is_by_group
+    is_short = given.label is not Label.VISIBLE and not any(is_each(arg) for arg in node.args)
     if needs is Label.VISIBLE and node.placement is SERVER and is_short:
         raise SecurityConflict(_needs_plaintext(graph, node, hidden))
     if node.placement is not SITES or needs is not Label.MASKED:
@@ -204,9 +205,18 @@ def _check_needs(graph: Graph, node: Node, known: Mapping[Node, Mark], hidden: C
 
 def _is_by_group(node: Node) -> bool:
     """Tell whether a value is the mean of each of several groups of sites."""
+    return bool(getattr(_picked_from(node).fn, "gives_groups", False))
+
+
+def _is_of_each_site(node: Node) -> bool:
+    """Tell whether a value is that of each site, also with noise in it, or of each group."""
+    return _is_by_group(node) or _picked_from(node).params.get("kind") == "gather"
+
+
+def _picked_from(node: Node) -> Node:
     while node.op is Op.GET:
         node = node.args[0]
-    return bool(getattr(node.fn, "gives_groups", False))
+    return node
 
 
 def _check_noise(graph: Graph, node: Node, known: Mapping[Node, Mark]) -> None:

@@ -35,7 +35,8 @@ def words(key: int, layer: int, step: int) -> tuple[int, int]:
     return _signed(mixed >> 32), _signed(mixed & WORD)
 
 
-def _splitmix_array(number: np.ndarray) -> np.ndarray:
+def splitmix(number: np.ndarray) -> np.ndarray:
+    """Return each uint64 number mixed; products wrap."""
     number = number + np.uint64(GOLDEN)
     number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -48,7 +49,7 @@ def words_of(keys: Sequence[int], layers: int, steps: int) -> Tensor:
     layer = np.arange(layers, dtype=np.uint64).reshape(1, 1, -1)
     step = np.arange(steps, dtype=np.uint64).reshape(-1, 1, 1)
     with np.errstate(over="ignore"):  # products wrap, as in `_splitmix`
-        mixed = _splitmix_array(_splitmix_array(_splitmix_array(key) ^ layer) ^ step)
+        mixed = splitmix(splitmix(splitmix(key) ^ layer) ^ step)
     pair = np.stack([mixed >> np.uint64(32), mixed & np.uint64(WORD)], axis=-1)
     return torch.from_numpy(pair.astype(np.uint32).view(np.int32))
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from fedray import noise
 from fedray.accounting import Mechanism
 from fedray.errors import DataError
 from fedray.learn.batches import Batch, num_rows
+from fedray.learn.dropout import splitmix
 from fedray.learn.ghost import Units
 from fedray.learn.layout import BLOCK, block_width
 from fedray.rng import Key
@@ -104,14 +106,24 @@ def records_of(batch: Batch, privacy: Privacy, rng: Key) -> Records:
     _, unit = torch.unique(batch[privacy.unit].cpu(), return_inverse=True)
     order = torch.argsort(unit, stable=True)
     if privacy.max_records is not None:
-        generator = Key(rng.seed, 0, rng.site, RECORDS).generator()
-        mixed = torch.randperm(total, generator=generator)
-        order = mixed[torch.argsort(unit[mixed], stable=True)]
-        sizes = torch.bincount(unit)
-        place = torch.arange(total) - (sizes.cumsum(0) - sizes)[unit[order]]
-        order = order[place < privacy.max_records]
+        order = _capped(order, unit[order], batch[privacy.unit].cpu()[order], privacy.max_records, rng)
     count = int(unit.max()) + 1 if total else 0
     return Records(order, unit[order], count)
+
+
+def _capped(order: Tensor, unit: Tensor, name: Tensor, most: int, rng: Key) -> Tensor:
+    """Return rows that are sorted by unit without those of a unit that are more than `most`.
+
+    Which ones, a hash of the unit's name and the place of a row in it decides: one patient more or less at
+    the site changes no other's choice, for who knows the seed too.
+    """
+    sizes = torch.bincount(unit)
+    place = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[unit]
+    key = np.array([Key(rng.seed, 0, rng.site, RECORDS).value], dtype=np.uint64)
+    named, placed = (numbers.numpy().astype(np.int64).view(np.uint64) for numbers in (name, place))
+    draws = splitmix(splitmix(splitmix(key) ^ named) ^ placed)
+    mixed = np.lexsort((draws, unit.numpy()))  # by unit, then by lot
+    return order[torch.from_numpy(mixed[place.numpy() < most])]
 
 
 def sample(batch: Batch, privacy: Privacy, rng: Key, steps: int | None = None) -> Sampled:

@@ -54,6 +54,7 @@ from fedray.learn.stacked import Extras, Training
 from fedray.learn.update import Update
 from fedray.rng import Key
 from fedray.rows import Group, Tagged, column
+from fedray.settings import is_whole
 from fedray.tree import Flat, Schema
 
 
@@ -128,6 +129,7 @@ class PrivateTraining:
     ) -> Update:
         """Train from `params`. See `LocalUpdate` for the extras."""
         local, params = self.training, tree.flatten(params)
+        _check_dtype(params.schema.dtype)
         rows, rate = training_rows(data), local.rate(rng.round) if lr is None else lr
         sampled = sample(rows, self.privacy, rng, steps)
         descent, pull = Descent(local, params, rng), local.pull(params, correction, anchor, prox)
@@ -172,6 +174,7 @@ class PrivateTraining:
         if not can_train(local, how, schema) or not all(fits_chain(local, how, rows) for rows in tables):
             train = partial(self._train, how)
             return one_by_one(local, how, group, (params, data, rng), given, train, self)
+        _check_dtype(schema.dtype)
         start = buffer_of(params, schema)
         steps = numbers_of(given.get("steps"), k, None)
         sampled = [sample(*site) for site in zip(tables, [self.privacy] * k, keys, steps, strict=True)]
@@ -214,6 +217,15 @@ def draw(rows: int, schema: Schema, source: noise.Source) -> Tensor:
     return noise.gaussian((rows, schema.stride), 1.0, source, schema.dtype)
 
 
+def _check_dtype(dtype: torch.dtype) -> None:
+    """Raise ValueError on numbers whose rounding moves a sum by more than one unit may."""
+    if dtype.itemsize < 4:
+        raise ValueError(
+            f"private_sgd: parameters of {dtype}: sums of clipped gradients are rounded before the noise is "
+            "added, by more than one unit adds. Fix: parameters of float32"
+        )
+
+
 def _row_bytes(tables: Sequence[Batch]) -> int:
     sizes = (sum(c[0].numel() * c.element_size() for c in rows.values()) for rows in tables if num_rows(rows))
     return max(next(sizes, 1), 1)
@@ -244,8 +256,9 @@ def private_sgd(
     _check(sampling_rate, batch_size, noise_multiplier, epsilon, rounds, max_records_per_unit)
     mechanism = Mechanism(
         kind="sampled_gaussian", noise_multiplier=noise_multiplier, epsilon=epsilon, delta=delta,
-        sampling_rate=sampling_rate, batch_size=batch_size, steps=steps, epochs=epochs, rounds=rounds or 1,
-        unit="record" if unit is None else "patient", noise_by="sites", trusted="nobody",
+        sampling_rate=sampling_rate, batch_size=batch_size, steps=steps, epochs=epochs,
+        rounds=1 if rounds is None else rounds, unit="record" if unit is None else "patient",
+        noise_by="sites", trusted="nobody",
     )  # fmt: skip
     if sampling_rate is not None:
         mechanism = replace(mechanism.at_site(1), divisor=None)  # one rate: the same at all sites
@@ -268,8 +281,8 @@ def _check(
         "give sampling_rate or batch_size, and leave the other None": is_one_rate,
         "give noise_multiplier or epsilon, and leave the other None": is_one_noise,
         "epsilon needs rounds, all that are to come": epsilon is None or rounds is not None,
-        f"batch_size={batch_size} must be above 0": batch_size is None or batch_size > 0,
-        f"max_records_per_unit={max_records} must be 1 or more": max_records is None or max_records >= 1,
+        f"max_records_per_unit={max_records} must be 1 or more": max_records is None
+        or is_whole(max_records, 1),
     }
     if wrong := [problem for problem, is_fine in problems.items() if not is_fine]:
         raise ValueError("private_sgd: " + "; ".join(wrong))

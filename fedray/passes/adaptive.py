@@ -24,6 +24,7 @@ from fedray.passes.clipping import Names, row_norms, shortened, stacked
 from fedray.passes.privacy import SERVER, noisy
 from fedray.passes.site_level import Clips, Cohort, NoisySum, Terms, check_cohort, protected
 from fedray.rows import Column, Group, Tagged, row
+from fedray.settings import check_numbers
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,9 @@ def site_dp_adaptive(
     Source: Andrew, Thakkar, McMahan, Ramaswamy, Differentially private learning with adaptive clipping,
     NeurIPS 2021, Algorithm 1.
     """
+    check_numbers("site_dp_adaptive", above=0, or_none=True, mark_std=mark_std)
+    check_numbers("site_dp_adaptive", above=0, lr=lr)
+    check_numbers("site_dp_adaptive", above=0, below=1, target=target)
     terms = Terms(
         who="site_dp_adaptive", clip=clip, cohort=cohort, noise_multiplier=noise_multiplier, epsilon=epsilon,
         delta=delta, rounds=rounds, max_noise=max_noise, only=only, exact=exact, drop=drop, weights=weights,

@@ -20,6 +20,7 @@ from fedray.core.rewrite import Pass, on_reduce
 from fedray.core.trace import Site
 from fedray.core.value import Value
 from fedray.rows import Column, Group, Ragged, Tagged, column
+from fedray.settings import is_number
 
 Names = Collection[str]
 
@@ -61,7 +62,7 @@ def clip(max_norm: float, only: Names = ("delta",)) -> Pass:
 
 def check_bound(who: str, max_norm: float) -> None:
     """Raise ValueError where a bound is no finite number above 0."""
-    if not 0 < max_norm < math.inf:
+    if not is_number(max_norm) or max_norm <= 0:
         raise ValueError(f"{who}: clip={max_norm} is no number above 0, say 1.0")
 
 

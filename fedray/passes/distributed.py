@@ -26,6 +26,7 @@ from fedray.noise import Source
 from fedray.passes.clipping import Names, row_norms, shortened, stacked
 from fedray.passes.site_level import Cohort, Terms, protected
 from fedray.rows import Column, Group, Tagged
+from fedray.settings import is_whole
 
 HALF_RING = 2**31 - 1
 RESERVE = 8.0  # standard deviations of the noise that the ring keeps room for: missed once in 10^15
@@ -215,7 +216,7 @@ def _ring(terms: Terms, noise_multiplier: float, num_params: int | None, honest:
     """Return the ring. Raises ValueError where it is too small for the sites and the noise."""
     if isinstance(terms.clip, Mapping) or not 0 < honest <= 1:
         raise ValueError(f"{terms.who}: give one clip for all names, and honest={honest} in (0, 1]")
-    if num_params is None or num_params < 1:
+    if not is_whole(num_params, 1) or num_params is None:
         raise ValueError(f"{terms.who}: num_params={num_params}: give the number of numbers in an update")
     ring = Ring(bound=terms.clip, size=num_params, num_sites=math.ceil(terms.asked.size),
                 noise_multiplier=noise_multiplier, honest=honest)  # fmt: skip

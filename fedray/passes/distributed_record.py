@@ -29,6 +29,7 @@ from fedray.noise import Source
 from fedray.passes.clipping import check_bound
 from fedray.passes.distributed import HALF_RING, LEAST_STD, RESERVE, STEP, FromRing, Ring, Share
 from fedray.passes.site_level import Cohort
+from fedray.settings import check_numbers, check_whole
 
 UPDATE, METRICS = "delta", "metrics"
 ROOM = 6.0  # standard deviations of a batch above its expected size that a site's sum may be long for
@@ -82,11 +83,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_bound("distributed_record", self.clip)
+        check_numbers("distributed_record", above=0, or_none=True, max_site_norm=self.max_site_norm)
+        check_numbers("distributed_record", least=1, num_patients=self.num_patients, cohort=self.cohort)
+        check_whole("distributed_record", num_params=self.num_params)
         problems = {
             f"sampling_rate={self.sampling_rate} must lie in (0, 1]": 0 < self.sampling_rate <= 1,
-            f"num_patients={self.num_patients}: give the patients of all sites": self.num_patients >= 1,
-            f"cohort={self.cohort}: give the number of sites, all of which take part": self.cohort >= 1,
-            f"num_params={self.num_params}: give the number of numbers in an update": self.num_params >= 1,
             f"honest={self.honest} must lie in (0, 1]": 0 < self.honest <= 1,
             "give noise_multiplier or epsilon, one of the two": (self.noise_multiplier is None)
             != (self.epsilon is None),

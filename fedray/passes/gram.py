@@ -5,10 +5,14 @@ changes no distance; everything is float64, n x n. Where scores are equal (up to
 score at the edge), the rows of lowest number are taken.
 """
 
+import math
+
 import numpy as np
 
 from fedray.passes.stack import Array, product, squared_distances
 
+SETTLED = 0.01  # of the median distance: a step that is shorter ends the search for the geometric median
+MOST_ITERATIONS = 10_000  # with 49 % of rows 1e18 away it takes some 1200
 MAD_TO_SD = 1.4826  # of a normal distribution: 1 / (the 75% quantile)
 
 
@@ -66,11 +70,21 @@ def distances(gram: Array, weights: Array) -> Array:
 
 
 def geometric_median(gram: Array, iterations: int, smoothing: float) -> Array:
-    """Return the weights of the smoothed Weiszfeld algorithm, started from the mean."""
+    """Return the weights of the smoothed Weiszfeld algorithm, started from the mean.
+
+    After `iterations` it goes on as long as a step is longer than a share of the median distance: far rows
+    drag the mean as far as they like, and each iteration takes back a share of that alone (n / f - 1 of it).
+    """
     weights = np.full(len(gram), 1 / len(gram))
-    for _ in range(iterations):
-        pulls = 1.0 / np.maximum(smoothing, distances(gram, weights))
-        weights = pulls / pulls.sum()
+    for number in range(MOST_ITERATIONS):
+        far = np.maximum(smoothing, distances(gram, weights))
+        pulls = 1.0 / far
+        moved = pulls / pulls.sum() - weights
+        weights = weights + moved
+        if number + 1 >= iterations:
+            step = max(0.0, float(product(moved, product(gram, moved))))
+            if math.sqrt(step) <= SETTLED * np.median(far):
+                break
     return weights
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from fedray import tree
 from fedray.accounting import Mechanism
-from fedray.accounting.matrix import sensitivity, square_root
+from fedray.accounting.matrix import bands_of, sensitivity, square_root
 from fedray.core import trace as fr
 from fedray.core.graph import Graph, Label, stages
 from fedray.core.rewrite import Pass
@@ -26,8 +26,7 @@ from fedray.noise import Source
 from fedray.passes.clipping import ClipByNorm, Names
 from fedray.passes.privacy import SERVER, noisy
 from fedray.passes.site_level import Clips, Cohort, Terms, protected
-
-LEAST_BANDS = 4  # fewer gain next to nothing: `bands=None` then takes independent noise
+from fedray.settings import is_whole
 
 
 def participations_of(rounds: int, cohort: float, population: float) -> int:
@@ -133,13 +132,13 @@ def site_dp_matrix(
 def _turns(terms: Terms, bands: int | None) -> MatrixNoise:
     """Return the noise for a clip bound of 1. Raises ValueError where turns and bands do not go together."""
     size, population, rounds = terms.asked.size, terms.population, terms.rounds
-    if rounds is None or rounds < 1 or population is None or population < size:
+    if rounds is None or population is None or population < size:
         raise ValueError(
             f"{terms.who}: rounds={rounds}, population={population}: give both, of the whole run"
         )
     apart = int(population // size)
-    bands = (apart if apart >= LEAST_BANDS else 1) if bands is None else bands
-    if not 1 <= bands <= apart:
+    bands = bands_of(apart) if bands is None else bands
+    if not is_whole(bands, 1) or bands > apart:
         raise ValueError(
             f"{terms.who}: bands={bands}: {population:g} sites that take turns by {size:g} do so every "
             f"{apart} rounds: choose 1 to {apart}"

@@ -26,12 +26,14 @@ from fedray.core.graph import Label
 from fedray.core.rewrite import Pass
 from fedray.core.trace import Site
 from fedray.core.value import Value
+from fedray.errors import PassError
 from fedray.noise import Source
 from fedray.passes.clipping import ClipByNorm, Names, row_norms, shortened, stacked
 from fedray.passes.site_level import Clips, Cohort, Terms, check_cohort, protected
 from fedray.rows import Group, Tagged
 
 logger = logging.getLogger(__name__)
+LEAST_BYTES = 4  # of a number: one site moves a sum of 257 bfloat16 numbers by twice what it adds
 SERVER = "the server, with what each site sends (under a secure sum with the sums)"
 
 
@@ -54,7 +56,10 @@ class GaussianNoise:
 
 
 def noisy(total: Any, std: float, source: Source | None = None) -> Any:
-    """Return a value of one row plus normal noise: added in float64, rounded once, padding left at zero."""
+    """Return a value of one row plus normal noise: added in float64, rounded once, padding left at zero.
+
+    Raises PassError on numbers of two bytes.
+    """
 
     def one(leaf: Any) -> Any:
         if isinstance(leaf, tree.Flat):
@@ -68,6 +73,11 @@ def noisy(total: Any, std: float, source: Source | None = None) -> Any:
 
 
 def _noisy(numbers: Tensor, std: float, source: Source | None) -> Tensor:
+    if numbers.dtype.itemsize < LEAST_BYTES:
+        raise PassError(
+            f"noise on numbers of {numbers.dtype}: their sum is rounded before the noise is added, by more "
+            "than what one site may move it. Fix: parameters of float32"
+        )
     drawn = noise.gaussian(tuple(numbers.shape), std, source, torch.float64)
     return (numbers.to("cpu", torch.float64) + drawn).to(numbers)
 

@@ -20,6 +20,7 @@ from fedray.core.rewrite import Pass
 from fedray.errors import QuorumError
 from fedray.passes.robust import Asked, Outcome, Robust, Rule
 from fedray.passes.stack import Array
+from fedray.settings import is_number, is_whole
 
 logger = logging.getLogger(__name__)
 SERVER = Placement.SERVER
@@ -167,9 +168,10 @@ def quarantine(
         raise ValueError("quarantine: then= is a robust pass on one name, say fr.passes.rfa()")
     wrong = [
         problem for problem, is_fine in {
-            f"limit={limit}: give more than 1 median distance": limit > 1,
-            f"strikes={strikes}, rounds={rounds}: give 1 or more": strikes >= 1 and rounds >= 1,
-            f"probation={probation}: give 0 or more": probation >= 0,
+            f"limit={limit}: give more than 1 median distance": is_number(limit) and limit > 1,
+            f"strikes={strikes}: give 1 or more": is_whole(strikes, 1),
+            f"rounds={rounds}: give 1 or more": is_whole(rounds, 1),
+            f"probation={probation}: give 0 or more": is_whole(probation),
             f"most={most}: give a share in (0, 0.5)": 0 < most < 0.5,
         }.items() if not is_fine
     ]  # fmt: skip

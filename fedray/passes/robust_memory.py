@@ -15,6 +15,7 @@ from fedray.passes.compression import Names
 from fedray.passes.robust import MINORITY, UPDATES, Asked, Outcome, Robust, need
 from fedray.passes.stack import Array, Stack, Vectors
 from fedray.rng import Key
+from fedray.settings import check_numbers, check_whole
 
 TINY = float(np.finfo(np.float64).tiny)
 
@@ -89,10 +90,8 @@ def centred_clipping(iterations: int = 1, radius: float | None = None, only: Nam
     iteration anew. The server keeps v, as long as an update. Source: Karimireddy, He, Jaggi, Learning from
     history for Byzantine robust optimization, ICML 2021, Algorithm 2, on updates in place of momentum.
     """
-    if iterations < 1 or (radius is not None and radius <= 0):
-        raise ValueError(
-            f"centred_clipping: iterations={iterations}, radius={radius}: give 1 or more, and above 0 or none"
-        )
+    check_whole("centred_clipping", iterations=iterations)
+    check_numbers("centred_clipping", above=0, or_none=True, radius=radius)
     return Robust(CentredClipping(iterations, radius), MINORITY, tuple(only))
 
 

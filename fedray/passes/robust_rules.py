@@ -24,6 +24,7 @@ from fedray.passes.robust import (
     rule_of,
 )
 from fedray.passes.stack import Array, Stack, product
+from fedray.settings import check_numbers, check_whole, is_number
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,7 @@ def multi_krum(attackers: float = 0.2, keep: int | None = None, only: Names = UP
     section 5 (Multi-Krum).
     """
     check_attackers("multi_krum", attackers)
-    if keep is not None and keep < 1:
-        raise ValueError(f"multi_krum: keep={keep} is not at least 1 site")
+    check_whole("multi_krum", or_none=True, keep=keep)
     return Robust(Krum(attackers, keep), bad_sites(attackers), tuple(only))
 
 
@@ -176,12 +176,14 @@ class Rfa:
 def rfa(iterations: int = 8, smoothing: float = 1e-6, only: Names = UPDATES) -> Robust:
     """Replace a mean by the geometric median, found by the smoothed Weiszfeld algorithm from the mean.
 
-    Bears with fewer than half of the sites. `smoothing` is the paper's nu. Deviation: sites weigh the same.
+    Bears with fewer than half of the sites. `smoothing` is the paper's nu. Deviations: sites weigh the same;
+    `iterations` are those at least, and it goes on until one moves the result by less than 1 % of the median
+    distance: eight take back 96 % of what four of ten sites add, which is nothing where they lie far off.
     Source: Pillutla, Kakade, Harchaoui, Robust aggregation for federated learning, IEEE Transactions on
     Signal Processing 2022, Algorithm 2.
     """
-    if iterations < 1 or smoothing <= 0:
-        raise ValueError(f"rfa: iterations={iterations}, smoothing={smoothing}: give 1 or more, and above 0")
+    check_whole("rfa", iterations=iterations)
+    check_numbers("rfa", above=0, smoothing=smoothing)
     return Robust(Rfa(iterations, smoothing), MINORITY, tuple(only))
 
 
@@ -193,8 +195,7 @@ def three_sigma(sigmas: float = 3.0, only: Names = UPDATES) -> Robust:
     hide themselves (a share p lies sqrt((1 - p) / p) deviations out, below 3 from p = 0.1 on). The geometric
     median is that of `rfa`.
     """
-    if sigmas <= 0:
-        raise ValueError(f"three_sigma: sigmas={sigmas} is not above 0, say 3")
+    check_numbers("three_sigma", above=0, sigmas=sigmas)
     return Robust(Rfa(8, 1e-6, sigmas), MINORITY, tuple(only))
 
 
@@ -225,7 +226,8 @@ def residual_reweighting(
     from the weighted mean, in place of one a parameter from a line through the sorted values: that costs n^2
     a parameter, while this takes the Gram matrix.
     """
-    if iterations < 1 or bound <= 0 or not 0 <= least < 1:
+    check_whole("residual_reweighting", iterations=iterations)
+    if not is_number(bound) or bound <= 0 or not 0 <= least < 1:
         raise ValueError(f"residual_reweighting: iterations={iterations}, bound={bound}, least={least}: give "
                          "1 or more, above 0, and in [0, 1)")  # fmt: skip
     few = "a few sites that lie far from all others"
@@ -280,8 +282,7 @@ def bucketing(size: int = 2, then: Robust | None = None, only: Names = UPDATES) 
     Source: Karimireddy, He, Jaggi, Byzantine-robust learning on heterogeneous datasets via bucketing, ICLR
     2022, Algorithm 1.
     """
-    if size < 1:
-        raise ValueError(f"bucketing: size={size} is not at least 1 site, say 2")
+    check_whole("bucketing", size=size)
     inner = then or median()
     rule = rule_of("bucketing", inner)
     bears = f"{inner.bears}, buckets of {size} sites taken for sites: one bad site spoils its bucket"

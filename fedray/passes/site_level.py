@@ -8,7 +8,6 @@ reason `fr.count` becomes that constant. What leaves under another name must be 
 and said so) or in `drop` (not sent at all), else the pass is refused: a name forgotten is a leak.
 """
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +21,7 @@ from fedray.core.trace import Site
 from fedray.core.value import Value
 from fedray.errors import PassError, ScheduleError
 from fedray.passes.clipping import Names, check_bound
+from fedray.settings import check_numbers, check_whole, is_number
 
 Clips = float | Mapping[str, float]
 NoisySum = Callable[[Value, str, Site], Value]
@@ -108,8 +108,13 @@ class Terms:
     def __post_init__(self) -> None:
         for bound in self.clip.values() if isinstance(self.clip, Mapping) else [self.clip]:
             check_bound(self.who, bound)
-        if self.cohort is None or not 0 < self.cohort < math.inf:
-            self._refuse(f"cohort={self.cohort}: give the expected number of sites of a round")
+        if not is_number(self.cohort) or self.cohort is None or self.cohort <= 0:
+            self._refuse(f"cohort={self.cohort!r}: give the expected number of sites of a round")
+        check_numbers(self.who, above=0, or_none=True, noise_multiplier=self.noise_multiplier,
+                      population=self.population)  # fmt: skip
+        check_whole(self.who, or_none=True, rounds=self.rounds)
+        if isinstance(self.only, str):
+            self._refuse(f"only={self.only!r}: give a list of names")
         if self.sampling not in (None, "poisson"):
             self._refuse(
                 f"sampling={self.sampling!r}: say 'poisson' to claim amplification, or None to claim none"

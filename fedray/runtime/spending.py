@@ -166,11 +166,12 @@ class Spending:
         """Return the data sets that a round charges; None for all.
 
         Where a whole site is protected, those that are not asked are charged too: who is asked says something
-        of who is there.
+        of who is there. All are charged too where a pass may leave sites out, and others are then drawn.
         """
         schedule = self.schedule
         kind = self.plan.of_round(round)
         is_known = isinstance(schedule, Synchronous) and schedule.learner is None and schedule.choice is None
+        is_known &= not any(getattr(node.fn, "remembers_sites", False) for node in kind.nodes)
         if not is_known or any(each.mechanism.unit == "site" for each in self.accounts[kind.digest]):
             return None
         assert isinstance(schedule, Synchronous) and self.ledger is not None

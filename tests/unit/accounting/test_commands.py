@@ -1,6 +1,7 @@
 """`fedray privacy`: what it prints, its JSON, and the exit codes of a ledger that was touched."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from fedray import cli
 from fedray.accounting import Mechanism, PrivacyLedger, accountant
+from fedray.accounting.matrix import sensitivity
 from fedray.accounting.planning import MODES
 from fedray.accounting.spent import Account
 
@@ -69,6 +71,29 @@ def test_plan_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--cohort" in capsys.readouterr().err
     assert cli.main(["privacy", "plan", "sitedp", "--rounds", "50"]) == cli.BAD_INPUT
     assert "one of record" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("site_dp", "--rounds", "0", "--cohort", "10"), ("site_dp", "--rounds", "5", "--cohort", "0"),
+     ("site_dp", "--rounds", "5", "--cohort", "10", "--noise", "-1"),
+     ("site_dp", "--rounds", "5", "--cohort", "10", "--delta", "2"),
+     ("site_dp", "--rounds", "5", "--cohort", "10", "--population", "5", "--poisson"),
+     ("record", "--rounds", "5", "--rate", "2"), ("record", "--rounds", "5", "--rate", ".1", "--steps", "0")],
+)  # fmt: skip
+def test_plan_of_numbers_that_cannot_be_meant_is_refused(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    assert cli.main(["privacy", "plan", *words]) == cli.BAD_INPUT
+    assert "a plan: " in capsys.readouterr().err
+
+
+def test_plan_of_turns_reckons_with_the_bands_of_the_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("site_dp_matrix", "--rounds", "30", "--cohort", "10", "--noise", "1", "--params", "10")
+    for population, bands in ((30, 1), (40, 4)):  # three rounds apart gain next to nothing
+        length = planned(capsys, *words, "--population", str(population))["planned"][0]["noise_norm"]
+        moved = sensitivity(bands, participations=math.ceil(300 / population))
+        assert length == pytest.approx(moved / 10 * math.sqrt(10))
 
 
 def test_show_tells_epsilon_by_unit_and_run(ledger: Path, capsys: pytest.CaptureFixture[str]) -> None:

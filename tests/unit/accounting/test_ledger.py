@@ -182,6 +182,28 @@ def test_ledger_that_was_removed_is_missed(tmp_path: Path) -> None:
         ledger_in(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["", "xx", "{}", "[]"])
+def test_ledger_whose_last_link_beside_it_was_spoilt_does_not_open(tmp_path: Path, text: str) -> None:
+    path = charged(tmp_path)
+    path.with_name("ledger.jsonl.head").write_text(text)
+    with pytest.raises(LedgerError, match="E_LEDGER: entry 5 .*head"):
+        PrivacyLedger(path)
+
+
+def test_smaller_delta_of_a_later_run_is_that_at_which_its_rounds_must_fit(tmp_path: Path) -> None:
+    ledger = ledger_in(tmp_path, epsilon=1.0)
+    ledger.charge(opened(ledger), 0, ahead=FITS)  # looks up all of them at 1e-5
+    strict = replace(SITE, delta=1e-12)
+    with pytest.raises(BudgetError, match="delta 1e-12"):
+        opened(ledger, "r2", strict, rounds=FITS - 1)
+    number = opened(ledger, "r3", strict)
+    fits = max(n for n in range(1, 100) if accountant.epsilon({SITE: n}, 1e-12) <= 1.0)
+    for round in range(fits - 1):
+        ledger.charge(number, round)
+    with pytest.raises(BudgetError, match="delta 1e-12"):
+        ledger.charge(number, fits)
+
+
 def test_ledger_that_was_written_anew_is_found_out(tmp_path: Path) -> None:
     path = charged(tmp_path)
     head = path.with_name("ledger.jsonl.head").read_text()

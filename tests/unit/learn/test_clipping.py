@@ -192,6 +192,15 @@ def test_a_row_that_depends_on_others_is_clipped_alone():
     assert apart(found, one_by_one(model, leaves, batch, units, BOUND)) < 1e-5
 
 
+def test_a_batch_of_one_row_does_not_show_that_rows_are_apart():
+    model, leaves, batch = case(lambda: learn.from_module(Beside()), NUMBERS)
+    units, first = Units.alone(ROWS, torch.device("cpu")), {name: rows[:1] for name, rows in batch.items()}
+    clipping = Clipping(model)
+    clipping.clipped_sum(leaves, {}, first, Units.alone(1, torch.device("cpu")), BOUND)
+    found = clipping.clipped_sum(leaves, {}, batch, units, BOUND)
+    assert apart(found, one_by_one(model, leaves, batch, units, BOUND)) < 1e-5
+
+
 def test_a_loss_of_ones_own_is_clipped_row_by_row():
     def loss(params, batch):
         return ((batch["x"] @ params["w"] - batch["y"]) ** 2).mean()

@@ -255,6 +255,31 @@ def test_a_patients_records_are_capped_by_one_choice_for_all_rounds():
     assert not torch.equal(found[0].rows, other.rows)
 
 
+def test_numbers_that_round_away_a_patient_are_refused():
+    local = learn.private_sgd(learn.logistic(FEATURES), 0.1, sampling_rate=1.0, noise_multiplier=1.0)
+    params = {"weight": torch.zeros(1, FEATURES), "bias": torch.zeros(1)}
+    start = tree.flatten({name: leaf.to(torch.bfloat16) for name, leaf in params.items()})
+    given = [data_of(60, 1), Key(0, 0, "h")]
+    with pytest.raises(ValueError, match="parameters of float32"):
+        local(start, *given)
+    with pytest.raises(ValueError, match="parameters of float32"):
+        local.rows(Group(["h"]), Same(start), *(Rows(Ragged([each])) for each in given))
+
+
+def test_one_patient_more_changes_no_others_choice_of_records():
+    local = learn.private_sgd(learn.logistic(FEATURES), 0.1, sampling_rate=1.0, noise_multiplier=1.0,
+                              unit="patient", max_records_per_unit=1)  # fmt: skip
+    column = torch.arange(40) // 4
+    found = []
+    for more in ([], [-3, -3], [4711]):  # one before all others, one behind them
+        patient = torch.cat([column, torch.tensor(more, dtype=torch.int64)])
+        held = patients.records_of(data_of(len(patient), 1).with_columns(patient=patient), local.privacy,
+                                   Key(1, 0, "h"))  # fmt: skip
+        found.append(sorted(set(held.rows.tolist()) & set(range(40))))
+    assert found[0] == found[1] == found[2]
+    assert len({number % 4 for number in found[0]}) > 1
+
+
 def test_a_patient_with_more_records_than_a_block_is_refused_with_a_fix():
     model = learn.logistic(FEATURES)
     data = data_of(100, 1).with_columns(patient=torch.zeros(100, dtype=torch.int64))

@@ -58,11 +58,12 @@ def bulyan(x, f):
 
 
 def weiszfeld(x, iterations=8, nu=1e-6):
-    """Pillutla et al. 2022, Algorithm 2, with equal weights, started from the mean."""
-    v = x.mean(0)
-    for _ in range(iterations):
-        beta = np.array([1 / max(nu, np.linalg.norm(v - row)) for row in x])
-        v = (beta[:, None] * x).sum(0) / beta.sum()
+    """Pillutla et al. 2022, Algorithm 2, with equal weights, started from the mean; on until it settles."""
+    v, number, is_settled = x.mean(0), 0, False
+    while number < iterations or not is_settled:
+        far = np.array([max(nu, np.linalg.norm(v - row)) for row in x])
+        last, v = v, ((1 / far)[:, None] * x).sum(0) / (1 / far).sum()
+        number, is_settled = number + 1, np.linalg.norm(v - last) <= 0.01 * np.median(far)
     return v
 
 

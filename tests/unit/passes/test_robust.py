@@ -105,6 +105,24 @@ def test_five_points_have_their_known_answers():
     assert np.allclose(aggregated(P.rfa(500), POINTS), 0.788675, rtol=0, atol=5e-7)
 
 
+@pytest.mark.parametrize("scale", [1e2, 1e6, 1e15])
+@pytest.mark.parametrize("num_bad", [1, 4, 5])
+def test_the_geometric_median_stays_near_honest_sites_however_far_the_others_lie(scale, num_bad):
+    x = np.random.default_rng(0).normal(size=(11, 200))
+    honest = x[num_bad:].mean(0)
+    x[:num_bad] = scale
+    spread = np.linalg.norm(x[num_bad:] - honest, axis=1).max()
+    assert np.linalg.norm(aggregated(P.rfa(), x, torch.float32) - honest) < 2 * spread
+
+
+def test_a_site_that_is_far_does_not_hide_behind_one_that_is_farther():
+    x = np.random.default_rng(0).normal(size=(13, 20))
+    x[0], x[1:3] = 2e17, 5e8  # beside them a row 30 away has the digits of a neighbour in float32
+    x[3:5] = x[5:].mean(0) + 7 * np.where(np.arange(20) % 2, 1, -1)
+    for robust in (P.krum(5), P.multi_krum(5), P.nnm(5)):
+        assert np.linalg.norm(aggregated(robust, x, torch.float32) - x[5:].mean(0)) < 6
+
+
 def test_equal_scores_go_to_the_first_site_by_id():
     for corner in range(4):  # the four corners of the square have equal scores
         turned = np.roll(POINTS[:4], corner, axis=0)

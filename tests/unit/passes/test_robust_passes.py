@@ -47,6 +47,14 @@ def test_layouts_give_equal_bits(name):
         assert fitted([ROBUST[name]()], rounds=2, **layout)[0].params_sha256 == whole.params_sha256, layout
 
 
+def test_updates_with_noise_of_their_sites_are_those_of_each_site():
+    local = fr.learn.private_sgd(MODEL, 0.1, sampling_rate=0.5, noise_multiplier=1.0, steps=1)
+    for rule in (P.median(), P.nnm(1), P.quarantine(P.rfa())):
+        fr.compile(fr.algorithms.fedavg(local), [rule])
+    with pytest.raises(SecurityConflict, match="secure_sum exposes only their sum"):
+        fr.compile(fr.algorithms.fedavg(local), [P.median(), P.secure_sum()])
+
+
 PAPERS = {
     "median": papers.median,
     "trimmed_mean": lambda x: papers.trimmed_mean(x, 1),

@@ -74,6 +74,11 @@ def test_the_noise_on_the_released_mean_is_what_is_claimed(clip, multiplier):
     assert calibrated([P.site_dp(clip, multiplier, cohort=4, max_noise=math.inf)], clip, clip * multiplier)
 
 
+def test_a_sum_that_is_rounded_before_the_noise_is_refused():
+    with pytest.raises(PassError, match="parameters of float32"):
+        noisy({"w": torch.ones(3, dtype=torch.bfloat16)}, 1.0)
+
+
 def noise_of(step, algorithm=None):
     plan = fr.compile(algorithm or echo(), [step])
     return next(node.fn for node in plan.nodes if hasattr(node.fn, "mechanism"))
@@ -240,7 +245,7 @@ def test_what_shows_each_site_is_refused():
     ({"noise_multiplier": None}, "one of the two"), ({"epsilon": 1.0}, "one of the two"),
     ({"noise_multiplier": None, "epsilon": 1.0}, "needs the rounds"),
     ({"weights": "clipped"}, "say 'uniform'"),
-    ({"exact": {"delta"}}, "are in `exact` and in `only`"), ({"noise_multiplier": -1.0}, "number above 0"),
+    ({"exact": {"delta"}}, "are in `exact` and in `only`"), ({"noise_multiplier": -1.0}, "number, above 0"),
 ])  # fmt: skip
 def test_settings_without_a_meaning_are_refused(more, why):
     with pytest.raises(ValueError, match=why):

@@ -192,6 +192,13 @@ def test_patients_of_sites_that_are_not_asked_spend_nothing(tmp_path):
     assert list(ledger.accounts().values()) == [spent(PATIENT, 1)] * 4
 
 
+def test_patients_of_all_sites_spend_where_a_pass_leaves_sites_out(tmp_path):
+    ledger, watched = kept(tmp_path), fr.passes.quarantine(fr.passes.rfa(), limit=1.01, strikes=1)
+    schedule = fr.synchronous(cohort=0.5, quorum=0.5)  # whom it draws changes with who is left out
+    trained(noised(mechanism=None, local=SiteNoise()), passes=[watched], schedule=schedule, ledger=ledger)
+    assert list(ledger.accounts().values()) == [spent(PATIENT, 4)] * 4
+
+
 def test_sites_that_are_not_asked_spend_where_they_are_protected_as_a_whole(tmp_path):
     ledger = kept(tmp_path)
     trained(noised(), schedule=fr.synchronous(cohort=1, sampling="cyclic"), ledger=ledger)
