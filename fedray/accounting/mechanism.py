@@ -63,7 +63,7 @@ class Mechanism:
             raise ValueError("noise_multiplier=None needs the epsilon that each site's noise follows from")
         check_numbers("privacy", above=0, below=1, delta=self.delta)
         check_numbers("privacy", above=0, or_none=True, noise_multiplier=self.noise_multiplier,
-                      batch_size=self.batch_size, epochs=self.epochs)  # fmt: skip
+                      epsilon=self.epsilon, batch_size=self.batch_size, epochs=self.epochs)  # fmt: skip
         check_whole("privacy", rounds=self.rounds)
         check_whole("privacy", or_none=True, steps=self.steps)
         if not self.max_noise > 0:

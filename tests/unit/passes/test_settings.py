@@ -30,6 +30,8 @@ LOCAL_DP = {"model": fr.learn.logistic(3), "lr": 0.1, "sampling_rate": 0.1, "noi
         (fr.learn.private_sgd, LOCAL_DP, {"steps": [0, -1, 2.5, NAN], "epochs": [0, INF],
                                           "max_records_per_unit": [1.5], "delta": [0, 1]}),
         (fr.learn.private_sgd, LOCAL_DP | SOLVED, {"rounds": [0, 2.5]}),
+        (fr.learn.private_sgd, LOCAL_DP | SOLVED | {"sampling_rate": None, "batch_size": 8},
+         {"epsilon": [-1, 0, INF, NAN], "batch_size": [0, INF]}),
         (fr.passes.multi_krum, {}, {"keep": [1.5, NAN, True]}),
         (fr.passes.rfa, {}, {"iterations": [1.5, NAN], "smoothing": [NAN, INF]}),
         (fr.passes.three_sigma, {}, {"sigmas": [NAN, INF]}),
