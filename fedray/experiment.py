@@ -190,6 +190,7 @@ def prepare(experiment: "Experiment", federation: Any) -> Ready:
     for evaluation in experiment.training.evaluate.values():
         fr.compile(evaluation, policies(experiment.passes))
     federation.hello()
+    _refuse_without_units(experiment, federation)
     programs = (*_linked(experiment, federation), *_refuse_one_class(experiment, federation))
     if not experiment.standardises:
         return Ready(experiment=experiment, preparation=None, programs=programs)
@@ -199,6 +200,16 @@ def prepare(experiment: "Experiment", federation: Any) -> Ready:
     federation.prepare(experiment.keep.shared(preparation) if experiment.keep else preparation)
     return Ready(experiment=experiment.for_features(preparation.features), preparation=preparation,
                  programs=(*programs, program))
+
+
+def _refuse_without_units(experiment: "Experiment", federation: Any) -> None:
+    """Raise ConfigError where patients are to be told apart by a column that the sites have not."""
+    unit = getattr(getattr(experiment.training.local, "privacy", None), "unit", None)
+    columns = federation.call("blank") if unit is not None else None
+    if columns is not None and unit not in columns:
+        raise ConfigError(f"local=private_sgd takes a patient's rows together by the column {unit!r}, and "
+                          f"{experiment.data.name} has none. Fix: local.unit=null (a guarantee per row, a "
+                          "stay), or data whose contract has a group column")
 
 
 def _linked(experiment: "Experiment", federation: Any) -> "tuple[fr.Algorithm, ...]":

@@ -99,3 +99,10 @@ def test_noise_that_drowns_the_signal_is_refused_unless_it_is_asked_for():
 def test_shares_need_a_secure_sum():
     with pytest.raises(PassError, match="secure=secure_sum"):
         experiment.start(compose_run([*TOY, "privacy=site_dp_distributed", "privacy.epsilon=8"]), live=False)
+
+
+def test_patients_without_a_column_are_refused_before_a_round_with_the_column_and_the_fix():
+    rate = ("local.batch_size=null", "local.sampling_rate=0.5")
+    words = (*TOY, "local=private_sgd", "local.epsilon=20", *rate)
+    with pytest.raises(ConfigError, match="column 'patient', and .* has none. Fix: local.unit=null"):
+        experiment.start(compose_run(words), live=False)

@@ -5,7 +5,7 @@ Arrows may be imported; what is not listed as a layer (config, cli, data, report
     tree, rows, coded, frozen, rng, noise, settings, errors  <-  core  <-  passes
     algorithms -> core, learn
     tree, rows, coded, frozen, rng, noise, settings, errors  <-  learn     runtime -> core
-    errors  <-  accounting
+    errors, settings  <-  accounting
     core, learn  <-  airlock: its pass reads graphs, its tests read models and rows
     errors  <-  secrecy  <-  passes: masks and shares are read and tested without a graph, a model or torch
 
@@ -43,7 +43,7 @@ LAYERS = {
     "fedray.learn": (*FOUNDATION, "fedray.accounting", "fedray.learn"),
     "fedray.algorithms": (*FOUNDATION, "fedray.core", "fedray.learn", "fedray.algorithms"),
     "fedray.runtime": (*FOUNDATION, "fedray.core", "fedray.accounting", "fedray.runtime"),
-    "fedray.accounting": ("fedray.errors", "fedray.accounting"),
+    "fedray.accounting": ("fedray.errors", "fedray.settings", "fedray.accounting"),
     "fedray.airlock": (*FOUNDATION, "fedray.core", "fedray.learn", "fedray.data.site", "fedray.airlock"),
     "fedray.secrecy": ("fedray.errors", "fedray.secrecy"),
 }
