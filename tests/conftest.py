@@ -1,8 +1,10 @@
 """What all tests share: one Ray for the session, the folder of real data, and the markers they set."""
 
+import contextlib
 import gc
 import os
 import secrets
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +15,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 MARKED_BY_FIXTURE = {"ray_session": "ray", "fedray_data": "data"}
 ACTORS_END_S = 20.0  # a killed actor's process is reported dead by Ray's own server a little later
+
+
+def pytest_configure() -> None:
+    """Keep absl, which dp-accounting brings, from closing pytest's stream when logging is configured anew."""
+    with contextlib.suppress(ImportError):
+        from absl import logging
+
+        logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -28,7 +28,7 @@ from fedray.sweep.kept import Kept
 from fedray.sweep.trials import INTERRUPTED, Book, guarded, line_of
 
 BASIC = ("hydra/sweeper=basic", "hydra/launcher=basic")
-OURS = ("hydra.output_subdir=null", "hydra/job_logging=disabled", "hydra.job.chdir=false")
+OURS = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra.job.chdir=false")
 
 
 def run(words: Sequence[str]) -> int:
@@ -41,7 +41,7 @@ def run(words: Sequence[str]) -> int:
     plan = replace(plan, folder=plan.folder.resolve())
     book = Book(plan.folder / "trials.jsonl")
     say = print if not flags.json else commands.nothing
-    quiet = ["hydra/hydra_logging=disabled"] if flags.json else []
+    quiet = ["hydra/hydra_logging=none"] if flags.json else []
     lines = [*planning.expanded(overrides), *given, *OURS, *quiet, f"hydra.sweep.dir='{plan.folder}'"]
     is_stopped = False
     with book.claim(), contextlib.closing(Kept()) as kept:
