@@ -7,6 +7,7 @@ One process, one thread. A finished attack is in `results/`; `--table` prints th
 
 import argparse
 import json
+import logging
 import platform
 import statistics
 import time
@@ -82,6 +83,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
+    logging.getLogger("fedray.passes").setLevel(logging.ERROR)  # local noise is told to be of little use
     torch.set_num_threads(1)
     RESULTS.mkdir(exist_ok=True)
     for name in given.only:

@@ -5,7 +5,6 @@ key, so that a table can be made again.
 """
 
 import hashlib
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,6 @@ from fedray.data.site import SiteData
 from fedray.rng import Key
 from fedray.tree import Flat
 
-logging.getLogger("fedray.passes").setLevel(logging.ERROR)  # local noise says that it is almost never useful
 VICTIM = "s00"  # the site that is attacked; others are beside it only in a sum
 BOUND = 4.0  # public, of a number in a secure sum
 
