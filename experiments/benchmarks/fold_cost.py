@@ -34,9 +34,10 @@ import resource
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+import measuring
 import numpy as np
 import torch
 
@@ -90,17 +91,6 @@ def groups(sites: int, size: int, group: int) -> Iterator[fold.Operand]:
         yield fold.operand(tree.Flat(rows, schema), weights)
 
 
-def measured(action: Callable[[], object], repeats: int) -> list[float]:
-    """Return CPU seconds of each repeat, after one warm-up."""
-    action()
-    found = []
-    for _ in range(repeats):
-        before = time.process_time()
-        action()
-        found.append(time.process_time() - before)
-    return found
-
-
 def of_groups(name: str, repeats: int) -> list[float]:
     """Return CPU seconds of one pack's sum, the making of the rows taken away."""
     sites, size, group = SHAPES[name]
@@ -151,8 +141,8 @@ def line(name: str, repeats: int) -> str:
     parts = [partial(size) for _ in range(2)]
     kinds = {
         "sum": of_groups(name, repeats),
-        "join": measured(lambda: fold.added(parts, GRID), repeats),
-        "mean": measured(lambda: mean_of(parts), repeats),
+        "join": measuring.cpu_s(lambda: fold.added(parts, GRID), repeats),
+        "mean": measuring.cpu_s(lambda: mean_of(parts), repeats),
     }
     shown = "  ".join(
         f"{kind} {statistics.median(found):.4f} [{min(found):.4f}, {max(found):.4f}]"

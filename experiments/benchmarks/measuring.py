@@ -11,6 +11,7 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -177,3 +178,14 @@ def gemm_rate(runs: int = 20, size: int = 1024) -> float:
         seconds.append(time.thread_time() - began)
     torch.set_num_threads(before)
     return 2 * size**3 / statistics.median(seconds[3:])
+
+
+def cpu_s(action: Callable[[], object], repeats: int) -> list[float]:
+    """Return CPU seconds of each run of an action in this process, after a warm-up."""
+    action()
+    found = []
+    for _ in range(repeats):
+        before = time.process_time()
+        action()
+        found.append(time.process_time() - before)
+    return found

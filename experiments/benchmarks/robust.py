@@ -14,10 +14,10 @@ import json
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
+import measuring
 import numpy as np
 import torch
 
@@ -25,31 +25,13 @@ import fedray
 from fedray.passes import coordinate, gram
 from fedray.passes.stack import BLOCK, Stack
 
-EDGE, PRODUCTS = 1024, 20
 WANTED_SHARE, MOST_TIMES = 0.5, 10.0
-
-
-def cpu_s(action: Callable[[], Any], repeats: int) -> list[float]:
-    """Return CPU seconds of each run after a warm-up, in order."""
-    action()
-    found = []
-    for _ in range(repeats):
-        before = time.process_time()
-        action()
-        found.append(time.process_time() - before)
-    return found
-
-
-def gemm_rate(generator: torch.Generator) -> float:
-    """Return floating point operations a second of a product of this process."""
-    a, b = (torch.randn(EDGE, EDGE, generator=generator) for _ in range(2))
-    return 2 * EDGE**3 / statistics.median(cpu_s(lambda: torch.mm(a, b), PRODUCTS))
 
 
 def measured(sites: int, size: int, repeats: int, seed: int) -> dict[str, Any]:
     """Return all figures: CPU seconds (minimum, median, maximum), and shares."""
     generator = torch.Generator().manual_seed(seed)
-    rate = gemm_rate(generator)
+    rate = measuring.gemm_rate()
     matrix = torch.randn(sites, size, generator=generator)
     names = [f"h{i:04d}" for i in range(sites)]
     cut = sites // 5
@@ -72,7 +54,7 @@ def measured(sites: int, size: int, repeats: int, seed: int) -> dict[str, Any]:
         "mean_of_one_matrix_torch": lambda: matrix.mean(0),
         "mean_of_one_matrix_numpy": lambda: matrix.numpy().mean(0),
     }
-    seconds = {name: cpu_s(action, repeats) for name, action in actions.items()}
+    seconds = {name: measuring.cpu_s(action, repeats) for name, action in actions.items()}
     median = {name: statistics.median(found) for name, found in seconds.items()}
     return {
         "sites": sites, "size": size, "block": BLOCK, "repeats": repeats, "seed": seed,

@@ -6,6 +6,7 @@ that `egress` counts them. The server's half is in `secure_hub.py`.
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
@@ -175,14 +176,15 @@ def made_up(step: str, rules: Rules) -> torch.Tensor:
     return torch.zeros(len(signed) + extra, dtype=torch.uint8)
 
 
-class _Step:
+class _Step(ABC):
     """One step of every party of a group: `step(party, *told)`, told being the same for all or one a site."""
 
     grants: ClassVar[Label] = Label.PRIVATE
     one_shot: ClassVar[bool] = True
 
+    @abstractmethod
     def step(self, party: Party, *told: Any) -> None:
-        raise NotImplementedError
+        """Take the step of a party that is not made up."""
 
     def taken(self, party: Party, *told: Any) -> Party:
         """Take the step, unless sites are made up."""
