@@ -21,7 +21,8 @@ from fedray.runtime.federation import (
     made_inside,
     make_region,
 )
-from fedray.runtime.ray_actors import AggregatorActor, Box, HostActor
+from fedray.runtime.ray_actors import AggregatorActor, Box
+from fedray.runtime.ray_hosts import start_hosts
 from fedray.runtime.ray_start import start_ray
 from fedray.runtime.round import Aggregator
 from fedray.runtime.transport import Lost
@@ -120,19 +121,6 @@ class RayTransport:
         """End the actors."""
         for actor in self._actors.values():
             ray.kill(actor)
-
-
-def start_hosts(specs: Sequence[HostSpec]) -> dict[str, Any]:
-    """Start an actor for each host, all at once."""
-    # a trace of a CPU: Ray spreads actors by what they need, and puts one that needs nothing anywhere
-    options = {"num_cpus": 0.001, "max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD"}
-    return {
-        spec.name: ray.remote(HostActor).options(**options, **_gpus(spec)).remote(spec) for spec in specs
-    }
-
-
-def _gpus(spec: HostSpec) -> dict[str, float]:
-    return {"num_gpus": spec.gpu_share} if spec.gpu_share else {}
 
 
 def make_transport(specs: Sequence[HostSpec]) -> RayTransport:

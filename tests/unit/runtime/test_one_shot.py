@@ -9,7 +9,7 @@ import fedray as fr
 from fedray import tree
 from fedray.core.graph import Op
 from fedray.errors import HostError
-from fedray.runtime import ray_transport
+from fedray.runtime import ray_hosts
 from fedray.runtime.attempt import Attempt, Setting
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.federation import HostSpec
@@ -142,8 +142,8 @@ def test_hosts_are_actors_that_ray_never_runs_again(monkeypatch):
         def remote(self, spec):
             return spec
 
-    monkeypatch.setattr(ray_transport.ray, "remote", lambda _: Remote())
-    ray_transport.start_hosts([HostSpec("pack0", sites(1))])
+    monkeypatch.setattr(ray_hosts.ray, "remote", lambda _: Remote())
+    ray_hosts.start_hosts([HostSpec("pack0", sites(1))])
     assert seen["max_restarts"] == 0 and seen["max_task_retries"] == 0
 
 
