@@ -12,7 +12,7 @@ import numpy as np
 
 from fedray.errors import QuorumError, ScheduleError, SiteError
 from fedray.runtime import fold, lanes
-from fedray.runtime.buffered import Discount
+from fedray.runtime.discounts import Discount
 from fedray.runtime.flights import Flight
 from fedray.runtime.host import Contribution, Exponents
 

@@ -34,9 +34,9 @@ from fedray.runtime.plan import Plan, compile
 from fedray.runtime.records import EvaluationRecord
 from fedray.runtime.rehearsal import ToRehearse
 from fedray.runtime.result import EarlyStop, Result, params_of
-from fedray.runtime.round import Training
 from fedray.runtime.schedule import Synchronous, synchronous
 from fedray.runtime.spending import Spending
+from fedray.runtime.training import Training
 
 logger = logging.getLogger(__name__)
 ALL_SITES = synchronous()

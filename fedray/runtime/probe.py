@@ -20,9 +20,10 @@ from fedray.runtime.memory import sites_together
 from fedray.runtime.pack import Pack
 from fedray.runtime.plan import Plan
 from fedray.runtime.region import Region
-from fedray.runtime.round import Aggregator, Training
+from fedray.runtime.round import Aggregator
 from fedray.runtime.schedule import Synchronous
 from fedray.runtime.sizes import MISHAPS, Given
+from fedray.runtime.training import Training
 
 SIZES = (70, 33, 5)  # rows: with batches of 32 a site each that takes three steps, two and one
 

@@ -7,7 +7,7 @@ in process it is a plain object. Same code, same bits.
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from fedray.errors import CheckpointError, FedrayError, QuorumError, SiteError
@@ -26,25 +26,10 @@ from fedray.runtime.records import CallRecord, RoundRecord
 from fedray.runtime.region import Region
 from fedray.runtime.result import params_of
 from fedray.runtime.schedule import Latency, Synchronous
+from fedray.runtime.training import Training
 
 JOURNAL_BYTES = 256 * 2**20  # downlinks kept for a replay; beyond it the sites' state is saved
 FLIGHTS = "schedule.flights"  # where a checkpoint keeps who is under way
-
-
-@dataclass(frozen=True, slots=True)
-class Training:
-    """The run that an aggregator is in: its plan, schedule, seed and name."""
-
-    plan: Plan
-    schedule: Synchronous | Buffered
-    seed: int
-    run: str
-    row_invariant: bool | None = None  # as the probe found
-
-    @property
-    def is_layout_free(self) -> bool:
-        """Tell whether equal bits are promised in every layout."""
-        return self.plan.fold == "exact" and self.row_invariant is not False
 
 
 class Aggregator:

@@ -20,8 +20,9 @@ from fedray.runtime.kept import boxed_bytes
 from fedray.runtime.pack import Pack
 from fedray.runtime.plan import Plan, Size
 from fedray.runtime.region import Region
-from fedray.runtime.round import Aggregator, Training
+from fedray.runtime.round import Aggregator
 from fedray.runtime.schedule import Synchronous
+from fedray.runtime.training import Training
 
 # what a function may raise on made-up rows
 MISHAPS = (

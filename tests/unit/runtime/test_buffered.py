@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import pytest
 
 import fedray as fr
+from fedray.core.explain import egress_rows
 from fedray.errors import PolicyError, QuorumError, ScheduleError
-from fedray.runtime.buffered import Hinge, Polynomial, discount_of
 from fedray.runtime.checkpoint import Checkpoints
+from fedray.runtime.discounts import Hinge, Polynomial, discount_of
 from fedray.runtime.federation import Federation, Topology, in_process_transport, make_region
 from fedray.runtime.round import Aggregator
 from fedray.runtime.schedule import LognormalLatency
@@ -189,8 +190,8 @@ def test_a_buffer_of_one_shows_each_site_and_a_policy_refuses_it():
     strict = fr.passes.require(released={"delta", "metrics"})
     several = fr.compile(FEDAVG, [strict], fr.buffered(size=2))
     alone = fr.compile(FEDAVG, schedule=fr.buffered(size=1))
-    assert {row["visible"] for row in fr.core.explain.egress_rows(several)} == {"no"}
-    assert {row["visible"] for row in fr.core.explain.egress_rows(alone)} == {"yes"}
+    assert {row["visible"] for row in egress_rows(several)} == {"no"}
+    assert {row["visible"] for row in egress_rows(alone)} == {"yes"}
     assert "each sum is the value of a single site" in fr.egress(alone)
     with pytest.raises(PolicyError, match="delta .* shows the value of one site"):
         fr.compile(FEDAVG, [strict], fr.buffered(size=1))

@@ -1,0 +1,23 @@
+"""The run that an aggregator is in."""
+
+from dataclasses import dataclass
+
+from fedray.runtime.buffered import Buffered
+from fedray.runtime.plan import Plan
+from fedray.runtime.schedule import Synchronous
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Its plan, schedule, seed and name."""
+
+    plan: Plan
+    schedule: Synchronous | Buffered
+    seed: int
+    run: str
+    row_invariant: bool | None = None  # as the probe found
+
+    @property
+    def is_layout_free(self) -> bool:
+        """Tell whether equal bits are promised in every layout."""
+        return self.plan.fold == "exact" and self.row_invariant is not False
