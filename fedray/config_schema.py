@@ -139,8 +139,8 @@ class Asked(Awaited):
 
 
 @dataclass
-class Synchronous(Asked):
-    """Ask a cohort, wait for it, count."""
+class Awaiting(Asked):
+    """What all synchronous schedules have."""
 
     wait_for: int = 0
     """Sites that must have answered before the first round."""
@@ -149,7 +149,15 @@ class Synchronous(Asked):
 
 
 @dataclass
-class PowerOfChoice(Synchronous):
+class Synchronous(Awaiting):
+    """Ask a cohort, wait for it, count."""
+
+    late: Any = "drop"
+    """Work that misses the deadline: drop, carry (count it in the next round), or a discount by its age."""
+
+
+@dataclass
+class PowerOfChoice(Awaiting):
     """Ask those of some candidates that the global model fits worst; the server sees their losses."""
 
     _target_: str = "fedray.runtime.selection.power_of_choice"

@@ -192,6 +192,8 @@ def _shown(metrics: Mapping[str, Any]) -> list[tuple[str, float]]:
 def _note(record: Any, many: bool = False) -> Iterator[str]:
     if getattr(record, "status", "counted") == "skipped":
         yield "below quorum: round skipped"
+    if getattr(record, "late", None):
+        yield f"{record.late} late ones"
     if getattr(record, "staleness_mean", None) is not None:
         yield f"age {record.staleness_mean:.1f}, at most {record.staleness_max}"
     if getattr(record, "epsilon", None) is not None:

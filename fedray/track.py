@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KINDS = ("rounds", "evaluations", "sites")
-AGES = ("staleness_mean", "staleness_max", "versions")  # of a buffered round
+AGES = ("late", "staleness_mean", "staleness_max", "versions")  # of a buffered round, or of late work
 SOMETIMES = (*AGES, "epsilon")  # what rows of some runs have
 
 

@@ -21,6 +21,7 @@ from fedray.runtime.fold import LaneSum
 from fedray.runtime.hashes import sha256_of
 from fedray.runtime.host import Contribution, Exponents, StageCall, name_of
 from fedray.runtime.kept import Sender
+from fedray.runtime.late import Aged, LateWork
 from fedray.runtime.plan import Plan, lane_names
 from fedray.runtime.region import Region
 from fedray.runtime.schedule import Latency, Synchronous
@@ -60,6 +61,8 @@ class Attempt:
     bytes_down: int = 0
     work_s: float = 0.0
     processes: set[int] = field(default_factory=set)
+    late: LateWork | None = None  # who takes what misses the deadline
+    aged: Sequence[Aged] = ()  # what was asked in earlier rounds and counts in this one
 
     def run(self, cohort: Sequence[str]) -> None:
         """Ask the cohort. Raises QuorumError where too few deliver; site state is then not committed."""
@@ -67,21 +70,33 @@ class Attempt:
         alive = self.cohort
         for stage in range(self.plan.last_stage + 1):
             if stage % 2 == 0:
-                self._server_stage(stage, len(alive))
+                self._server_stage(stage, *self._numbers_of(len(alive), self.aged if stage else ()))
                 continue
-            if not alive:
+            if not alive and (self.cohort or not self.aged):
                 raise QuorumError(
                     f"round {self.round}: no site is left for stage {stage} of {self.plan.name}"
                 )
-            answer = self._ask(stage, alive, self._downlink(stage))
-            self.failures += answer.failures
-            alive = answer.delivered
-            if stage <= self.plan.counting_stage or self.plan.needs_all:
-                self.counted = alive
-                self._check_quorum(alive)
-            self._gather(stage, answer)
-            self._reduce(stage, [(1.0, answer)])
+            answers = list(self.aged)
+            if alive:
+                answer = self._ask(stage, alive, self._downlink(stage))
+                self.failures += answer.failures
+                alive = answer.delivered
+                if stage <= self.plan.counting_stage or self.plan.needs_all:
+                    self.counted = alive
+                    self._check_quorum(alive)
+                answers.insert(0, Aged(1.0, answer, self.grids))
+            for each in answers:
+                self._gather(stage, each.answer)
+            self._reduce(stage, answers)
         self._end()
+
+    @staticmethod
+    def _numbers_of(num_alive: int, aged: Sequence[Aged]) -> tuple[int, float | None]:
+        """Return how many sites are counted, and by what a uniform mean is divided where it is not that."""
+        if not aged:
+            return num_alive, None
+        older = [(each.factor, len(each.answer.delivered)) for each in aged]
+        return num_alive + sum(n for _, n in older), num_alive + sum(factor * n for factor, n in older)
 
     def begin(self) -> dict[int, Any]:
         """Do what the server does before it asks anyone; return what the sites of the first stage get."""
@@ -94,7 +109,7 @@ class Attempt:
         for _, answer in answers:
             self.grids.update(answer.needs)
             self._gather(1, answer)
-        self._reduce(1, answers)
+        self._reduce(1, [Aged(factor, answer, self.grids) for factor, answer in answers])
         weight = sum(factor * len(answer.delivered) for factor, answer in answers)
         self._server_stage(2, len(self.counted), weight)
         self._end()
@@ -109,22 +124,30 @@ class Attempt:
         }
         self.env = {}  # of a large model it is several
 
-    def _ask(self, stage: int, alive: tuple[str, ...], downlink: dict[int, Any]) -> Contribution:
-        limit, root = self.schedule.deadline_s, self.setting.root
-        on_time, late = self._simulate_time(stage, alive)
-        if not on_time:
-            return Contribution(delivered=(), failures=late)
-        call = StageCall(
+    def _call(self, stage: int, cohort: tuple[str, ...]) -> StageCall:
+        limit = self.schedule.deadline_s
+        return StageCall(
             run=self.setting.run,
             plan=self.plan.digest,
             seed=self.seed,
             round=self.round,
             attempt=self.number,
             stage=stage,
-            cohort=on_time,
+            cohort=cohort,
             exponents=self.exponents,
             deadline=time.time() + limit if limit and not self.setting.latency else None,
+            is_awaited=self.late is not None,
         )
+
+    def _ask(self, stage: int, alive: tuple[str, ...], downlink: dict[int, Any]) -> Contribution:
+        root, left_s = self.setting.root, self._simulate_time(alive)
+        on_time = tuple(site for site in alive if site not in left_s)
+        late = tuple(SiteError(site, self.round, stage, LATE) for site in left_s)
+        call = self._call(stage, on_time)
+        if self.late is not None:
+            self.late.keep(call, downlink, left_s)
+        if not on_time:
+            return Contribution(delivered=(), failures=late)
         nodes = {index: self.plan.nodes[index] for index in downlink}
         dealt = [i for i, node in nodes.items() if node.op is Op.SCATTER and not node.params.get("by")]
         box, sent = root.deal(self._message(downlink), dealt, on_time)
@@ -139,6 +162,9 @@ class Attempt:
             call = replace(call, exponents={**call.exponents, **wider}, commits=())
             answer = root.ask(call, box)
             self._note(answer)
+        if self.late is not None:
+            missed = [failure.site for failure in answer.failures if failure.kind == LATE]
+            self.late.keep(call, box, dict.fromkeys(missed, 0.0))
         self._check_names(stage, answer)
         self.processes |= set(answer.processes)
         self.grids.update({name: call.exponents.get(name, found) for name, found in answer.needs.items()})
@@ -158,18 +184,15 @@ class Attempt:
             for index, value in downlink.items()
         }
 
-    def _simulate_time(
-        self, stage: int, alive: tuple[str, ...]
-    ) -> tuple[tuple[str, ...], tuple[SiteError, ...]]:
-        """With a latency model, sites slower than the deadline are late, and the clock moves on."""
+    def _simulate_time(self, alive: tuple[str, ...]) -> dict[str, float]:
+        """Let the simulated clock move on; return who is late by then, and the seconds each needs yet."""
         if self.setting.latency is None:
-            return alive, ()
+            return {}
         seconds = {site: self.setting.latency(site, self.round) for site in alive}
         limit = self.schedule.deadline_s or float("inf")
-        on_time = tuple(site for site in alive if seconds[site] <= limit)
-        self.setting.root.transport.advance(max(seconds.values()) if on_time == alive else limit)
-        late = tuple(SiteError(site, self.round, stage, LATE) for site in alive if seconds[site] > limit)
-        return on_time, late
+        left_s = {site: seconds[site] - limit for site in alive if seconds[site] > limit}
+        self.setting.root.transport.advance(limit if left_s else max(seconds.values()))
+        return left_s
 
     def _server_stage(self, stage: int, num_delivered: int, weight: float | None = None) -> None:
         """Compute the server's nodes of a stage; `weight` is what a uniform mean is divided by, where it is
@@ -235,7 +258,7 @@ class Attempt:
                 self.env[index] = {site: found[site] for site in sorted(found)}
                 self.hashes[node.name] = sha256_of(self.env[index])[:16]
 
-    def _reduce(self, stage: int, answers: Sequence[tuple[float, Contribution]]) -> None:
+    def _reduce(self, stage: int, answers: Sequence[Aged]) -> None:
         for index in self.plan.reduced(stage):
             node = self.plan.nodes[index]
             if node.params["kind"] == "gather":
@@ -244,17 +267,24 @@ class Attempt:
             for name, _, _, is_exact, _ in node.params["lanes"]:
                 keys = [name]
                 if node.params.get("by"):
-                    keys = sorted({key for _, each in answers for key in each.sums if name_of(key) == name})
+                    every = {key for each in answers for key in each.answer.sums}
+                    keys = sorted(key for key in every if name_of(key) == name)
                 found = {
-                    key: self._total(key, [(factor, each.sums[key]) for factor, each in answers], is_exact)
+                    key: self._total(
+                        key,
+                        [(each.factor, each.answer.sums[key], each.grids[key]) for each in answers],
+                        is_exact,
+                    )
                     for key in keys
                 }
                 by_region = {key.partition(IN_REGION)[2]: total for key, total in found.items()}
                 self.env[index][name] = by_region if node.params.get("by") else found[name]
 
-    def _total(self, key: str, sums: Sequence[tuple[float, Sequence[LaneSum]]], is_exact: bool) -> Any:
+    def _total(
+        self, key: str, sums: Sequence[tuple[float, Sequence[LaneSum], Sequence[int]]], is_exact: bool
+    ) -> Any:
         """Return what the partial sums under a key come to, each of them times its factor."""
-        found = [(factor, totals.result(parts, self.grids[key], True)) for factor, parts in sums]
+        found = [(factor, totals.result(parts, grid, True)) for factor, parts, grid in sums]
         total = totals.scaled(found, is_exact)
         if adds_noise(self.plan):
             return total  # its hash, and a grid that follows it, would tell of the sum without its noise
@@ -262,7 +292,7 @@ class Attempt:
         self.hashes[key] = sha256_of(read)[:16]
         grids = [
             totals.next_exponents(each.parts if is_exact or len(sums) > 1 else read, parts)
-            for (_, each), (_, parts) in zip(found, sums, strict=True)
+            for (_, each), (_, parts, _) in zip(found, sums, strict=True)
         ]
         self.next_grids[key] = tuple(map(max, *grids)) if len(grids) > 1 else grids[0]
         return total

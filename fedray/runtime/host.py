@@ -55,6 +55,7 @@ class StageCall:
     commits: tuple[Commit, ...] = ()
     deadline: float | None = None
     is_apart: bool = False  # each site's own row is sent, and nothing is added up
+    is_awaited: bool = False  # the deadline ends the waiting, not the work: see late.py
 
     def of(self, cohort: Sequence[str], commits: Sequence[Commit]) -> "StageCall":
         """Return the call for some of the sites."""

@@ -28,7 +28,8 @@ class RoundRecord:
     fold: str = "exact"  # or "fast": hashes of two runs then differ
     work_s: float = 0.0  # that the packs computed, added up over them
     site_bytes: int | None = None  # that the counted sites would have sent, each alone in its process
-    staleness_mean: float | None = None  # of a buffer: server steps since its sites were asked
+    late: int | None = None  # sites counted that were asked in an earlier round: see late.py
+    staleness_mean: float | None = None  # of a buffer, or of late work: steps since its sites were asked
     staleness_max: int | None = None
     versions: int | None = None  # of the server's model that sites worked on meanwhile
     epsilon: float | None = None  # that the run had spent after it; None where it draws no noise

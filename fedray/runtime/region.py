@@ -193,8 +193,10 @@ class Region:
         tickets: dict[Any, tuple[str, StageCall]] = {}
         for name, cohort in self.by_child(call.cohort).items():
             part = call.of(cohort, self._pay(name))
+            if call.is_awaited:
+                part = replace(part, deadline=None)
             ticket = self._submit(name, "run", part, _sent(downlink, name))
-            tickets[ticket] = (name, call.of(cohort, ()))
+            tickets[ticket] = (name, replace(part, commits=()))
         parts = self._collect(call, downlink, tickets)
         return join(parts, call.exponents) if parts else Contribution(delivered=(), failures=())
 
@@ -207,6 +209,11 @@ class Region:
     def _send(self, name: str, part: StageCall, downlink: Any) -> None:
         ticket = self._submit(name, "run", part, downlink)
         self._away[ticket] = _Away(name, part.of(part.cohort, ()), downlink, self.children[name].starts)
+
+    def _leave(self, tickets: Mapping[Any, tuple[str, StageCall]], downlink: Any) -> None:
+        """Let `arrival` take the answers of hosts that are late."""
+        for ticket, (name, part) in tickets.items():
+            self._away[ticket] = _Away(name, part, _sent(downlink, name), self.children[name].starts)
 
     def arrival(self, timeout: float | None) -> tuple[StageCall | None, Contribution]:
         """Return the next answer to what was sent, with its call; no call where the time is over."""
@@ -254,6 +261,8 @@ class Region:
                     self._revive(name)
                     tickets[self._submit(name, "run", part, _sent(downlink, name))] = (name, part)
             if not answered:  # the deadline has passed: their sites are late
+                if call.is_awaited:
+                    self._leave(tickets, downlink)
                 return parts + [_lost(part, LATE) for _, part in tickets.values()]
         return parts
 

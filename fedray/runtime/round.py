@@ -20,6 +20,7 @@ from fedray.runtime.flights import Flights
 from fedray.runtime.hashes import sha256_of
 from fedray.runtime.host import Commit, Load
 from fedray.runtime.kept import Sender
+from fedray.runtime.late import Aged, LateWork, facts_of
 from fedray.runtime.placement import Work
 from fedray.runtime.plan import Plan
 from fedray.runtime.records import CallRecord, RoundRecord
@@ -27,9 +28,10 @@ from fedray.runtime.region import Region
 from fedray.runtime.result import params_of
 from fedray.runtime.schedule import Latency, Synchronous
 from fedray.runtime.training import Training
+from fedray.runtime.under_way import flights_of, late_of
 
 JOURNAL_BYTES = 256 * 2**20  # downlinks kept for a replay; beyond it the sites' state is saved
-FLIGHTS = "schedule.flights"  # where a checkpoint keeps who is under way
+FLIGHTS, LATE = "schedule.flights", "schedule.late"  # where a checkpoint keeps who is under way
 
 
 class Aggregator:
@@ -64,6 +66,7 @@ class Aggregator:
         self._sender = Sender()  # of what hosts hold
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._flights: Flights | None = None  # of a buffered run
+        self._late: LateWork | None = None  # of a synchronous one that waits for it
 
     def hello(self) -> dict[str, int]:
         """Let every host open its data; return the training rows of each site."""
@@ -92,14 +95,18 @@ class Aggregator:
         Raises CheckpointError where the checkpoint belongs to another plan or another start.
         """
         self.training, self.state, self.memory, self._start = training, state, {}, sha256_of(state)
-        self._work, self._sender, self._flights = Work(), Sender(), self._new_flights(training)
+        self._work, self._sender, self._flights = (
+            Work(), Sender(), flights_of(training, self.root, self.latency, self._names, self.sizes)
+        )
+        self._late = late_of(training, self.root, self.latency)
         self._loaded.clear()
         for kind in training.plan.kinds:
             self._grids.pop(kind.digest, None)
         self._initial = training.plan.site_starts(state)
         first = 0
         if restore is not None:
-            asked = self._attempt(training, training.schedule, 0).begin() if self._flights else {}
+            is_ahead = self._flights is not None or self._late is not None
+            asked = self._attempt(training, training.schedule, 0).begin() if is_ahead else {}
             kinds = checkpoint.record_kinds(state, asked)
             facts, self.state, self.memory = checkpoint.read_server(*restore, kinds)
             if facts["digest"] != training.plan.digest or facts["start"] != self._start:
@@ -110,6 +117,8 @@ class Aggregator:
             for digest, grids in facts["grids"].items():
                 self._grids[digest] = {name: tuple(found) for name, found in grids.items()}
             first = int(facts["round"]) + 1
+            if (late := self.memory.pop(LATE, None)) and self._late is not None:
+                self._late.restore(late, training.run)
             under_way = self.memory.pop(FLIGHTS, None)
             if self._flights is not None and under_way is not None:
                 self._flights.restore(under_way)
@@ -117,20 +126,6 @@ class Aggregator:
         for other in training.plan.every.values():
             self._load(other, self._initial)
         return first
-
-    def _new_flights(self, training: Training) -> Flights | None:
-        if not isinstance(training.schedule, Buffered):
-            return None
-        return Flights(
-            schedule=training.schedule,
-            root=self.root,
-            latency=self.latency,
-            run=training.run,
-            plan=training.plan.digest,
-            seed=training.seed,
-            names=self._names,
-            sizes=self.sizes,
-        )
 
     def _load(self, plan: Plan, initial: Mapping[str, Any], **start: Any) -> None:
         if plan.digest not in self._loaded:
@@ -152,23 +147,26 @@ class Aggregator:
             return self._run_buffered(training, schedule, round)
         self._move_in_where_small(training, round)
         up = sum(self.root.bytes_up.values())
-        known = self._names, self.sizes, self.memory, self.latency
+        aged, missed = self._late.take(round) if self._late else ([], ())
+        free = self._late.free(self._names) if self._late else self._names
+        known = free, self.sizes, self.memory, self.latency
         candidates = schedule.candidates_of(round, training.seed, *known)
         cohort, silent, down = self._chosen(training, schedule, round, candidates)
-        attempt, failures, error = self._ask(training, schedule, round, cohort, number)
+        attempt, failures, error = self._ask(training, schedule, round, cohort, number, aged)
         self._trained = attempt.processes
         if error is not None and schedule.on_failure != "skip":
             raise error
-        is_counted = not error and bool(cohort)
+        is_counted = not error and bool(cohort or aged)
         return self._record(
             attempt,
             asked=len(cohort),
             counted=len(attempt.counted) if is_counted else 0,
-            failures=silent + failures,
+            failures=missed + silent + failures,
             seconds=self.root.transport.now() - started,
             bytes_up=sum(self.root.bytes_up.values()) - up,
             bytes_down=attempt.bytes_down + down,
             status="counted" if is_counted else "skipped",
+            **(facts_of(aged) if is_counted else {}),
         )
 
     def _run_buffered(self, training: Training, schedule: Buffered, round: int) -> RoundRecord:
@@ -233,24 +231,35 @@ class Aggregator:
         return chosen, tuple(attempt.failures), attempt.bytes_down
 
     def _ask(
-        self, training: Training, schedule: Synchronous, round: int, cohort: tuple[str, ...], first: int
+        self, training: Training, schedule: Synchronous, round: int, cohort: tuple[str, ...], first: int,
+        aged: Sequence[Aged],
     ) -> tuple[Attempt, tuple[SiteError, ...], QuorumError | None]:
         """Ask the cohort as often as the schedule allows; return the last attempt and what went wrong."""
         failures: list[SiteError] = []
         error: QuorumError | None = None
         attempt = self._attempt(training, schedule, round)
-        for number in range(first, first + schedule.attempts * bool(cohort)):  # nobody: poisson sampling
-            attempt, error = self._attempt(training, schedule, round, number), None
+        for number in range(first, first + schedule.attempts * bool(cohort or aged)):  # none: poisson
+            attempt, error = self._attempt(training, schedule, round, number, aged), None
             try:
                 attempt.run(cohort)
             except QuorumError as caught:
                 error = caught
+                if self._late is not None:
+                    self._late.give_up(round, number)
             failures += attempt.failures
             if error is None:
-                counted = frozenset(attempt.counted)
-                self._accept(attempt, [Commit(attempt.plan.digest, round, number, counted)])
+                self._accept(attempt, self._commits(attempt))
                 break
         return attempt, tuple(failures), error
+
+    def _commits(self, attempt: Attempt) -> list[Commit]:
+        """Return what makes the state of counted sites current, those among them that had been late."""
+        now = (attempt.round, attempt.number)
+        commits = [Commit(attempt.plan.digest, *now, frozenset(attempt.counted))]
+        if self._late is None:
+            return commits
+        keeps = self._late.under_way | {now}
+        return [replace(commit, keeps=keeps) for commit in commits + self._late.counted()]
 
     def _move_in_where_small(self, training: Training, round: int) -> None:
         """Take the sites into this process where their rounds are small, and no bit can change by it.
@@ -268,7 +277,8 @@ class Aggregator:
         self._make_inside, self._sender = None, Sender()
 
     def _attempt(
-        self, training: Training, schedule: Synchronous | Buffered, round: int, number: int = 0
+        self, training: Training, schedule: Synchronous | Buffered, round: int, number: int = 0,
+        aged: Sequence[Aged] = (),
     ) -> Attempt:
         plan = training.plan.of_round(round)
         return Attempt(
@@ -281,6 +291,8 @@ class Aggregator:
             round=round,
             number=number,
             exponents=self._grids.get(plan.digest, {}),
+            late=self._late,
+            aged=aged,
         )
 
     def _setting(self) -> Setting:
@@ -361,6 +373,7 @@ class Aggregator:
             "grids": grids,
         }
         under_way = {} if self._flights is None else {FLIGHTS: self._flights.saved()}
+        under_way |= {} if self._late is None else {LATE: self._late.saved()}
         checkpoint.write_server(directory, round, facts, self.state, {**self.memory, **under_way})
 
     def training_processes(self) -> set[int]:

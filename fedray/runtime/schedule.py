@@ -12,9 +12,11 @@ import torch
 
 from fedray.errors import ScheduleError
 from fedray.rng import SERVER, Key
+from fedray.runtime.discounts import Discount, check_ages, discount_of
 from fedray.settings import is_number, is_whole
 
 SAMPLINGS = ("uniform", "poisson", "weighted", "cyclic", "shuffled")
+DROP, CARRY = "drop", "carry"  # what becomes of late work, or a discount
 ON_FAILURE = ("retry", "skip", "raise")
 
 
@@ -65,6 +67,7 @@ class Synchronous:
     wait_s: float = 60.0
     choice: Choice | None = None
     learner: Learner | None = None
+    late: Discount | None = None  # by how much late work counts, by its age; None drops it: see late.py
     among: frozenset[str] | None = None  # who takes part in the run, of all sites: see fedray/contribution
 
     def expected_cohort(self, num_sites: int) -> int:
@@ -97,8 +100,17 @@ class Synchronous:
             )
 
     def check(self, plan: Any, num_sites: int | None = None) -> None:
-        """Raise ScheduleError where a function of the plan reckons with another schedule."""
+        """Raise ScheduleError where a function of the plan reckons with another schedule, or late work
+        cannot be counted.
+        """
         check_asked(plan, self, num_sites)
+        if self.late is not None:
+            check_ages(plan, self.late, "schedule.late", "late='drop'")
+            if noisy := [node for node in plan.nodes if hasattr(node.fn, "mechanism")]:
+                raise ScheduleError(
+                    f"schedule.late counts sites of earlier rounds, and the noise at {noisy[0].where} of "
+                    f"{plan.name} reckons with those of its own: use late='drop'"
+                )
 
     def cohort_of(
         self, round: int, seed: int, sites: Sequence[str], sizes: Mapping[str, int]
@@ -185,6 +197,7 @@ def synchronous(
     retries: int = 2,
     wait_for: int = 0,
     wait_s: float = 60.0,
+    late: str | Discount = DROP,
 ) -> Synchronous:
     """Ask one cohort per round and wait for it.
 
@@ -193,9 +206,14 @@ def synchronous(
     an order of its own; a site that ends one pass and begins the next is asked once). `quorum` is the
     fraction of the asked sites that must be counted, else the round is retried (with a new attempt, at most
     `retries` times), skipped or raised. `deadline_s` bounds each site stage. `wait_for` sites must answer
-    within `wait_s` before the first round. Raises ScheduleError on values that cannot be meant.
+    within `wait_s` before the first round. `late` says what becomes of work that misses the deadline: `drop`
+    ends it, `carry` counts it in the next round that begins, a discount ("polynomial 0.5", "hinge 10 4", a
+    function of the age in rounds) counts it there times a factor. A site is not asked again before that. On
+    real hosts a whole host is late; what was under way at a checkpoint is asked anew after a resume.
+    Raises ScheduleError on values that cannot be meant.
     """
     schedule = Synchronous(
+        late=_late(late, deadline_s),
         cohort=cohort,
         sampling=sampling,
         quorum=quorum,
@@ -208,6 +226,15 @@ def synchronous(
     if problems := _problems(schedule):
         raise ScheduleError("synchronous(): " + "; ".join(problems))
     return schedule
+
+
+def _late(late: str | Discount, deadline_s: float | None) -> Discount | None:
+    option = "synchronous(): late"
+    if late == DROP:
+        return None
+    if deadline_s is None:
+        raise ScheduleError(f"{option}={late!r} without a deadline: set schedule.deadline_s")
+    return discount_of("constant" if late == CARRY else late, option)
 
 
 def _problems(schedule: Synchronous) -> list[str]:
