@@ -97,6 +97,11 @@ class Experiment:
         """Whether columns are brought to one scale over all sites before training."""
         return bool(self.tree["data"].get("standardise", False))
 
+    @property
+    def fold(self) -> str:
+        """How sums are added."""
+        return str(self.tree.get("fold", "exact"))  # a run of an older version has none
+
     def ledger(self) -> Any:
         """Open the privacy ledger that the run charges; None where each run counts for itself."""
         settings = self.tree.get("ledger") or {}  # a run of an older version has none

@@ -52,6 +52,8 @@ class Config:
     """Folder for data sets that are built on first use."""
     allow: list[str] = field(default_factory=list)
     """Packages, beside fedray, whose code a `_target_` may name (the same as `--allow`)."""
+    fold: str = "exact"
+    """How sums are added: exact, regional (a region sends one rounded row), fast (float32, large models)."""
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     """When the state of server and sites is written."""
     ledger: Ledger = field(default_factory=Ledger)

@@ -291,7 +291,7 @@ def _train(ready: Ready, federation: Any, run: RunDirectory, *, show: Show | Non
                         passes=experiment.passes, schedule=experiment.schedule, tracker=tracker,
                         every=experiment.every, evaluate=training.evaluate, early_stop=experiment.early_stop,
                         checkpoint=Checkpoints(run.checkpoints, every_s=every, keep=keep), resume=resume,
-                        ledger=experiment.ledger(), seed=experiment.seed)
+                        ledger=experiment.ledger(), seed=experiment.seed, fold=experiment.fold)
         summary = run.write_result(result, _facts(experiment, ready.preparation))
     opening = _report(experiment, run)
     if result.stopped == "interrupted":

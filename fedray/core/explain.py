@@ -19,7 +19,10 @@ ENVELOPE = (
     "Where a value lies outside the range of the last round's, that round's sums are sent once more.",
     "nothing else leaves a site",
 )
-FAST = "fold=fast: models are added in float32, and runs in other layouts do not have equal bits"
+FOLDS = {
+    "fast": "fold=fast: models are added in float32, and runs in other layouts do not have equal bits",
+    "regional": "fold=regional: a region sends its mean, rounded once; equal bits need equal regions",
+}
 MIXED = "mix: neighbours are shown the value, and so is the server, through which it travels"
 BY_REGION = (
     "by region: a sum for each declared region (per pack: for each of its own); of a region with one site it "
@@ -96,8 +99,7 @@ def _text(plan: Any) -> str:
     lines.append(f"outputs: {outputs}")
     lines += [plan.graph.note] if plan.graph.note else []
     lines += [f"{by}: {text}" for by, text in claimed(plan.graph)]
-    if plan.fold == "fast":
-        lines.append(FAST)
+    lines += [FOLDS[plan.fold]] if plan.fold in FOLDS else []
     return "\n".join(lines)
 
 
@@ -188,7 +190,7 @@ def egress(plan: Any) -> str:
     lines += [ALONE] if any(node.params.get("alone") for node in plan.nodes) else []
     lines += [plan.graph.note] if plan.graph.note else []
     lines += [f"{by}: {text}" for by, text in claimed(plan.graph)]
-    lines += ENVELOPE if plan.fold == "exact" else (FAST, *ENVELOPE)
+    lines += [FOLDS[plan.fold], *ENVELOPE] if plan.fold in FOLDS else ENVELOPE
     return "\n".join(lines)
 
 

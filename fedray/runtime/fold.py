@@ -10,7 +10,8 @@ A contribution of ONE site travels as its own row and weight, and the parent lif
 numbers are in `lanes.py`.
 
 A plan with `fold="fast"` sums model-shaped leaves (a `Flat` of floats of at most 32 bits) in one float32
-buffer instead: a quarter of the bytes, no equal bits. Numbers and tensors stay exact.
+buffer instead: a quarter of the bytes, no equal bits. Numbers and tensors stay exact. With `fold="regional"`
+a region sends its exact mean as a row: see `totals.rounded`.
 
 A `Flat` of uint32 is a row of the ring of integers mod 2^32, as secure sums send it: it is added word by
 word, wrapping, and needs no grid. That is exact in any order too.

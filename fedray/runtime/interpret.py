@@ -227,7 +227,7 @@ class Interpreter:
         return Rows(frozen.without_frozen(value))
 
     def _check(self, operand: Tagged, group: Group) -> Tagged:
-        is_finite = values.finite_rows(operand, group, is_largest_needed=self.plan.fold == "exact")
+        is_finite = values.finite_rows(operand, group, is_largest_needed=self.plan.fold != "fast")
         if all(is_finite):
             return operand
         for row in group.alive:

@@ -70,7 +70,9 @@ def fit(
     Ctrl-C ends after the round, with checkpoint and result; twice stops at once. `ledger`, a PrivacyLedger,
     is charged before each round that draws noise; where its budget ends, the run ends. None counts this run.
     `fold="fast"` adds up models in float32: a quarter of the bytes and memory of a partial sum, for large
-    models; bits then depend on who answers first. Raises before any site is touched where parts do not fit.
+    models; bits then depend on who answers first. `fold="regional"` lets a region send its exact mean,
+    rounded to the model's dtype, and its weight: a quarter of the bytes on its link, and equal bits wherever
+    the regions are the same. Raises before any site is touched where parts do not fit.
     """
     check_settings(rounds, every, select, early_stop, evaluate)
     schedule.check_sites(federation.num_sites)

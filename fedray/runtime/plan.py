@@ -19,7 +19,7 @@ from fedray.errors import ConfigError, TraceError, VerifyError
 from fedray.passes import lowering
 
 SERVER, SITES = Placement.SERVER, Placement.SITES
-FOLDS = ("exact", "fast")
+FOLDS = ("exact", "regional", "fast")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Plan:
     digest: str
     outputs: Mapping[Key, int]
     sizes: Mapping[str, Size] = field(default_factory=dict)
-    fold: str = "exact"  # how sums are added, or "fast": see runtime/fold.py
+    fold: str = "exact"  # how sums are added, "regional" or "fast": see fold.py
     before: "Plan | None" = None  # what the schedule asks its candidates before the round
     every: Mapping[int, "Plan"] = field(default_factory=dict)  # by period: of rounds of another kind
     once: Mapping[int, int] = field(default_factory=dict)  # bytes of a broadcast that a host gets once

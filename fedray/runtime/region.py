@@ -14,6 +14,7 @@ from fedray.errors import LATE, HostError, SiteError
 from fedray.runtime.host import Commit, Contribution, Load, StageCall, folded, join
 from fedray.runtime.kept import sent_bytes
 from fedray.runtime.records import CallRecord
+from fedray.runtime.totals import rounded
 from fedray.runtime.transport import Lost, Transport
 
 GRACE_S = 0.5  # a pack that notices the deadline itself gets this long to say so
@@ -74,6 +75,7 @@ class Region:
         # prepare, hello and load calls, for a host that starts again
         self.setup: list[tuple[str, tuple[Any, ...]]] = []
         self.stateful: set[str] = set()  # plans whose sites keep state: only they are replayed
+        self.rounding: set[str] = set()  # plans of which a region sends one rounded row: fold="regional"
         self.one_shot: set[str] = set()  # plans whose rounds are never replayed, whatever they keep
         self.restore: tuple[str, int] | None = None
         self.calls: deque[CallRecord] = deque(maxlen=KEPT_CALLS)
@@ -138,6 +140,8 @@ class Region:
                 child.journal, child.owed = [], []
         if load.plan.slots:
             self.stateful.add(load.plan.digest)
+        if load.plan.fold == "regional":
+            self.rounding.add(load.plan.digest)
         if load.plan.is_one_shot:
             self.one_shot.add(load.plan.digest)
         self.setup.append(("load", (load,)))
@@ -185,7 +189,13 @@ class Region:
     def run(self, call: StageCall, downlink: Any) -> Contribution:
         """Ask the hosts that hold sites of the cohort and fold their answers to one partial sum a name."""
         answer = self.ask(call, downlink)
-        return answer if call.is_apart else folded(answer, call.exponents)
+        if call.is_apart:
+            return answer
+        answer = folded(answer, call.exponents)
+        if call.plan not in self.rounding:
+            return answer
+        sums = {name: tuple(map(rounded, parts)) for name, parts in answer.sums.items()}
+        return replace(answer, sums=sums)
 
     def ask(self, call: StageCall, downlink: Any) -> Contribution:
         """Ask the hosts that hold sites of the cohort and put their answers side by side."""

@@ -215,6 +215,21 @@ def result(parts: Sequence[LaneSum], exponents: Sequence[int], is_exact: bool) -
     return found if is_exact else found.divided_by(1.0)
 
 
+def rounded(part: LaneSum) -> LaneSum:
+    """Return a partial sum as one row: its mean, rounded once to the leaves' dtype, and the sum of weights.
+
+    A region sends this where a plan has fold="regional": a quarter of the bytes. Which host has which of its
+    sites does not matter to the row. Sums of float64 and of whole numbers stay as they are.
+    """
+    is_narrow = all(leaf.dtype in lanes.NARROW and not leaf.is_fast for leaf in specs(part.spec))
+    if part.is_row or not part.weight or not is_narrow:
+        return part
+    mean = result([part], part.exponents, True).divided_by(float(part.weight))
+    leaves = [leaf.buffer if isinstance(leaf, tree.Flat) else leaf for _, leaf in tree.leaves(mean)]
+    rows = [leaf.reshape(-1).to(torch.float32).numpy() for leaf in leaves]
+    return LaneSum(part.spec, (), tuple(rows), part.weight, is_row=True)
+
+
 def _wrapped(arrays: Sequence[np.ndarray], leaf: LeafSpec) -> tree.Flat:
     """Return the sum of some rows of the ring, modulo 2^32, in memory of its own."""
     assert leaf.schema is not None
