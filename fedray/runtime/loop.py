@@ -69,10 +69,8 @@ def fit(
     every `every` rounds, the test rows once, with the last parameters (`select`: or the best validated).
     Ctrl-C ends after the round, with checkpoint and result; twice stops at once. `ledger`, a PrivacyLedger,
     is charged before each round that draws noise; where its budget ends, the run ends. None counts this run.
-    `fold="fast"` adds up models in float32: a quarter of the bytes and memory of a partial sum, for large
-    models; bits then depend on who answers first. `fold="regional"` lets a region send its exact mean,
-    rounded to the model's dtype, and its weight: a quarter of the bytes on its link, and equal bits wherever
-    the regions are the same. Raises before any site is touched where parts do not fit.
+    `fold="fast"` adds up models in float32, a quarter of the bytes, without equal bits; `fold="regional"`
+    lets a region send its mean as one row. Raises before any site is touched where parts do not fit.
     """
     check_settings(rounds, every, select, early_stop, evaluate)
     schedule.check_sites(federation.num_sites)
