@@ -1,6 +1,7 @@
 """Which rule bears with which attack, what does it cost where nobody attacks, and who pays?
 
-    python experiments/attacks/bench.py [--seeds 5] [--studies iid labels eicu] [--json FILE]
+    python experiments/attacks/bench.py [--seeds 5] [--studies iid labels eicu] [--json FILE] [--report FILE]
+    fedray report RUN --attacks FILE    shows the table in the page of a run
 
 {clean, 20 %, 40 % attackers} x {iid, label skew, hospitals of the eICU demo} x 15 aggregators x 15 attacks.
 Rules are told the true number of attackers, and Bulyan the most that it can take. Figures are AUROC over test
@@ -19,8 +20,15 @@ from typing import Any
 import studies
 import torch
 
+from fedray.report import attacks
+
 SHARES = (0.2, 0.4)
 MEASURES = ("auroc", "worst_decile", "triggered")
+ABOUT = {
+    "iid": "20 generated sites of 300 rows dealt at random.",
+    "labels": "20 generated sites whose shares of the outcome differ (Dirichlet .3).",
+    "eicu": "The hospitals of the eICU demo with two training rows or more, a dozen stays each.",
+}
 Found = dict[str, dict[str, dict[str, list[list[float]]]]]  # "study share" -> rule -> attack -> figures
 
 
@@ -92,16 +100,38 @@ def table(found: Found) -> str:
     return "\n".join(lines)
 
 
+def report(found: Found) -> dict[str, Any]:
+    """Return the summary of all studies as `fedray report --attacks` reads it."""
+    lines = []
+    for title, of_study in found.items():
+        name, share = title.split()
+        clean = of(of_study["mean"]["none"], "auroc")
+        seeds = min(len(figures) for of_rule in of_study.values() for figures in of_rule.values())
+        rows = [{"rule": rule, **summary(of_rule, clean)} for rule, of_rule in of_study.items()]
+        rows.sort(key=lambda row: -float(row["worst"]))
+        lines.append({"name": name, "share": float(share), "about": ABOUT[name], "seeds": seeds,
+                      "rules": [_rounded(row) for row in rows]})  # fmt: skip
+    return {"format": attacks.FORMAT, "by": "experiments/attacks/bench.py", "attacks": list(studies.ATTACKS),
+            "studies": lines}  # fmt: skip
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
+
+
 def main() -> None:
     """Run the bench and print its table."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--studies", nargs="+", default=["iid", "labels", "eicu"])
     parser.add_argument("--json", type=Path, default=Path("attack_bench.json"))
+    parser.add_argument("--report", type=Path, default=Path("attacks.json"))
     parser.add_argument("--data-dir", default="data")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    print(table(run(given.studies, given.seeds, given.json, given.data_dir)))
+    found = run(given.studies, given.seeds, given.json, given.data_dir)
+    given.report.write_text(json.dumps(report(found), indent=1) + "\n")
+    print(table(found))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ def add_parser(subparsers: Any) -> None:
     report.add_argument(
         "run", nargs="?", default="runs/latest", help="directory of a run, runs/latest by default"
     )
+    report.add_argument(
+        "--attacks", metavar="FILE", help="show a table of the attack bench (bench.py --report) in the page"
+    )
     report.add_argument("--json", action="store_true", help="print the file's name as JSON")
     diff = subparsers.add_parser(
         "diff",
@@ -62,9 +65,12 @@ def find(text: str) -> Path:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from fedray.report import page
+    from fedray.report import attacks, page
 
-    target = page.write(find(args.run))
+    run = find(args.run)
+    if args.attacks is not None:
+        attacks.add(run, args.attacks)
+    target = page.write(run)
     print(json.dumps({"report": str(target)}) if args.json else f"open {target}")
     return 0
 

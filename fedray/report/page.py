@@ -16,7 +16,7 @@ from typing import Any
 from fedray import track
 from fedray.errors import ConfigError
 from fedray.live import clock, share, size, with_interval
-from fedray.report import spent, statistics
+from fedray.report import attacks, spent, statistics
 
 NEEDS = ("matplotlib", "jinja2")
 EVIDENCE = "quarantine.sites."  # before a site's figures in a round's metrics
@@ -101,6 +101,7 @@ def _context(folder: Path) -> dict[str, Any]:
         "rounds": rounds,
         "figures": _figures(rounds, evaluations, split, result),
         "contribution": _contribution(folder),
+        "attacks": attacks.shown(folder, _config(folder)),
         "hospitals": _hospitals(split),
         "egress": plan.get("egress", []),
         "measured": plan.get("evaluations", []),

@@ -1,5 +1,9 @@
 """Attacks do what their papers say, to the attackers' rows alone; the smoke table, in a small form."""
 
+import json
+from pathlib import Path
+
+import bench
 import numpy as np
 import pytest
 import smoke
@@ -9,6 +13,7 @@ import updates
 from updates import ATTACKS, Attacked, Scene
 
 import fedray as fr
+from fedray.report import attacks
 from fedray.rng import SERVER, Key
 
 P = fr.passes
@@ -90,6 +95,25 @@ def test_a_site_with_few_rows_is_measured_on_pairs_with_all_sites():
     y, score = np.array([0, 1, 0, 1.0]), np.array([0.1, 0.9, 0.8, 0.8])
     assert studies.auroc(y, score) == 0.875
     assert studies._placed(1, 0.8, y, score) == 0.75 and studies._placed(0, 0.1, y, score) == 1
+
+
+def test_the_report_of_the_bench_is_the_table_of_its_figures(tmp_path):
+    found = {"iid 0.2": {"mean": {"none": [[0.9, 0.8, 0.7]], "scaled": [[0.2, 0.1, 0.3]],
+                                  "backdoor": [[0.8, 0.7, 0.25]]},
+                         "rfa": {"none": [[0.88, 0.8, 0.7]], "scaled": [[0.87, 0.79, 0.7]],
+                                 "backdoor": [[0.86, 0.75, 0.5]]}}}  # fmt: skip
+    (tmp_path / "attacks.json").write_text(json.dumps(bench.report(found)))
+    study = attacks.read(tmp_path / "attacks.json")["studies"][0]
+    assert (study["name"], study["share"], study["seeds"]) == ("iid", 0.2, 1)
+    assert study["rules"][0] == {"rule": "rfa", "clean": 0.88, "cost": 0.02, "worst": 0.86, "by": "backdoor",
+                                 "sites_clean": 0.8, "sites_worst": 0.75, "backdoor": 0.5}  # fmt: skip
+    assert study["rules"][1]["by"] == "scaled" and study["rules"][1]["worst"] == 0.2
+
+
+def test_the_table_that_is_kept_is_that_of_the_benchs_figures():
+    results = Path(bench.__file__).parent / "results"
+    found = json.loads((results / "bench.json").read_text())
+    assert bench.report(found) == json.loads((results / "attacks.json").read_text())
 
 
 @pytest.mark.slow
