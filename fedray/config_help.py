@@ -7,15 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from fedray.config_schema import SCHEMAS
-
-
-def nearest(word: str, among: Sequence[str]) -> str | None:
-    """Return the closest spelling that exists, or None; a beginning counts as close."""
-    begun = sorted((name for name in among if len(word) > 1 and name.startswith(word)), key=len)
-    if begun:
-        return begun[0]
-    close = difflib.get_close_matches(word, among, n=1, cutoff=0.55)
-    return close[0] if close else None
+from fedray.settings import nearest
 
 
 def shorten(text: str) -> str:

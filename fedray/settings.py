@@ -4,9 +4,20 @@ A comparison alone lets NaN through where it is written one way, and says nothin
 where a text is given. These say who was asked, which setting, what was given and what to give.
 """
 
+import difflib
 import math
+from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any
+
+
+def nearest(word: str, among: Collection[str]) -> str | None:
+    """Return the closest spelling that exists, or None; a beginning counts as close."""
+    begun = sorted((name for name in among if len(word) > 1 and name.startswith(word)), key=len)
+    if begun:
+        return begun[0]
+    close = difflib.get_close_matches(word, among, n=1, cutoff=0.55)
+    return close[0] if close else None
 
 
 def is_number(value: Any) -> bool:

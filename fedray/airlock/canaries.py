@@ -22,6 +22,7 @@ from torch import Tensor
 from fedray.airlock.leaving import Finding, Leaving
 from fedray.data.site import Dataset, SiteData
 from fedray.rng import Key
+from fedray.settings import check_numbers, check_whole
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,7 @@ class Canaries:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.references < 1:
-            raise ValueError(f"Canaries: count={self.count}, references={self.references} must be 1 or more")
+        check_whole("Canaries", count=self.count, references=self.references)
 
     def planted(self, dataset: Dataset) -> Dataset:
         """Return the data set with canaries among the training rows of every site."""
@@ -112,6 +112,9 @@ class Exposure:
     canaries: Canaries
     limit: float = 4.0
     name: ClassVar[str] = "canary exposure in bits"
+
+    def __post_init__(self) -> None:
+        check_numbers("Exposure", least=0, limit=self.limit)
 
     def check(self, leaving: Leaving) -> Finding:
         """Rank the canaries, both outcomes of a row alike: only references with its outcome count."""

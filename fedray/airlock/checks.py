@@ -12,6 +12,7 @@ from fedray.airlock.inversion import rebuilt_rows
 from fedray.airlock.leaving import Finding, Leaving
 from fedray.learn.batches import Batch, num_rows
 from fedray.learn.intervals import Array, delong_interval
+from fedray.settings import check_numbers, check_whole, is_whole
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class RowsBehind:
     name: ClassVar[str] = "rows behind the update"
 
     def __post_init__(self) -> None:
-        if self.least < 1:
-            raise ValueError(f"RowsBehind: least={self.least} must be 1 or more")
+        if not is_whole(self.least, 1):
+            raise ValueError(f"RowsBehind: least={self.least!r}: give a whole number, 1 or more")
 
     def check(self, leaving: Leaving) -> Finding:
         """Count the rows, from the settings of the training and the number of the site's rows."""
@@ -44,8 +45,7 @@ class Norm:
     name: ClassVar[str] = "norm of the update"
 
     def __post_init__(self) -> None:
-        if not self.limit > 0:
-            raise ValueError(f"Norm: limit={self.limit} must be above 0")
+        check_numbers("Norm", above=0, limit=self.limit)
 
     def check(self, leaving: Leaving) -> Finding:
         """Return the norm over all leaves that leave."""
@@ -63,6 +63,10 @@ class Rebuilt:
     limit: int = 0
     tolerance: float = 0.1
     name: ClassVar[str] = "training rows rebuilt"
+
+    def __post_init__(self) -> None:
+        check_whole("Rebuilt", least=0, limit=self.limit)
+        check_numbers("Rebuilt", above=0, tolerance=self.tolerance)
 
     def check(self, leaving: Leaving) -> Finding:
         """Count the rebuilt rows."""
@@ -94,11 +98,10 @@ class Membership:
     name: ClassVar[str] = "membership advantage"
 
     def __post_init__(self) -> None:
-        if not (0 <= self.limit < 1 and self.margin >= 0 and self.least >= 2):
-            raise ValueError(
-                f"Membership: limit={self.limit} lies in [0, 1), margin={self.margin} is 0 or more, "
-                f"least={self.least} is 2 or more"
-            )
+        check_numbers("Membership", least=0, below=1, limit=self.limit)
+        check_numbers("Membership", least=0, margin=self.margin)
+        if not is_whole(self.least, 2):
+            raise ValueError(f"Membership: least={self.least!r}: give a whole number, 2 or more")
 
     def check(self, leaving: Leaving) -> Finding:
         """Compare the losses of training and of validation rows."""

@@ -96,6 +96,19 @@ def public_rows(public: Any) -> dict[str, Tensor]:
     return rows
 
 
+def check_public(said: Logits, params: Any, public: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where the model cannot predict the public rows."""
+    try:
+        with torch.no_grad():
+            said(params, {name: column[:1] for name, column in public.items()})
+    except (RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
+        shapes = ", ".join(f"{name} {tuple(column.shape)}" for name, column in public.items())
+        raise ValueError(
+            f"feddf: the model cannot predict the public rows ({shapes}): give public= the columns that the "
+            f"sites train on, as wide as theirs and in their order ({type(error).__name__}: {error})"
+        ) from error
+
+
 def feddf(
     local: Any, public: Mapping[str, Tensor] | None = None, where: str = "server", student: Any = None,
     steps: int = 100, lr: float | None = None, logits: Logits | None = None, weighted: bool = True,
@@ -131,4 +144,8 @@ def feddf(
             metrics=fr.mean(update.metrics, weight=update.num_examples),
         )
 
-    return fr.Algorithm(lambda params: FedAvgState(tree.flatten(params), {}), round, name="feddf")
+    def init(params: Any) -> FedAvgState:
+        check_public(said, params, rows)
+        return FedAvgState(tree.flatten(params), {})
+
+    return fr.Algorithm(init, round, name="feddf", needs_rows=True)

@@ -34,6 +34,7 @@ from fedray.tree import Flat
 
 VARIANTS = ("stacked", "naive", "ffa")
 Rank = int | Mapping[str, int]
+ALL = ""  # stands for every site where one rank is given
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def fedlora(
     if not isinstance(rank, int):
         return _stacking(local, adapters, rank, weighted)
     if variant == "stacked":
-        return _stacking(local, adapters, {"": rank}, weighted)
+        return _stacking(local, adapters, {ALL: rank}, weighted)
     return _averaging(local, adapters, rank, variant == "ffa", optimizer or sgd(1.0), weighted, seed)
 
 
@@ -153,6 +154,11 @@ class RankOf:
     """The rank of each site; the largest where it is not named."""
 
     ranks: Mapping[str, int]
+
+    @property
+    def named_sites(self) -> dict[str, tuple[str, ...]]:
+        """The sites that were named, and where: a run refuses those that there are not."""
+        return {"fedlora(rank=...)": tuple(site for site in self.ranks if site != ALL)}
 
     def __call__(self, site: str) -> int:
         """Return the rank of a site."""

@@ -52,6 +52,11 @@ class Weights:
 
     start: Mapping[str, Tensor]
 
+    @property
+    def named_sites(self) -> dict[str, tuple[str, ...]]:
+        """The sites that were named, and where: a run refuses those that there are not."""
+        return {"vertical_logistic(start=...)": tuple(self.start)}
+
     def __call__(self, kept: Tensor | None, data: Any, site: str) -> Tensor:
         """Return a weight for each of the site's columns. Raises ValueError on a start of another length."""
         if kept is not None:

@@ -7,7 +7,7 @@
 A pass is `Graph -> Graph`. One that matches nothing raises: a silent privacy no-op is the worst bug there is.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from fedray.core.graph import Graph, Key, Node, Op, Placement, toposort
 from fedray.core.trace import Site
 from fedray.core.value import Value
 from fedray.errors import PassError, SecurityConflict
+from fedray.settings import nearest
 
 Pass = Callable[[Graph], Graph]
 Rule = Callable[[Node], Node | None]
@@ -141,6 +142,22 @@ def refuse_coded(node: Node, title: str) -> None:
             raise SecurityConflict(
                 f"{title}: {node.name} ({node.where}) was compressed by {coder.title}, and {coder.conflict}"
             )
+
+
+def refuse_unknown(passes: Sequence[Pass], leaving: Collection[str], title: str) -> None:
+    """Raise PassError where a pass was told something of a name that nothing leaves under.
+
+    `named` of a pass says so: {setting: names}. A bound for a name that was misspelt would bound nothing.
+    """
+    for step in passes:
+        settings: Mapping[str, Collection[str]] = getattr(step, "named", {})
+        for setting, names in settings.items():
+            if unknown := [name for name in names if name not in leaving]:
+                fix = nearest(unknown[0], sorted(leaving))
+                raise PassError(
+                    f"{setting} names {', '.join(map(repr, unknown))}, and nothing leaves {title} under that "
+                    f"name, but {', '.join(sorted(leaving))}. Fix: {fix or 'one of these'}"
+                )
 
 
 def policies(passes: Sequence[Pass]) -> list[Pass]:

@@ -278,7 +278,8 @@ class Algorithm:
     `explain` and `egress`: what the graph cannot say of who learns what.
 
     `evaluate(split, per_site, bins)` is the evaluation program of a model that no site has as a whole.
-    `needs_all` says that a round is nothing without any one of the sites, whatever the schedule's quorum.
+    `needs_all` says that a round is nothing without any one of the sites, whatever the schedule's quorum;
+    `needs_rows` that every site must have training rows, for each counts as much as any other.
     `sites` are the ids that it was made for, () where any will do: a run with others is refused, and one
     with another number of sites than `num_sites`, where that is given.
     """
@@ -292,6 +293,7 @@ class Algorithm:
     note: str = ""
     evaluate: "Callable[..., Algorithm] | None" = None
     needs_all: bool = False
+    needs_rows: bool = False
     sites: tuple[str, ...] = ()
     num_sites: int | None = None
 

@@ -25,6 +25,11 @@ class Budgeted:
     budget: Budget
 
     @property
+    def named_sites(self) -> dict[str, tuple[str, ...]]:
+        """The sites that were named, and where: a run refuses those that there are not."""
+        return {"budgeted(budget=...)": () if callable(self.budget) else tuple(self.budget)}
+
+    @property
     def lr(self) -> Any:
         """The learning rate of the inner update, or its schedule."""
         return self.inner.lr

@@ -162,4 +162,5 @@ def _in_one_exchange(step: Pass, title: str) -> Pass:
         return result
 
     run.__name__ = title
+    run.named = getattr(step, "named", {})  # type: ignore[attr-defined]
     return run

@@ -132,8 +132,24 @@ def secure_sum(
     def run(graph: Graph) -> Graph:
         return secured(graph, (), settings)
 
-    run.__name__ = "secure_sum"
-    run.is_policy = True  # type: ignore[attr-defined]  # evaluations show the server no more than rounds do
+    return as_policy(run, settings)
+
+
+def as_policy(run: Pass, settings: Settings, of_evaluations: Pass | None = None) -> Pass:
+    """Return a pass that holds for evaluations too, which show the server no more than rounds do.
+
+    What it was told of single names it was told of rounds: those of an evaluation are others.
+    """
+
+    def evaluated(graph: Graph) -> Graph:
+        return run(graph)
+
+    for step in (run, evaluated):
+        step.__name__ = settings.by
+        step.is_policy = True  # type: ignore[attr-defined]
+    run.of_evaluations = of_evaluations or evaluated  # type: ignore[attr-defined]
+    if isinstance(settings.clip, Mapping):
+        run.named = {f"{settings.by}(clip=...)": tuple(settings.clip)}  # type: ignore[attr-defined]
     return run
 
 
@@ -161,11 +177,8 @@ def group_secure_sum(
     def run(graph: Graph) -> Graph:
         return secured(*means_for_rules(graph), settings)
 
-    run.__name__ = "group_secure_sum"
-    run.is_policy = True  # type: ignore[attr-defined]
-    over_all = {"mode": mode, "threshold": threshold, "server": server, "min_cohort": min_cohort}
-    run.of_evaluations = secure_sum(**over_all)  # type: ignore[arg-type, attr-defined]
-    return run
+    over_all = secure_sum(mode=mode, threshold=threshold, server=server, min_cohort=min_cohort)
+    return as_policy(run, settings, over_all)
 
 
 def secured(graph: Graph, grouped: tuple[str, ...], settings: Settings) -> Graph:

@@ -253,6 +253,8 @@ def protected(terms: Terms, noisy_sum: NoisySum, told: Callable[[str], str], tru
         return on_reduce(kind, names, terms.who)(noisy)(graph)
 
     run.__name__ = title
+    if isinstance(terms.clip, Mapping):
+        run.named = {f"{terms.who}(clip=...)": tuple(terms.clip)}  # type: ignore[attr-defined]
     return run
 
 

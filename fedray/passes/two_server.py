@@ -22,7 +22,7 @@ from fedray.passes.secure_hub import Messages, ending
 from fedray.passes.secure_rewriting import Hiding, hidden
 from fedray.passes.secure_setup import digest_of
 from fedray.passes.secure_steps import Lane, Opened, opened
-from fedray.passes.secure_sum import BUT, MIN_COHORT, Settings
+from fedray.passes.secure_sum import BUT, MIN_COHORT, Settings, as_policy
 from fedray.passes.secure_words import Agreed, read
 from fedray.rows import Group, Ragged, Rows, Same, Tagged
 from fedray.secrecy import keys
@@ -196,6 +196,4 @@ def two_server(
         hiding = Hiding("two_server()", settings.bound_of, settings.weight_cap, hide)
         return hidden(graph, hiding, claim)
 
-    run.__name__ = "two_server"
-    run.is_policy = True  # type: ignore[attr-defined]  # evaluations show the server no more than rounds do
-    return run
+    return as_policy(run, settings)

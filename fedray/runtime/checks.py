@@ -1,7 +1,12 @@
 """What is refused before a run: settings, sites and regions that do not fit the plan."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
 
+import torch
+
+from fedray import tree
 from fedray.core.trace import Algorithm
 from fedray.errors import ConfigError, ScheduleError
 from fedray.runtime.buffered import Buffered
@@ -9,7 +14,7 @@ from fedray.runtime.federation import Federation
 from fedray.runtime.plan import Plan
 from fedray.runtime.result import EarlyStop
 from fedray.runtime.schedule import Synchronous
-from fedray.settings import is_whole
+from fedray.settings import is_whole, nearest
 
 
 def check_settings(
@@ -33,6 +38,20 @@ def check_settings(
         raise ConfigError(problems)
 
 
+def check_first(init: Any) -> None:
+    """Raise ConfigError where the first parameters hold a number that is not finite."""
+    for path, leaf in tree.leaves(init):
+        numbers = leaf.buffer if isinstance(leaf, tree.Flat) else leaf
+        if isinstance(numbers, torch.Tensor) and numbers.is_floating_point():
+            bad = int((~torch.isfinite(numbers)).sum())
+            if bad:
+                where = f" of {path}" if path else ""
+                raise ConfigError(
+                    f"init: {bad} of {numbers.numel()} first parameters{where} are not finite, and no site "
+                    "could learn from them. Fix: model.init(seed), or the parameters of a run that converged"
+                )
+
+
 def check_regions(plans: Sequence[Plan], federation: Federation) -> None:
     """Raise ConfigError where a plan goes by regions and a site has none."""
     lost = [site for site in federation.sites if site not in federation.regions]
@@ -54,13 +73,51 @@ def check_sites(plan: Plan, schedule: Synchronous | Buffered, federation: Federa
             f"{plan.name} needs all {num_sites} sites in every round, for each holds a part of every record, "
             f"and the schedule asks {schedule.expected_cohort(num_sites)}: use schedule.cohort=1.0"
         )
+    check_named(plan, federation.sites)
     there = set(federation.sites)
     if plan.sites and set(plan.sites) not in (there, getattr(schedule, "among", None)):  # or of a coalition
         strange, missing = sorted(set(plan.sites) - there), sorted(there - set(plan.sites))
-        told = [f"{', '.join(found[:3])}{', ...' * (len(found) > 3)} {what}" for found, what in
+        told = [f"{_some(found)} {what}" for found, what in
                 ((strange, "not in the federation"), (missing, "not named")) if found]  # fmt: skip
         raise ConfigError(f"{plan.name} was made for other sites than there are ({'; '.join(told)}): "
                           "give it sites=tuple(federation.sites)")  # fmt: skip
+
+
+def check_named(plan: Plan, sites: Collection[str]) -> None:
+    """Raise ConfigError where a setting names a site that there is not: it would be left out in silence."""
+    for setting, names in _named_sites(plan):
+        if unknown := [name for name in names if name not in sites]:
+            fix = nearest(str(unknown[0]), sorted(sites)) or "federation.sites lists the names"
+            raise ConfigError(f"{setting} names {_some(unknown)}, and no site is called that. Fix: {fix}")
+
+
+def _named_sites(plan: Plan) -> Iterator[tuple[str, Collection[str]]]:
+    """Yield (setting, sites that it names) of all functions of a plan, also of those inside of others."""
+    pending: list[Any] = [node.fn for kind in plan.kinds for node in kind.nodes]
+    seen: set[int] = set()
+    while pending:
+        fn = pending.pop()
+        if fn is None or id(fn) in seen:
+            continue
+        seen.add(id(fn))
+        yield from getattr(fn, "named_sites", {}).items()
+        pending.append(getattr(fn, "__self__", None))  # of a bound method
+        if is_dataclass(fn) and not isinstance(fn, type):
+            pending.extend(getattr(fn, each.name) for each in fields(fn))
+
+
+def check_rows(plan: Plan, rows: Mapping[str, int]) -> None:
+    """Raise ConfigError where a site has no training rows and would count as much as any other."""
+    empty = sorted(site for site, count in rows.items() if not count)
+    if plan.needs_rows and empty:
+        raise ConfigError(
+            f"{plan.name} counts every site's model the same, and {len(empty)} have no training rows to make "
+            f"one of ({_some(empty)}). Fix: leave them out"
+        )
+
+
+def _some(names: Sequence[Any]) -> str:
+    return f"{', '.join(map(str, names[:3]))}{', ...' * (len(names) > 3)}"
 
 
 def check_fit(

@@ -26,7 +26,14 @@ from fedray.errors import CheckpointError, QuorumError, SiteError
 from fedray.runtime import memory
 from fedray.runtime.buffered import Buffered
 from fedray.runtime.checkpoint import Checkpoints
-from fedray.runtime.checks import check_fit, check_regions, check_settings, check_sites
+from fedray.runtime.checks import (
+    check_first,
+    check_fit,
+    check_regions,
+    check_rows,
+    check_settings,
+    check_sites,
+)
 from fedray.runtime.federation import Federation, device_of
 from fedray.runtime.interrupt import interruptible
 from fedray.runtime.learnt import Learnt
@@ -73,6 +80,7 @@ def fit(
     lets a region send its mean as one row. Raises before any site is touched where parts do not fit.
     """
     check_settings(rounds, every, select, early_stop, evaluate)
+    check_first(init)
     schedule.check_sites(federation.num_sites)
     plan = compile(algorithm, passes, schedule, fold)
     programs = {split: compile(program, policies(passes)) for split, program in (evaluate or {}).items()}
@@ -153,6 +161,7 @@ class _Run:
         if schedule.wait_for:
             self.federation.call("wait_for", schedule.wait_for, schedule.wait_s)
         rows, blank = self.federation.hello(), self.federation.call("blank")
+        check_rows(self.plan, rows)
         self.check_memory(state, schedule, rows, blank)
         restore = None
         if resume:

@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import Any
 
 from fedray.core.digest import digest
-from fedray.core.graph import Graph, Key, Label, Node, Op, Placement, is_one_shot, stages
-from fedray.core.rewrite import Pass, policies
+from fedray.core.graph import Graph, Key, Label, Node, Op, Placement, is_one_shot, names_of, stages
+from fedray.core.rewrite import Pass, policies, refuse_unknown
 from fedray.core.trace import Algorithm, trace
 from fedray.core.verify import verify
 from fedray.errors import ConfigError, TraceError, VerifyError
@@ -48,6 +48,7 @@ class Plan:
     every: Mapping[int, "Plan"] = field(default_factory=dict)  # by period: of rounds of another kind
     once: Mapping[int, int] = field(default_factory=dict)  # bytes of a broadcast that a host gets once
     needs_all: bool = False  # every site holds a part of every record: a round without one is none
+    needs_rows: bool = False  # a site without training rows would count as much as any other
     sites: tuple[str, ...] = ()  # that the algorithm was made for, where not any will do
 
     @property
@@ -240,6 +241,21 @@ def compile(
     """
     if fold not in FOLDS:
         raise ConfigError(f"fold={fold!r}: choose one of {', '.join(FOLDS)}")
+    plan = _compiled(algorithm, passes, schedule, fold)
+    refuse_unknown(passes, _values(plan), plan.name)
+    return plan
+
+
+def _values(plan: Plan) -> set[str]:
+    """Return the names of the values that leave in rounds of any kind, without weights and protocols."""
+    sums = [node for kind in plan.kinds for node in kind.nodes
+            if node.op is Op.REDUCE and node.params["kind"] != "count"]  # fmt: skip
+    found = [names_of(node) if "names" in node.params else lane_names(node) for node in sums]
+    names = {name for of_node in found for name in of_node}
+    return {name for name in names if not name.endswith(".weight") and not name.startswith("secure.")}
+
+
+def _compiled(algorithm: Algorithm, passes: Sequence[Pass], schedule: Any, fold: str) -> Plan:
     learner, shows_one = getattr(schedule, "learner", None), getattr(schedule, "shows_one_site", False)
     graph = lowering.check_operands(trace(learner.watching(algorithm) if learner else algorithm))
     for step in passes:
@@ -250,7 +266,8 @@ def compile(
     graph = lowering.fuse_sums(graph)
     graph = lowering.show_one_site(graph) if shows_one else graph
     verify(graph)
-    plan = replace(number(graph), needs_all=algorithm.needs_all, sites=algorithm.sites)
+    plan = replace(number(graph), needs_all=algorithm.needs_all, needs_rows=algorithm.needs_rows,
+                   sites=algorithm.sites)  # fmt: skip
     if fold != "exact":
         plan = replace(plan, fold=fold, digest=hashlib.sha256(f"{plan.digest} {fold}".encode()).hexdigest())
     if algorithm.every:
@@ -271,7 +288,7 @@ def _with_others(plan: Plan, algorithm: Algorithm, passes: Sequence[Pass], fold:
             "is of that kind, make it the algorithm's round="
         )
     every = {
-        period: compile(replace(algorithm, round=algorithm.every[period], every={}), passes, None, fold)
+        period: _compiled(replace(algorithm, round=algorithm.every[period], every={}), passes, None, fold)
         for period in sorted(algorithm.every)
     }
     told = " ".join(f"{period}:{other.digest}" for period, other in every.items())

@@ -1,5 +1,6 @@
 """Settings that cannot be meant are refused before any site is asked, with the name of what to mend."""
 
+import re
 from functools import partial
 
 import numpy as np
@@ -207,6 +208,56 @@ def test_a_plain_mapping_without_rows_is_refused():
 def test_first_parameters_that_are_none_are_named(init, told):
     with fr.simulate(tables) as federation, pytest.raises(QuorumError, match=told):
         fr.fit(A.fedavg(local), federation, init=init, rounds=1)
+
+
+@pytest.mark.parametrize("bad", [NAN, float("inf")])
+@pytest.mark.parametrize("init", [{"w": torch.zeros(3), "b": torch.zeros(())},
+                                  {"w": torch.zeros(3), "b": torch.zeros((), dtype=torch.float64)}])
+def test_first_parameters_that_are_not_finite_are_refused_before_a_site_is_asked(init, bad):
+    init = {**init, "w": torch.tensor([0.0, bad, bad])}
+    with fr.simulate(tables) as federation, pytest.raises(ConfigError, match=r"2 of 3 first .* of w .*Fix: "):
+        fr.fit(A.fedavg(local), federation, init=init, rounds=1)
+
+
+TWO = {f"h{n:02d}": {"x": torch.ones(5, 3), "y": torch.ones(5)} for n in (1, 2)}
+
+
+def by_budget(named):
+    return A.fedprox(fr.learn.budgeted(layers, dict.fromkeys(named, 1)), 0.1)
+
+
+@pytest.mark.parametrize(("make", "setting"), [
+    (lambda named: A.fedlora(layers, rank=dict.fromkeys(named, 1)), "fedlora(rank=...)"),
+    (by_budget, "budgeted(budget=...)"),
+    (lambda named: A.fedlora(fr.learn.budgeted(layers, dict.fromkeys(named, 1))), "budgeted(budget=...)"),
+])
+def test_a_setting_for_a_site_that_there_is_not_is_refused_with_the_nearest(make, setting):
+    told = re.escape(f"{setting} names h001, and no site is called that. Fix: h01")
+    with fr.simulate(TWO) as federation, pytest.raises(ConfigError, match=told):
+        fr.fit(make(["h02", "h001"]), federation, init=model.init(0), rounds=1)
+    with fr.simulate(TWO) as federation:
+        fr.fit(make(["h02"]), federation, init=model.init(0), rounds=1)
+
+
+def test_a_start_for_a_site_that_there_is_not_is_refused():
+    algorithm = A.vertical_logistic(start={"h02": torch.zeros(3), "h002": torch.zeros(3)})
+    told = re.escape("vertical_logistic(start=...) names h002, and no site is called that. Fix: h02")
+    with fr.simulate(TWO) as federation, pytest.raises(ConfigError, match=told):
+        fr.fit(algorithm, federation, init={"bias": torch.zeros(())}, rounds=1)
+
+
+@pytest.mark.parametrize("where", ["server", "sites"])
+def test_public_rows_of_another_width_are_refused_with_theirs(where):
+    algorithm = A.feddf(layers, {"x": torch.zeros(8, 2)}, where=where)
+    told = r"cannot predict the public rows \(x \(8, 2\)\): give public="
+    with fr.simulate(tables) as federation, pytest.raises(ValueError, match=told):
+        fr.fit(algorithm, federation, init=model.init(0), rounds=1)
+
+
+def test_a_site_without_rows_teaches_nobody():
+    data = {n: {"x": torch.ones(rows, 3), "y": torch.ones(rows)} for n, rows in {"a": 4, "b": 0}.items()}
+    with fr.simulate(data, allow_empty=True) as federation, pytest.raises(ConfigError, match=r"\(b\)\. Fix"):
+        fr.fit(A.feddf(layers, num_features=3, steps=1), federation, init=model.init(0), rounds=1)
 
 
 def test_objectives_keep_the_budgets_of_sites():

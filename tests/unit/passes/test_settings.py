@@ -1,10 +1,13 @@
 """Numbers that cannot be meant: each setting of privacy and of robust rules says so by its name."""
 
+from dataclasses import replace
+
 import pytest
 
 import fedray as fr
 from fedray.accounting import PrivacyLedger
-from fedray.errors import ConfigError
+from fedray.core.rewrite import policies
+from fedray.errors import ConfigError, PassError
 
 SOLVED = {"noise_multiplier": None, "epsilon": 1.0, "rounds": 5}
 INF, NAN = float("inf"), float("nan")
@@ -49,3 +52,39 @@ def test_numbers_that_cannot_be_meant_are_refused_at_the_door(make, given, wrong
         for value in values:
             with pytest.raises((ValueError, ConfigError), match=name.removeprefix("max_")):
                 make(**given | {name: value})
+
+
+P, UNIFORM = fr.passes, {"cohort": 8, "noise_multiplier": 1.0, "weights": "uniform", "only": ["delta"]}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda clip: [P.secure_sum(clip=clip)],
+        lambda clip: [P.secure_sum("real", clip=clip)],
+        lambda clip: [P.two_server(clip=clip)],
+        lambda clip: [P.median(), P.group_secure_sum(clip=clip)],
+        lambda clip: [P.site_dp(clip={"delta": 1.0} | clip, **UNIFORM)],
+        lambda clip: [P.site_dp_matrix(clip={"delta": 1.0} | clip, **UNIFORM, population=64, rounds=20)],
+    ],
+)
+def test_a_bound_for_a_name_that_nothing_leaves_under_is_refused_with_the_nearest(make):
+    algorithm = fr.algorithms.fedavg(fr.learn.sgd(fr.learn.logistic(3), lr=0.1))
+    fr.compile(algorithm, make({"delta": 1.0}))
+    with pytest.raises(PassError, match=r"\(clip=...\) names 'dleta', .* but delta, metrics\. Fix: delta"):
+        fr.compile(algorithm, make({"dleta": 1.0}))
+
+
+def test_a_bound_of_rounds_is_no_mistake_in_evaluations_and_one_kind_of_round_is_enough():
+    model = fr.learn.logistic(3)
+    passes = [P.secure_sum(clip={"delta": 1.0})]
+    fr.compile(fr.algorithms.evaluation(model, per_site=False), policies(passes))
+    kinds = fr.algorithms.fedavg(fr.learn.sgd(model, lr=0.1))
+
+    def other(server, site):
+        return fr.Outputs(server, metrics=fr.sum(fr.map(float, 1.0), name="others"))
+
+    both = replace(kinds, every={2: other})
+    fr.compile(both, [P.secure_sum(clip={"others": 1.0, "delta": 2.0})])
+    with pytest.raises(PassError, match="names 'ohters'"):
+        fr.compile(both, [P.secure_sum(clip={"ohters": 1.0, "delta": 2.0})])
