@@ -22,6 +22,8 @@ class SecureSum:
     """Public bound of a number; null takes that of a clip, else it follows the last sum with room of 64."""
     weight_cap: float | None = None
     """Public bound of a weight; null takes the rows of the largest site, else it follows the last sum."""
+    second_set: bool = False
+    """Sum a model over one other set, 3 sites less, from the third try on: a lost site may never return."""
 
 
 @dataclass
@@ -43,6 +45,8 @@ class GroupSecureSum:
     """Public bound of a number; null takes that of a clip, else it follows the last sum with room of 64."""
     weight_cap: float | None = None
     """Public bound of a weight; null takes the rows of the largest site, else it follows the last sum."""
+    second_set: bool = False
+    """Sum a model over one other set, 3 sites less, from the third try on: a lost site may never return."""
 
 
 @dataclass

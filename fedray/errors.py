@@ -113,7 +113,7 @@ class SecrecyError(FedrayError):
     """A party of a secure sum refuses or gives up. `code` is a name such as E_COHORT for logs and tests."""
 
     def __init__(self, code: str, message: str) -> None:
-        self.code = code
+        self.code, self.kind = code, f"SecrecyError {code}"
         super().__init__(f"{code}: {message}")
 
 

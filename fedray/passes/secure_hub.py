@@ -28,10 +28,12 @@ from fedray.secrecy.hub_round import HubRound
 from fedray.secrecy.keys import Identities
 from fedray.secrecy.messages import Confirmations, Signed
 from fedray.secrecy.messages import Opened as Complaints
+from fedray.secrecy.terms import MIN_DELTA
 
 logger = logging.getLogger(__name__)
 TOO_FEW = ("E_COHORT", "E_THRESHOLD", "E_SHARE")  # the round has no result, and may be tried again
 KEY_BYTES = 32
+SECOND = 2  # the try, after the first and one more over the same sites, from which some sites are left out
 NO_COMPLAINTS = Complaints(())
 Messages = Mapping[str, torch.Tensor]
 
@@ -69,14 +71,24 @@ class Announce:
         setup = Setup(run, asked.round, (tuple(sorted(asked.cohort)),), digest_of(agreed))
         if setup.is_tried:
             return setup
-        check_cohort(dict.fromkeys(asked.cohort), self.rules.min_cohort * self.rules.num_groups)
-        if self.rules.num_groups > 1:
-            groups = drawn(sorted(asked.cohort), self.rules.num_groups, key)
+        least = self.rules.min_cohort * self.rules.num_groups
+        check_cohort(dict.fromkeys(asked.cohort), least)
+        cohort = sorted(asked.cohort)
+        if self.rules.second_set and asked.attempt >= SECOND and len(cohort) - MIN_DELTA >= least:
+            cohort = some(cohort, len(cohort) - MIN_DELTA, key)
+        if self.rules.num_groups > 1 or len(cohort) < len(asked.cohort):
+            groups = drawn(cohort, self.rules.num_groups, key)
             setup = Setup(run, asked.round, groups, setup.agreed)
         with ending():
             for number in range(len(setup.groups)):
                 setup.terms(self.rules, number)
         return setup
+
+
+def some(sites: Sequence[str], count: int, key: Key) -> list[str]:
+    """Return so many of the sites, drawn by the run's own seed: the same in every further try at a round."""
+    order = torch.randperm(len(sites), generator=key.generator()).tolist()
+    return sorted(sites[i] for i in order[:count])
 
 
 def drawn(sites: Sequence[str], num_groups: int, key: Key) -> tuple[tuple[str, ...], ...]:

@@ -8,7 +8,7 @@ that `egress` counts them. The server's half is in `secure_hub.py`.
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -57,19 +57,20 @@ def from_tensor(kind: type[T], data: torch.Tensor) -> T:
     return wire.from_bytes(kind, data.numpy().tobytes())
 
 
-@dataclass
 class Party:
-    """One site in one sum: its secrets. Not a value that travels: pickling it raises."""
+    """One site in one sum: its secrets. Not a value that travels: pickling it raises.
 
-    setup: Setup
-    rules: Rules
-    name: str
-    identity: Ed25519PrivateKey | None
-    journal: Journal
-    sent: dict[str, torch.Tensor] = field(default_factory=dict)
-    site: Site | None = None
-    round: SiteRound | None = None
-    survivors: Survivors | None = None
+    No record, which is taken apart where sites are asked one by one, and put together as another one.
+    """
+
+    def __init__(
+        self, setup: Setup, rules: Rules, name: str, identity: Ed25519PrivateKey | None, journal: Journal
+    ) -> None:
+        self.setup, self.rules, self.name = setup, rules, name
+        self.identity, self.journal = identity, journal
+        self.sent: dict[str, torch.Tensor] = {}
+        self.site: Site | None = None
+        self.round: SiteRound | None = None
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError("a site's secrets do not leave its process")
@@ -94,7 +95,8 @@ class Party:
         self.identities = Identities(
             None if self.identity is None else [NO_KEY] * len(terms.cohort), self.identity
         )
-        policy = Policy(min_cohort=self.rules.min_cohort, has_dp=self.rules.has_dp)
+        rules = self.rules
+        policy = Policy(min_cohort=rules.min_cohort, has_dp=rules.has_dp, second_set=rules.second_set)
         self.site = Site(terms, self.index, identities=self.identities, policy=policy, journal=self.journal)
         self.sent["A1"] = to_tensor(self.site.advertise())
 

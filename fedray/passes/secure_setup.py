@@ -24,6 +24,7 @@ class Rules:
     has_dp: bool
     is_kept: bool  # sites keep values from round to round
     label: str  # of this sum among those of a round, and of the round among programs
+    second_set: bool = False  # a model may be summed over one other set: see Policy
 
 
 @dataclass(frozen=True)

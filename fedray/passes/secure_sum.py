@@ -39,6 +39,10 @@ BUT = (
     "sums: of few sites, with one large site among them, or over many rounds they tell much of each, and a "
     "server that publishes a trap model reads rows out of them; nobody sees whether a masked update is honest"
 )
+SECOND_SET = (
+    "; after a round without a result two sums of one model may be opened, whose difference shows the sum of "
+    "3 sites"
+)
 IDEAL = f"{IDEAL_GUARD}: the sites' words are added without masks (mode=ideal)"
 
 
@@ -55,6 +59,7 @@ class Settings:
     min_cohort: int = MIN_COHORT
     clip: float | Mapping[str, float] | None = None
     weight_cap: float | None = None
+    second_set: bool = False
 
     def __post_init__(self) -> None:
         bounds = self.clip.values() if isinstance(self.clip, Mapping) else (self.clip,)
@@ -113,6 +118,7 @@ def secure_sum(
     min_cohort: int = MIN_COHORT,
     clip: float | Mapping[str, float] | None = None,
     weight_cap: float | None = None,
+    second_set: bool = False,
 ) -> Pass:
     """Show the server sums of at least `min_cohort` sites, and of no site its own value.
 
@@ -122,12 +128,14 @@ def secure_sum(
     `weight_cap` is the public bound of a weight (rows of the largest site), else it follows the last total.
     `threshold` is how many sites must live to the end: a fraction f is floor(f n) + 1, None is 2/3 with
     `server="active"`, which may lie, and 1/2 with "curious", which follows the protocol.
+    A round that ends without a result when shares are opened can be repeated over the same sites alone: with
+    `second_set`, from the third try on, once over others, 3 of the sites left out.
     Privacy: hides one site's value from the server and from fewer colluding sites than the threshold leaves;
     the sum itself is shown, and of few sites it tells much (docs/secure-sums.md).
     Raises SecurityConflict where the round shows the server more than sums.
     """
     settings = Settings(mode=mode, threshold=threshold, server=server, cohort=cohort, min_cohort=min_cohort,
-                        clip=clip, weight_cap=weight_cap)  # fmt: skip
+                        clip=clip, weight_cap=weight_cap, second_set=second_set)  # fmt: skip
 
     def run(graph: Graph) -> Graph:
         return secured(graph, (), settings)
@@ -161,6 +169,7 @@ def group_secure_sum(
     min_cohort: int = MIN_COHORT,
     clip: float | Mapping[str, float] | None = None,
     weight_cap: float | None = None,
+    second_set: bool = False,
 ) -> Pass:
     """Show the server the sum of each of `groups` random groups of sites, drawn anew in every round.
 
@@ -172,7 +181,8 @@ def group_secure_sum(
     if not is_whole(groups, 2):
         raise ValueError(f"group_secure_sum: groups={groups}: a rule compares several, say 5")
     settings = Settings(by="group_secure_sum", mode=mode, threshold=threshold, server=server, groups=groups,
-                        min_cohort=min_cohort, clip=clip, weight_cap=weight_cap)  # fmt: skip
+                        min_cohort=min_cohort, clip=clip, weight_cap=weight_cap,
+                        second_set=second_set)  # fmt: skip
 
     def run(graph: Graph) -> Graph:
         return secured(*means_for_rules(graph), settings)
@@ -195,6 +205,7 @@ def secured(graph: Graph, grouped: tuple[str, ...], settings: Settings) -> Graph
             has_dp=has_noise_of_sites(graph),
             is_kept=any(placement is SITES for placement, _ in graph.outputs),
             label=f"{program}.{sum_.prefix}",
+            second_set=settings.second_set,
         )
         return Masking(rules, sum_).result() if settings.is_real else plain(rules, sum_)
 
@@ -234,6 +245,6 @@ def _claim(name: str, settings: Settings) -> Claim:
         by=name,
         text=text,
         trusts=("in each group, " if settings.groups else "") + TRUSTS[settings.server],
-        but=BUT,
+        but=BUT + SECOND_SET * settings.second_set,
         is_hidden=True,
     )

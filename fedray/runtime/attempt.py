@@ -26,6 +26,14 @@ from fedray.runtime.plan import Plan, lane_names
 from fedray.runtime.region import Region
 from fedray.runtime.schedule import Latency, Synchronous
 
+ONE_SET = "E_DIFFERENCING"
+WAYS_OUT = (
+    "sites have opened shares of a sum of this model over other sites, in an attempt without a result, and "
+    "refuse another (E_DIFFERENCING): the difference would show who is missing. Fix: go on when those are "
+    "back; where one never is, a new run without it from other first parameters (seed=), with "
+    "secure.second_set=true or differential privacy against the next such case"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
@@ -67,6 +75,15 @@ class Attempt:
     def run(self, cohort: Sequence[str]) -> None:
         """Ask the cohort. Raises QuorumError where too few deliver; site state is then not committed."""
         self.cohort = tuple(cohort)
+        try:
+            self._stages()
+        except QuorumError as error:
+            refusals = sum(failure.kind == f"SecrecyError {ONE_SET}" for failure in self.failures)
+            if not refusals:
+                raise
+            raise QuorumError(f"{error}. {refusals} {WAYS_OUT}") from error
+
+    def _stages(self) -> None:
         alive = self.cohort
         for stage in range(self.plan.last_stage + 1):
             if stage % 2 == 0:

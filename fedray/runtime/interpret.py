@@ -17,7 +17,7 @@ import torch
 from fedray import frozen, rows, tree
 from fedray.core.graph import Node, Op, function_name
 from fedray.core.value import Record
-from fedray.errors import LATE, SiteError, Withheld
+from fedray.errors import LATE, SecrecyError, SiteError, Withheld
 from fedray.rows import Column, Group, Ragged, Rows, Same, Tagged
 from fedray.runtime import values
 from fedray.runtime.host import StageCall
@@ -159,7 +159,7 @@ class Interpreter:
                 found[row] = fn(row)
             except Exception as error:  # noqa: BLE001 (becomes this site's SiteError; all others go on)
                 self.first = self.first or error
-                kind = error.kind if isinstance(error, Withheld) else type(error).__name__
+                kind = error.kind if isinstance(error, (SecrecyError, Withheld)) else type(error).__name__
                 self.lose(group, row, kind, place_of(error))
         if not found:
             return [None] * group.k

@@ -97,17 +97,24 @@ class Terms:
             raise SecrecyError("E_THRESHOLD", "a site has too few living neighbours to rebuild its secrets")
 
 
+MIN_DELTA = 3  # sites whose sum the difference of two sums may show
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """A site's own rules, which no server's terms can loosen.
 
     Without differential privacy a model is answered for one set of sites: the same set again, or one that
     differs by `min_delta` sites or more if other code trains; anything between tells single sites apart.
+    With `second_set` the same code may have one other set, which differs by so many, so that a model whose
+    sum was opened in vain, and of whose sites one never returns, is not lost. Never a third: of several sums
+    that differ by three sites each, single sites can be worked out.
     """
 
     min_cohort: int = 5
-    min_delta: int = 3
+    min_delta: int = MIN_DELTA
     has_dp: bool = False
+    second_set: bool = False
 
     def check_cohort(self, num_sites: int) -> None:
         """Raise SecrecyError E_COHORT below the site's own minimum."""
@@ -125,11 +132,14 @@ class Policy:
 
         `before` holds (model, trainer, sites) of every sum of the site's that was opened.
         """
-        for model_before, trainer_before, sites_before in () if self.has_dp else before:
-            if model_before != model:
-                continue
+        same = {release for release in before if release[0] == model}
+        if self.has_dp or (model, trainer, frozenset(sites)) in same:
+            return  # what was opened for these sites may be opened for them again
+        num_sets = sum(release[1] == trainer for release in same)
+        for _, trainer_before, sites_before in same:
             delta = len(sites_before ^ frozenset(sites))
-            if delta and (delta < self.min_delta or trainer_before == trainer):
+            is_second = self.second_set and num_sets == 1
+            if delta and (delta < self.min_delta or (trainer_before == trainer and not is_second)):
                 raise SecrecyError(
                     "E_DIFFERENCING",
                     f"a sum of this model with {delta} other sites was opened "

@@ -204,6 +204,16 @@ def test_abuse_21_sum_of_one_model_that_isolates_a_few_is_refused(second, traine
     assert summed(journals, second, "second", policy, trainer) == code
 
 
+def test_a_second_set_differs_by_three_sites_and_there_is_no_third():
+    policy, journals = Policy(min_cohort=3, second_set=True), {name: Journal() for name in EIGHT}
+    assert summed(journals, EIGHT, "first", policy) is None
+    assert summed(journals, EIGHT[:6], "two fewer", policy) == "E_DIFFERENCING"
+    assert summed(journals, EIGHT[:5], "three fewer", policy) is None
+    assert summed(journals, EIGHT[:4], "one fewer", policy) == "E_DIFFERENCING"
+    assert summed(journals, EIGHT[1:4], "a third", policy) == "E_DIFFERENCING"
+    assert summed(journals, EIGHT, "the first again", policy) is None
+
+
 def test_abuse_21_losing_a_site_after_the_masks_isolates_it_too():
     policy = Policy(min_cohort=3)
     journals = {name: Journal() for name in EIGHT}
