@@ -17,7 +17,7 @@ KEY = bytes(range(32))
 CHUNK = CHUNK_BYTES // 4
 
 
-@pytest.mark.parametrize("kind", ["gcm", "ctr"])
+@pytest.mark.parametrize("kind", ["gcm", "ctr", "xts"])
 def test_known_answer_k1(kind):
     words = keystream(OneTimeKey(KEY), 1000, kind=kind)
     assert words[:4].tolist() == [0xDEB5BC0E, 0xBD832CB5, 0x35A9A808, 0x99912C18]
@@ -27,10 +27,10 @@ def test_known_answer_k1(kind):
 
 @pytest.mark.parametrize("dtype", ["<u4", "<u8"])
 @pytest.mark.parametrize("num_words", [1, 3, CHUNK - 1, CHUNK, CHUNK + 1, 65_537])
-def test_both_paths_agree_across_chunks(num_words, dtype):
-    gcm, ctr = (keystream(OneTimeKey(KEY), num_words, dtype, kind) for kind in ("gcm", "ctr"))
+def test_all_paths_agree_across_chunks(num_words, dtype):
+    gcm, ctr, xts = (keystream(OneTimeKey(KEY), num_words, dtype, kind) for kind in ("gcm", "ctr", "xts"))
     whole = ks.encryptor(KEY, "ctr").update(bytes(gcm.nbytes))
-    assert gcm.tobytes() == ctr.tobytes() == whole
+    assert gcm.tobytes() == ctr.tobytes() == xts.tobytes() == whole
 
 
 @pytest.mark.parametrize("start", range(0, 64, 4))
@@ -40,8 +40,8 @@ def test_words_are_masked_alike_wherever_they_lie(start):
     assert words.tobytes() == keystream(OneTimeKey(KEY), CHUNK - 1).tobytes()
 
 
-def test_calibrated_path_is_one_of_the_two():
-    assert ks.fastest() in {"gcm", "ctr"}
+def test_calibrated_path_is_one_of_the_three():
+    assert ks.fastest() in {"gcm", "ctr", "xts"}
 
 
 @pytest.mark.parametrize("dtype", ["<u4", "<u8"])
@@ -108,3 +108,18 @@ mask_inplace(words, [OneTimeKey(bytes(32))])
 assert not any(name.startswith(("numpy.random.", "random.", "torch")) for name in sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("start", [0, 4, 8, 20])
+@pytest.mark.parametrize("num_words", [1, 3, 5, 8 * CHUNK + 3])
+def test_counters_go_on_where_a_chunk_ended_wherever_the_words_lie(start, num_words):
+    words = np.zeros(4 * num_words + 64, np.uint8)[start:][: 4 * num_words].view(np.uint32)
+    mask_inplace(words, [OneTimeKey(KEY)], kind="xts")
+    assert words.tobytes() == ks.encryptor(KEY, "ctr").update(bytes(words.nbytes))
+
+
+def test_a_tweak_that_is_encrypted_to_zero_leaves_the_blocks_alone():
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+    ecb = Cipher(algorithms.AES256(ks.TWEAK_KEY), modes.ECB()).encryptor()
+    assert ecb.update(ks._tweak()) == bytes(16)
