@@ -5,7 +5,7 @@ A helper for tests, until `fedray cluster certs` makes them.
 
 import datetime as dt
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -37,16 +37,16 @@ def _text(key: ec.EllipticCurvePrivateKey) -> str:
     return key.private_bytes(serialization.Encoding.PEM, form, plain).decode()
 
 
-def certificates(addresses: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Return ca.crt, node.crt and node.key for each host, as text; `addresses` has the hosts' addresses."""
+def certificates(addresses: Mapping[str, Sequence[str]]) -> dict[str, dict[str, str]]:
+    """Return ca.crt, node.crt and node.key for each name, as text: good for its addresses."""
     authority = ec.generate_private_key(ec.SECP256R1())
     constraints = x509.BasicConstraints(ca=True, path_length=0)
     root = _builder("testbed", "testbed", authority.public_key()).add_extension(constraints, critical=True)
     own = root.sign(authority, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
     found = {}
-    for host, address in addresses.items():
+    for host, own_addresses in addresses.items():
         key = ec.generate_private_key(ec.SECP256R1())
-        numbers = [x509.IPAddress(ipaddress.ip_address(one)) for one in (address, "127.0.0.1")]
+        numbers = [x509.IPAddress(ipaddress.ip_address(one)) for one in (*own_addresses, "127.0.0.1")]
         names = x509.SubjectAlternativeName([*numbers, x509.DNSName("localhost"), x509.DNSName(host)])
         signed = _builder(host, "testbed", key.public_key()).add_extension(names, critical=False)
         certificate = signed.sign(authority, hashes.SHA256())

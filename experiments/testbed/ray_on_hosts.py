@@ -78,7 +78,7 @@ class RayOnHosts:
         if has_redis:
             shared["RAY_gcs_rpc_server_reconnect_timeout_s"] = "120"
         token = secrets.token_hex(32)
-        made = certificates({host.name: host.address for host in hosts}) if has_tls else {}
+        made = certificates({host.name: [host.address] for host in hosts}) if has_tls else {}
         for host in hosts:
             host.environment |= shared
             for name, text in {"token": token, **made.get(host.name, {})}.items():

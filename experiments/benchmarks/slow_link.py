@@ -1,0 +1,235 @@
+"""What does a round cost over a slow link between two regions, beside plain TCP over the same link?
+
+    python -m experiments.benchmarks.slow_link [--megabytes 10,50] [--folds fast,exact] [--rounds 5]
+
+Needs root: two regions of test hosts (experiments/testbed), joined by a link of 80 ms and 100 Mbit. In the
+one is the aggregator with half of the sites, in the other are the other sites. Sites make an update of the
+model's size without training, so what is measured is the way of the model there and of the sums back.
+After each round two plain TCP streams of the model's size pass the same link, one there, then one back, each
+from connecting to its last byte. Bytes are those of the link's own counters, with headers and
+acknowledgements, in models. The first round, which brings the plan, is left out.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+import fedray as fr
+from experiments.testbed import Hosts, Link, wide_area
+from experiments.testbed.ray_on_hosts import RayOnHosts
+from experiments.testbed.stream import stream_s
+from fedray.core.trace import Algorithm, Outputs
+from fedray.tree import Flat
+
+RESULTS = Path(__file__).parent / "results" / "slow_link.json"
+REGIONS = ("hq", "far")
+QUIET_S = 0.5  # after a round: acknowledgements are still under way
+STREAM_PORT = 5201
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A site's data: a number of rows."""
+
+    num_rows: int
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """An update."""
+
+    delta: Flat
+    num_examples: int
+
+
+def update(params: Flat, data: Rows) -> Learnt:
+    """Return an update of the model's size, made in one buffer; no two sites' are equal."""
+    return Learnt(Flat(torch.full_like(params.buffer, 1e-3 * data.num_rows), params.schema), data.num_rows)
+
+
+def algorithm() -> Algorithm:
+    """Average the updates."""
+
+    def round(server: Any, site: Any) -> Outputs:
+        learnt = fr.map(update, fr.broadcast(server), site.data)
+        return Outputs(server=server + fr.mean(learnt.delta, weight=learnt.num_examples))
+
+    return Algorithm(lambda params: params, round, name="slow link")
+
+
+class InTurns:
+    """A tracker that says how long each round took, and waits for a word before the next."""
+
+    def __init__(self) -> None:
+        self.began = 0.0
+
+    def start(self, plan: Any, facts: Any) -> None:
+        """Wait for the word to begin."""
+        self._wait({})
+
+    def round(self, record: Any) -> None:
+        """Tell a round."""
+        self._wait({"seconds": time.monotonic() - self.began, "round": record.round})
+
+    def evaluation(self, record: Any) -> None:
+        """Nothing is evaluated."""
+
+    def finish(self, result: Any) -> None:
+        """Tell the end."""
+        print(json.dumps({"sha256": result.params_sha256}), flush=True)
+
+    def _wait(self, told: dict[str, Any]) -> None:
+        print(json.dumps(told), flush=True)
+        sys.stdin.readline()
+        self.began = time.monotonic()
+
+
+def drive(address: str, megabytes: int, fold: str, rounds: int, sites: int) -> None:
+    """Train on the cluster, a round each time that a line comes in; the aggregator is in this process."""
+    data = {f"h{i:03d}": Rows(10 + i) for i in range(sites)}
+    names = sorted(data)
+    layout = {"hq": names[: sites // 2], "far": names[sites // 2 :]}
+    with federation_of(address, data, layout) as federation:
+        model = {"w": torch.zeros(megabytes * 10**6 // 4)}
+        fr.fit(algorithm(), federation, init=model, rounds=rounds + 1, fold=fold, tracker=InTurns())
+
+
+def federation_of(address: str, data: dict[str, Rows], layout: dict[str, list[str]]) -> Any:
+    """Connect, with a host for each region that is on a node of the region."""
+    from fedray.runtime import ray_transport
+    from fedray.runtime.federation import Federation, HostSpec
+    from fedray.runtime.ray_actors import HostActor
+
+    def start_hosts(specs: Any) -> dict[str, Any]:
+        options = {"num_cpus": 0.001, "max_restarts": 0, "max_task_retries": 0}
+        return {
+            spec.name: ray.remote(HostActor)
+            .options(**options, label_selector={"fedray.region": spec.name})
+            .remote(spec)
+            for spec in specs
+        }
+
+    ray_transport.start_hosts = start_hosts
+    ray_transport.start_ray(address)
+    specs = [
+        HostSpec(name, sites={site: ray_held(data[site]) for site in sites}, group_size=1)
+        for name, sites in layout.items()
+    ]
+    regions = {site: name for name, sites in layout.items() for site in sites}
+    return Federation(ray_transport.aggregator_here(specs, regions, "actors"), specs, tuple(data), "ray")
+
+
+def ray_held(rows: Rows) -> Any:
+    """Return a function that opens a site."""
+    return lambda: rows
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured: a model and a way to add."""
+
+    megabytes: int
+    fold: str
+
+
+class Driver:
+    """The program on the head, as seen from here."""
+
+    def __init__(self, hosts: Hosts, cluster: RayOnHosts, given: argparse.Namespace, case: Case) -> None:
+        words = ["--drive", cluster.address, "--megabytes", str(case.megabytes), "--folds", case.fold]
+        words += ["--rounds", str(given.rounds), "--sites", str(given.sites)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        module = [sys.executable, "-m", "experiments.benchmarks.slow_link"]
+        self.process: Any = hosts[cluster.head].start(*module, *words, **pipes)
+        self.told()
+
+    def told(self) -> dict[str, Any]:
+        """Return the next line that it prints."""
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the driver ended with {self.process.wait()}")
+        return dict(json.loads(line))
+
+    def round(self) -> dict[str, Any]:
+        """Let it run one round."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.told()
+
+    def end(self) -> None:
+        """Let it end."""
+        self.process.communicate("\n", timeout=60)
+
+
+def measure(hosts: Hosts, cluster: RayOnHosts, given: argparse.Namespace, case: Case) -> dict[str, Any]:
+    """Return rounds and streams in turns: seconds, and models over the link."""
+    driver, link, found = Driver(hosts, cluster, given, case), hosts.link(*REGIONS), []
+    driver.round()  # brings the plan
+    for _ in range(given.rounds):
+        found.append(one_round(hosts, driver, link, case))
+        figures = ", ".join(f"{name} {value:.2f}" for name, value in found[-1].items())
+        print(f"  {case.megabytes} MB {case.fold}: {figures}", flush=True)
+    driver.end()
+    medians = {f"median_{name}": statistics.median(each[name] for each in found) for name in found[0]}
+    return {"megabytes": case.megabytes, "fold": case.fold, "rounds": found, **medians}
+
+
+def one_round(hosts: Hosts, driver: Driver, link: Link, case: Case) -> dict[str, float]:
+    """Return what a round and the two streams after it took."""
+    size, sides = case.megabytes * 10**6, (hosts["head"], hosts["far1"])
+    time.sleep(QUIET_S)
+    before = [link.traffic(way).bytes for way in ("out", "in")]
+    seconds = driver.round()["seconds"]
+    time.sleep(QUIET_S)
+    down, up = (link.traffic(way).bytes - old for way, old in zip(("out", "in"), before, strict=True))
+    streams = stream_s(*sides, size, STREAM_PORT) + stream_s(*sides[::-1], size, STREAM_PORT)
+    return {"round_s": seconds, "streams_s": streams, "ratio": seconds / streams, "models_down": down / size,
+            "models_up": up / size, "models": (down + up) / size, "load": os.getloadavg()[0]}  # fmt: skip
+
+
+def main() -> None:
+    """Measure, print, and write results/slow_link.json."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--megabytes", default="10,50")
+    parser.add_argument("--folds", default="fast,exact")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sites", type=int, default=50)
+    parser.add_argument("--rtt-ms", type=float, default=80.0)
+    parser.add_argument("--mbit", type=float, default=100.0)
+    parser.add_argument("--drive", default="", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.drive:
+        drive(given.drive, int(given.megabytes), given.folds, given.rounds, given.sites)
+        return
+    link = wide_area(given.rtt_ms / 1000, given.mbit * 1e6)
+    with Hosts({"hq": ["head"], "far": ["far1"]}, links={REGIONS: link}) as hosts:
+        labels = {"head": {"fedray.region": "hq"}, "far1": {"fedray.region": "far"}}
+        cluster = RayOnHosts(hosts, "head", labels=labels, object_store_mib=600)
+        cluster.start()
+        found = [
+            measure(hosts, cluster, given, Case(int(megabytes), fold))
+            for megabytes in given.megabytes.split(",")
+            for fold in given.folds.split(",")
+        ]
+    facts = {"machine": platform.platform(), "cores": os.cpu_count(), "ray": ray.__version__,
+             "rtt_ms": given.rtt_ms, "mbit": given.mbit, "sites": given.sites}  # fmt: skip
+    RESULTS.write_text(json.dumps({**facts, "measured": found}, indent=1) + "\n")
+    print(json.dumps([{key: each[key] for key in each if key != "rounds"} for each in found]))
+
+
+if __name__ == "__main__":
+    main()
