@@ -1,6 +1,6 @@
 """What does a round cost over a slow link between two regions, beside plain TCP over the same link?
 
-    python -m experiments.benchmarks.slow_link [--megabytes 10,50] [--folds fast,exact] [--rounds 5]
+    python -m experiments.benchmarks.slow_link [--megabytes 10,50] [--folds regional,fast,exact] [--rounds 5]
 
 Needs root: two regions of test hosts (experiments/testbed), joined by a link of 80 ms and 100 Mbit. In the
 one is the aggregator with half of the sites, in the other are the other sites. Sites make an update of the
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ from experiments.testbed import Hosts, Link, wide_area
 from experiments.testbed.ray_on_hosts import RayOnHosts
 from experiments.testbed.stream import stream_s
 from fedray.core.trace import Algorithm, Outputs
+from fedray.runtime import ray_transport
+from fedray.runtime.federation import Federation, Topology
+from fedray.runtime.ray_actors import HostActor
 from fedray.tree import Flat
 
 RESULTS = Path(__file__).parent / "results" / "slow_link.json"
@@ -108,34 +112,37 @@ def drive(address: str, megabytes: int, fold: str, rounds: int, sites: int) -> N
         fr.fit(algorithm(), federation, init=model, rounds=rounds + 1, fold=fold, tracker=InTurns())
 
 
+def start_hosts(specs: Any) -> dict[str, Any]:
+    """Start actors on nodes of their region, whose name theirs begins with."""
+    options = {"num_cpus": 0.001, "max_restarts": 0, "max_task_retries": 0}
+    started = {}
+    for spec in specs:
+        place = {"fedray.region": spec.name.split(".")[0]}
+        started[spec.name] = ray.remote(Placed).options(**options, label_selector=place).remote(spec)
+    return started
+
+
+class Placed(HostActor):
+    """A host whose children are on nodes of its region too."""
+
+    def __init__(self, spec: Any) -> None:
+        ray_transport.start_hosts = start_hosts
+        super().__init__(spec)
+
+
 def federation_of(address: str, data: dict[str, Rows], layout: dict[str, list[str]]) -> Any:
-    """Connect, with a host for each region that is on a node of the region."""
-    from fedray.runtime import ray_transport
-    from fedray.runtime.federation import Federation, HostSpec
-    from fedray.runtime.ray_actors import HostActor
-
-    def start_hosts(specs: Any) -> dict[str, Any]:
-        options = {"num_cpus": 0.001, "max_restarts": 0, "max_task_retries": 0}
-        return {
-            spec.name: ray.remote(HostActor)
-            .options(**options, label_selector={"fedray.region": spec.name})
-            .remote(spec)
-            for spec in specs
-        }
-
+    """Connect, with a region's hosts on nodes of the region and the aggregator in this process."""
     ray_transport.start_hosts = start_hosts
     ray_transport.start_ray(address)
-    specs = [
-        HostSpec(name, sites={site: ray_held(data[site]) for site in sites}, group_size=1)
-        for name, sites in layout.items()
-    ]
+    openers = {site: partial(opened, rows) for site, rows in data.items()}
+    specs = Topology(group_size=1).specs(openers, layout, 1)
     regions = {site: name for name, sites in layout.items() for site in sites}
     return Federation(ray_transport.aggregator_here(specs, regions, "actors"), specs, tuple(data), "ray")
 
 
-def ray_held(rows: Rows) -> Any:
-    """Return a function that opens a site."""
-    return lambda: rows
+def opened(rows: Rows) -> Rows:
+    """Open a site."""
+    return rows
 
 
 @dataclass(frozen=True)
@@ -205,29 +212,34 @@ def main() -> None:
     """Measure, print, and write results/slow_link.json."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--megabytes", default="10,50")
-    parser.add_argument("--folds", default="fast,exact")
+    parser.add_argument("--folds", default="regional,fast,exact")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sites", type=int, default=50)
     parser.add_argument("--rtt-ms", type=float, default=80.0)
     parser.add_argument("--mbit", type=float, default=100.0)
+    parser.add_argument("--out", default=str(RESULTS))
+    parser.add_argument("--far-nodes", type=int, default=1)
+    parser.add_argument("--set", action="append", default=[], help="NAME=VALUE, a setting of Ray's")
     parser.add_argument("--drive", default="", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.drive:
         drive(given.drive, int(given.megabytes), given.folds, given.rounds, given.sites)
         return
     link = wide_area(given.rtt_ms / 1000, given.mbit * 1e6)
-    with Hosts({"hq": ["head"], "far": ["far1"]}, links={REGIONS: link}) as hosts:
-        labels = {"head": {"fedray.region": "hq"}, "far1": {"fedray.region": "far"}}
-        cluster = RayOnHosts(hosts, "head", labels=labels, object_store_mib=600)
+    far = [f"far{number + 1}" for number in range(given.far_nodes)]
+    settings = dict(line.split("=", 1) for line in given.set)
+    with Hosts({"hq": ["head"], "far": far}, links={REGIONS: link}) as hosts:
+        labels = {host.name: {"fedray.region": host.region} for host in hosts}
+        cluster = RayOnHosts(hosts, "head", labels=labels, object_store_mib=600, environment=settings)
         cluster.start()
         found = [
             measure(hosts, cluster, given, Case(int(megabytes), fold))
             for megabytes in given.megabytes.split(",")
             for fold in given.folds.split(",")
         ]
-    facts = {"machine": platform.platform(), "cores": os.cpu_count(), "ray": ray.__version__,
-             "rtt_ms": given.rtt_ms, "mbit": given.mbit, "sites": given.sites}  # fmt: skip
-    RESULTS.write_text(json.dumps({**facts, "measured": found}, indent=1) + "\n")
+    asked = {name: value for name, value in vars(given).items() if name not in ("drive", "out")}
+    facts = {"machine": platform.platform(), "cores": os.cpu_count(), "ray": ray.__version__, **asked}
+    Path(given.out).write_text(json.dumps({**facts, "measured": found}, indent=1) + "\n")
     print(json.dumps([{key: each[key] for key in each if key != "rounds"} for each in found]))
 
 
