@@ -41,9 +41,8 @@ def provide(hosts):
         hosts["laptop"].write(f"/tmp/home/cluster/{file}", text)
     addresses = [hosts[name].address for name in MACHINES.values()]
     secrets = certificates({"all": addresses})["all"]
-    for file, text in secrets.items():
-        hosts["laptop"].write(f"/tmp/home/.fedray/cluster/nodes/all/{file}", text, mode=0o600)
-    hosts["laptop"].write("/tmp/home/.fedray/cluster/token", "5" * 64, mode=0o600)
+    for file, text in {"token": "5" * 64, **secrets}.items():
+        hosts["laptop"].write(f"/tmp/home/.fedray/cluster/handout/all/{file}", text, mode=0o600)
 
 
 def on_laptop(hosts, *command, limit_s=240):
