@@ -1,7 +1,7 @@
 """Train `experiment=eicu_demo` on a cluster, and print one line of JSON: the hash of the parameters, and how
 many hospitals were on the machine of each address.
 
-    python eicu_on_cluster.py ADDRESS
+    python eicu_on_cluster.py ADDRESS [OVERRIDE ...]
 """
 
 import json
@@ -14,8 +14,8 @@ import fedray as fr
 from fedray import config, experiment
 
 
-def main(address):
-    words = ["experiment=eicu_demo", "runtime=ray_cluster", f"runtime.address={address}"]
+def main(address, *overrides):
+    words = ["experiment=eicu_demo", "runtime=ray_cluster", f"runtime.address={address}", *overrides]
     built = experiment.build(experiment.asked_for(config.compose_run(words)))
     with built.federate() as federation:
         ready = experiment.prepare(built, federation).experiment
@@ -32,4 +32,4 @@ def main(address):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

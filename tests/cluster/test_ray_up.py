@@ -1,6 +1,7 @@
 """cluster/local.yaml as it is shipped, on four machines: ray up, exec, submit, down, the eICU demo."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -20,10 +21,10 @@ NO_V2 = {"RAY_UP_enable_autoscaler_v2": "0"}
 DEMO = "fedray run experiment=eicu_demo"
 
 
-@pytest.fixture(scope="module")
-def hosts(fedray_data):
+@pytest.fixture
+def hosts(fedray_data, tmp_path):
     links = {("hq", "eu"): wide_area(rtt_s=0.02), ("hq", "us"): wide_area(rtt_s=0.08)}
-    with Hosts(REGIONS, links=links) as made:
+    with Hosts(REGIONS, links=links, shared=[tmp_path]) as made:  # a folder that all machines see, for runs
         provide(made)
         yield made
 
@@ -56,12 +57,17 @@ def of_ray(hosts):
 
 
 def in_process(folder):
-    words = [*DEMO.split(), "runtime=in_process", f"runs_dir={folder}", "report=none"]
-    subprocess.run([Path(sys.executable).parent / words[0], *words[1:]], check=True, capture_output=True)
-    return json.loads(next(folder.glob("*/result.json")).read_text())["params_sha256"]
+    """Build the hospitals in folder/data, train in this machine's own process, and return the hash."""
+    words = [*DEMO.split(), "runtime=in_process", "report=none", f"runs_dir={folder}/runs"]
+    program = Path(sys.executable).parent / "fedray"
+    subprocess.run([program, *words[1:], f"data_dir={folder}/data"], check=True, capture_output=True)
+    return json.loads(next(folder.glob("runs/*/result.json")).read_text())["params_sha256"]
 
 
 def test_a_cluster_of_ssh_hosts_comes_up_trains_the_demo_with_equal_bits_and_goes(hosts, tmp_path):
+    expected = in_process(tmp_path)
+    for name in MACHINES.values():  # each machine has its hospitals' data on its own disk
+        shutil.copytree(tmp_path / "data", f"/proc/{hosts[name].first}/root/tmp/data")
     on_laptop(hosts, "ray", "up", "-y", "--no-config-cache", "local.yaml")
     head = f"{hosts['head'].address}:6379"
     ask = f"python -m experiments.testbed.nodes {head} 3 90"
@@ -71,15 +77,16 @@ def test_a_cluster_of_ssh_hosts_comes_up_trains_the_demo_with_equal_bits_and_goe
     assert labels == {hosts["head"].address: "aggregator", hosts["worker1"].address: "site",
                       hosts["worker2"].address: "site"}  # fmt: skip
 
-    run = f"{DEMO} runtime=ray_cluster runtime.address=$FEDRAY_HEAD report=none runs_dir=/tmp/runs"
+    folders = f"data_dir=/tmp/data runs_dir={tmp_path}/on_cluster"
+    run = f"{DEMO} runtime=ray_cluster runtime.address=$FEDRAY_HEAD report=none {folders}"
     on_laptop(hosts, "ray", "exec", "--no-config-cache", "local.yaml", run)
-    files = list(Path(f"/proc/{hosts['head'].first}/root/tmp/runs").glob("*/result.json"))
-    expected = in_process(tmp_path)
+    files = list(tmp_path.glob("on_cluster/2*/result.json"))  # beside `latest`
     assert [json.loads(file.read_text())["params_sha256"] for file in files] == [expected]
 
     script = (Path(__file__).parent / "eicu_on_cluster.py").read_text()
     hosts["laptop"].write("/tmp/home/cluster/study.py", script)
-    said = on_laptop(hosts, "ray", "submit", "--no-config-cache", "local.yaml", "study.py", head)
+    words = ["ray", "submit", "--no-config-cache", "local.yaml", "study.py", head, *folders.split()]
+    said = on_laptop(hosts, *words)
     told = json.loads(next(line for line in said.splitlines() if line.startswith('{"sha256"')))
     assert told["sha256"] == expected
     assert sum(told["hospitals"].values()) == 185
