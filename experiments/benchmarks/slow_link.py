@@ -208,6 +208,15 @@ def one_round(hosts: Hosts, driver: Driver, link: Link, case: Case) -> dict[str,
             "models_up": up / size, "models": (down + up) / size, "load": os.getloadavg()[0]}  # fmt: skip
 
 
+def write(file: Path, found: list[dict[str, Any]]) -> None:
+    """Write what was found into the file, in place of what it had of the same cases."""
+    before = json.loads(file.read_text()) if file.exists() else []
+    now = [(each["megabytes"], each["fold"], each["facts"]["far_nodes"]) for each in found]
+    kept = [each for each in before
+            if (each["megabytes"], each["fold"], each["facts"]["far_nodes"]) not in now]  # fmt: skip
+    file.write_text(json.dumps(kept + found, indent=1) + "\n")
+
+
 def main() -> None:
     """Measure, print, and write results/slow_link.json."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
@@ -239,7 +248,7 @@ def main() -> None:
         ]
     asked = {name: value for name, value in vars(given).items() if name not in ("drive", "out")}
     facts = {"machine": platform.platform(), "cores": os.cpu_count(), "ray": ray.__version__, **asked}
-    Path(given.out).write_text(json.dumps({**facts, "measured": found}, indent=1) + "\n")
+    write(Path(given.out), [{**each, "facts": facts} for each in found])
     print(json.dumps([{key: each[key] for key in each if key != "rounds"} for each in found]))
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from experiments.testbed.certificates import certificates
 from experiments.testbed.hosts import Hosts
+from fedray.runtime.ray_environment import WORKER_ENVIRONMENT
 
 PORT, REDIS_PORT = 6379, 6390
 SECRETS = "/run/fedray-secrets"  # on each host: token, ca.crt, node.crt, node.key
@@ -70,7 +71,8 @@ class RayOnHosts:
         self.address = f"{hosts[head].address}:{PORT}"
         self.has_redis = has_redis
         self._sizes = [f"--num-cpus={num_cpus}", f"--object-store-memory={object_store_mib * 2**20}"]
-        shared = {"RAY_AUTH_MODE": "token" if has_token else "disabled", **health, **(environment or {})}
+        mode = {"RAY_AUTH_MODE": "token" if has_token else "disabled"}
+        shared = {**WORKER_ENVIRONMENT, **mode, **health, **(environment or {})}
         if has_token:
             shared["RAY_AUTH_TOKEN_PATH"] = f"{SECRETS}/token"
         if has_tls:
