@@ -94,10 +94,15 @@ def drain(address: str, node_ip: str, seconds: float, reason: str = "preemption"
 def _node_at(head: Any, node_ip: str) -> str:
     from ray.core.generated.gcs_pb2 import GcsNodeInfo
 
-    for node_id, node in head.get_all_node_info(timeout=CALL_WITHIN_S).items():
-        if node.node_manager_address == node_ip and node.state == GcsNodeInfo.GcsNodeState.ALIVE:
-            return str(node_id.hex())
-    raise HostError(f"no living node at {node_ip}. Fix: --node-ip as in `ray start --node-ip-address`")
+    living = GcsNodeInfo.GcsNodeState.ALIVE
+    nodes = head.get_all_node_info(timeout=CALL_WITHIN_S).items()
+    found = [str(node_id.hex()) for node_id, node in nodes
+             if node.node_manager_address == node_ip and node.state == living]  # fmt: skip
+    if not found:
+        raise HostError(f"no living node at {node_ip}. Fix: --node-ip as in `ray start --node-ip-address`")
+    if len(found) > 1:
+        raise HostError(f"{len(found)} nodes at {node_ip}. Fix: ray drain-node --node-id of `ray list nodes`")
+    return found[0]
 
 
 def watch(cloud: str, address: str, node_ip: str, base: str = METADATA, every_s: float = ASK_EVERY_S) -> str:

@@ -81,8 +81,12 @@ def test_workers_are_of_their_type_and_may_not_start_machines(operator):
 
 
 def test_every_machine_is_in_the_clusters_group_and_nobody_else_gets_in(operator):
-    groups = {group["GroupId"] for one in operator.machines().values() for group in one["SecurityGroups"]}
-    (group,) = operator.client("ec2").describe_security_groups(GroupIds=list(groups))["SecurityGroups"]
+    # as asked: with interfaces, the simulation adds the default group to what it tells of a machine
+    starts = [words for action, words in [*operator.calls_of_operator, *operator.calls_of_head]
+              if action == "ec2:RunInstances"]  # fmt: skip
+    groups = [value for words in starts for name, value in words.items() if "SecurityGroupId." in name]
+    assert len(groups) == len(starts) == 1 + len(WORKERS)
+    (group,) = operator.client("ec2").describe_security_groups(GroupIds=list(set(groups)))["SecurityGroups"]
     assert group["GroupName"] == operator.name
     opened = {
         (entry["IpProtocol"], entry["FromPort"], entry["ToPort"], source.get("CidrIp", source.get("GroupId")))
@@ -122,10 +126,13 @@ def test_heads_policy_allows_what_starting_workers_asked_for(operator):
 
 def test_policy_refuses_a_machine_of_another_cluster_subnet_or_role(operator):
     (start,) = [words for action, words in operator.calls_of_operator if action == "ec2:RunInstances"]
-    for name, value in start.items():
-        if value == operator.name or name.endswith("SubnetId") or name == "IamInstanceProfile.Name":
-            other = ("ec2:RunInstances", start | {name: "other"})
-            assert refused(policy_of_operator(operator), [other], operator.name), name
+    policy = policy_of_operator(operator)
+    names = [name.replace("Key", "Value") for name, value in start.items() if value == "ray-cluster-name"]
+    names += [name for name in start if name.endswith("SubnetId")]
+    assert len(names) == 3  # the tag of the machine, that of its disks, and the subnet
+    for name in [*names, "IamInstanceProfile.Name"]:
+        other = ("ec2:RunInstances", start | {name: "other"})
+        assert refused(policy, [other], operator.name), name
 
 
 def test_policy_grants_nothing_that_neither_ray_nor_the_lister_asks_for(operator):
