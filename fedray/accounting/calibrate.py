@@ -12,6 +12,7 @@ from fedray.errors import ConfigError
 TOLERANCE = 2e-4  # of epsilon: a noise multiplier that is searched for spends no more and hardly less
 MOST_STEPS = 60  # of a search that takes four
 MOST_NOISE = 1e6  # a multiplier above it is no answer
+BY_LOSSES = (0.2, 500.0)  # epsilons for which losses alone are looked at; below it Rényi's may be less
 
 
 def noise_multiplier(
@@ -51,9 +52,15 @@ def solve(mechanism: Mechanism, epsilon: float, delta: float, rounds: int) -> Me
         return with_noise(mechanism, math.sqrt(rounds * steps) / gaussian.gaussian_mu(epsilon, delta))
 
     def spent(noise: float) -> float:
-        return accountant.epsilon({with_noise(mechanism, noise): rounds}, delta, coarse=True)
+        told = {with_noise(mechanism, noise): rounds}
+        if mechanism.kind == "skellam" or not BY_LOSSES[0] <= epsilon <= BY_LOSSES[1]:
+            return accountant.epsilon(told, delta, coarse=True)
+        return accountant.epsilon_by_losses(told, delta)
 
-    found = _least(spent, epsilon, _guess(mechanism, epsilon, delta, rounds))
+    def limit(noise: float) -> float:
+        return gaussian.gaussian_epsilon(_limit_mu(mechanism, noise, rounds), delta)
+
+    found = _least(spent, limit, epsilon, _guess(mechanism, epsilon, delta, rounds))
     if found >= MOST_NOISE:
         raise ConfigError(
             f"no noise gives epsilon={epsilon} at delta={delta} over {rounds} rounds. Fix: fewer rounds"
@@ -61,29 +68,39 @@ def solve(mechanism: Mechanism, epsilon: float, delta: float, rounds: int) -> Me
     return with_noise(mechanism, found)
 
 
-def _least(spent: Callable[[float], float], epsilon: float, guess: float) -> float:
-    """Return the least noise that spends no more than epsilon, by a secant: it is nearly a power law."""
-    high, of_high = guess, spent(guess)
-    low, of_low = high, of_high
-    while of_high > epsilon and high < MOST_NOISE:
-        low, of_low, high = high, of_high, high * 1.1 * of_high / epsilon
-        of_high = spent(high)
-    while of_low <= epsilon and of_high < (1 - TOLERANCE) * epsilon:
-        low /= 1.1
-        of_low = spent(low)
+def _least(
+    spent: Callable[[float], float], limit: Callable[[float], float], epsilon: float, guess: float
+) -> float:
+    """Return the least noise that spends no more than epsilon: a Newton step by the slope of the central
+    limit, then secants, for it is nearly a power law; halving where they leave what is known.
+    """
+    target, low, high, at, before = (1 - TOLERANCE / 2) * epsilon, 0.0, math.inf, guess, None
     for _ in range(MOST_STEPS):
-        if of_high >= (1 - TOLERANCE) * epsilon or high < low * (1 + TOLERANCE / 10):
+        of_at = spent(at)
+        if (1 - TOLERANCE) * epsilon <= of_at <= epsilon:
+            return at
+        low, high = (low, at) if of_at <= epsilon else (at, high)
+        if low >= MOST_NOISE or high < low * (1 + TOLERANCE / 10):
             break
-        slope = math.log(of_high / of_low) / math.log(high / low)
-        middle = low * ((1 - TOLERANCE / 2) * epsilon / of_low) ** (1 / slope)
-        if not low < middle < high:
-            middle = math.sqrt(low * high)
-        found = spent(middle)
-        if found <= epsilon:
-            high, of_high = middle, found
-        else:
-            low, of_low = middle, found
-    return high
+        near = 1.01 * at
+        power = _power(at, of_at, *before) if before else _power(at, limit(at), near, limit(near))
+        before = at, of_at
+        at = _within(low, high, at * (target / of_at) ** (1 / power) if of_at and power < 0 else math.inf)
+    return min(high, MOST_NOISE)
+
+
+def _power(a: float, of_a: float, b: float, of_b: float) -> float:
+    """Return the power of the noise by which epsilon goes, by two pairs; 0 where they do not say."""
+    return math.log(of_b / of_a) / math.log(b / a) if of_a > 0 and of_b > 0 and a != b else 0.0
+
+
+def _within(low: float, high: float, at: float) -> float:
+    """Return the next noise to try: as asked where it lies in between, else halfway, or further out."""
+    if low and high < math.inf:
+        return at if low < at < high else math.sqrt(low * high)
+    if low:
+        return min(at, 4 * low) if at > low else 2 * low
+    return max(at, high / 4) if at < high else high / 2
 
 
 def _guess(mechanism: Mechanism, epsilon: float, delta: float, rounds: int) -> float:
@@ -94,6 +111,12 @@ def _guess(mechanism: Mechanism, epsilon: float, delta: float, rounds: int) -> f
     _, rate, steps = with_noise(mechanism, 1.0).known
     reached = gaussian.gaussian_mu(epsilon, delta) / rate
     return float(math.log1p(reached**2 / (rounds * steps)) ** -0.5)
+
+
+def _limit_mu(mechanism: Mechanism, noise: float, rounds: int) -> float:
+    """Return mu of the Gaussian that many sampled releases come near to: `_guess` the other way round."""
+    _, rate, steps = with_noise(mechanism, 1.0).known
+    return rate * math.sqrt(rounds * steps * math.expm1(min(noise**-2, 700.0)))
 
 
 def with_noise(mechanism: Mechanism, noise_multiplier: float) -> Mechanism:

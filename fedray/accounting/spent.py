@@ -1,6 +1,6 @@
 """Who has spent what: the releases of every data set and unit added up, and the largest epsilon."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -10,6 +10,9 @@ from fedray.accounting.mechanism import Mechanism
 
 Key = tuple[str, str]  # a data set's name in the ledger, and the unit that is protected in it
 Steps = Mapping[Mechanism, int]
+Look = tuple[float, tuple[tuple[Mechanism, int], ...]]  # a bound of epsilon, and the history
+MOST_FINE = 8  # histories that are accounted on the fine grid where many are close: a third of a second each
+COARSE_ABOVE = 0.004  # by which a coarse figure may lie above the fine one
 _LOSS = ("kind", "noise_multiplier", "sampling_rate", "steps", "delta", "unit", "noise_by", "trusted",
          "adjacency")  # fmt: skip
 _OF_KIND = {"skellam": ("variance", "l2", "l1"), "matrix": ("rounds", "sensitivity")}
@@ -51,16 +54,39 @@ class Account:
 def largest(spent: Iterable[Steps], delta: float, *, coarse: bool = False) -> float:
     """Return the largest epsilon among several histories; equal ones are accounted once.
 
-    Where many differ, only those are accounted in full whose first look is over the best so far.
+    Where many differ, only those are accounted in full whose first look is over the best so far, and of
+    those that are still close after a coarse look (sites whose noise follows from one epsilon all are) not
+    more than MOST_FINE: for the others the coarse figure, a bound as well, stands.
     """
     distinct = {frozenset(steps.items()) for steps in spent}
     looks = sorted(((_look(steps, delta), tuple(steps)) for steps in distinct), key=lambda look: -look[0])
+    if coarse or len(looks) <= MOST_FINE:
+        return _largest(looks, delta, coarse)
+    close = [(_epsilon(frozenset(steps), delta, True), steps) for _, steps in _over_best(looks, delta)]
+    close.sort(key=lambda look: -look[0])
+    best = _largest(close[:MOST_FINE], delta, False)
+    return max([best, *(figure for figure, _ in close[MOST_FINE:])])
+
+
+def _largest(looks: Sequence[Look], delta: float, coarse: bool) -> float:
+    """Return the largest epsilon of histories, in the order of their looks, which are bounds."""
     best = 0.0
     for look, steps in looks:
         if look <= best:
             break
         best = max(best, _epsilon(frozenset(steps), delta, coarse))
     return best
+
+
+def _over_best(looks: Sequence[Look], delta: float) -> list[Look]:
+    """Return the histories that may be the largest, by coarse figures."""
+    best, found = 0.0, []
+    for look, steps in looks:
+        if look <= best:
+            break
+        best = max(best, _epsilon(frozenset(steps), delta, True) - COARSE_ABOVE)
+        found.append((look, steps))
+    return found
 
 
 @lru_cache(maxsize=65536)

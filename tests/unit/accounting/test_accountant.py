@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedray.accounting import Mechanism, accountant, matrix, renyi
+from fedray.accounting import Mechanism, accountant, matrix, renyi, spent
 from fedray.accounting.gaussian import gaussian_delta, gaussian_epsilon, gaussian_mu
 from fedray.accounting.skellam import skellam_divergence, skellam_epsilon, skellam_rdp
 from fedray.errors import ConfigError
@@ -169,3 +169,22 @@ def test_matrix_mechanism_has_the_known_error(
     found = matrix.sensitivity(bands, times), matrix.rms_error(bands, rounds)
     assert found == (pytest.approx(sensitivity, abs=1e-6), pytest.approx(error, abs=5e-5))
     assert found[0] * found[1] == pytest.approx(product, abs=5e-5)
+
+
+def test_of_many_close_histories_few_are_accounted_finely_and_none_is_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fine: list[int] = []
+
+    def figure(steps: frozenset[tuple[Mechanism, int]], delta: float, coarse: bool) -> float:
+        fine.append(not coarse)
+        number = next(iter(steps))[1]
+        return 3 - number / 1e4 + 0.003 * coarse
+
+    monkeypatch.setattr(spent, "_epsilon", figure)
+    monkeypatch.setattr(spent, "_look", lambda steps, delta: 3.3)
+    sampled = mechanism(sampling_rate=0.1)
+    histories = [{sampled: number} for number in range(1, 41)]
+    assert 3 - 1e-4 <= spent.largest(histories, 1e-5) <= 3 + 0.003
+    assert sum(fine) == spent.MOST_FINE
+    assert spent.largest(histories[:3], 1e-5) == pytest.approx(3 - 1e-4)

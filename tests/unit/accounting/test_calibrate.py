@@ -85,3 +85,42 @@ def test_hopeless_noise_is_refused_with_a_way_out() -> None:
 
 def test_noise_without_a_divisor_is_not_judged() -> None:
     assert calibrate.noise_of(replace(SITE, divisor=None), 10**9) is None
+
+
+def own_noise(rounds: int, epsilon: float = 3.0) -> Mechanism:
+    return Mechanism(kind="sampled_gaussian", noise_multiplier=None, epsilon=epsilon, batch_size=32,
+                     epochs=1.0, sampling_rate=None, steps=None, rounds=rounds, unit="record",
+                     noise_by="sites", trusted="nobody")  # fmt: skip
+
+
+@pytest.mark.parametrize(("epsilon", "rounds"), [(0.3, 20), (1.0, 1), (3.0, 50), (8.0, 10)])
+def test_each_size_of_site_is_solved_by_few_looks_at_losses_alone(
+    monkeypatch: pytest.MonkeyPatch, epsilon: float, rounds: int
+) -> None:
+    pytest.importorskip("dp_accounting")
+    looks: list[float] = []
+    losses, coarse = accountant._losses, accountant.epsilon
+    monkeypatch.setattr(accountant, "_losses", lambda *given: looks.append(1) or losses(*given))
+    monkeypatch.setattr(accountant, "divergences", None)  # a search does not ask it
+    calibrate.solve.cache_clear()
+    made = [own_noise(rounds, epsilon).at_site(size) for size in (40, 61, 133, 500)]
+    assert len(looks) <= 4 * len(made)
+    monkeypatch.undo()
+    spent = [coarse({each: rounds}, 1e-5, coarse=True) for each in made]
+    assert all(0.9998 * epsilon <= found <= epsilon for found in spent)
+
+
+@pytest.mark.parametrize(("guess", "power"), [(1.0, -1.0), (30.0, -2.0), (0.05, -0.5), (1.0, -9.0)])
+def test_a_search_finds_the_noise_from_a_poor_guess(guess: float, power: float) -> None:
+    calls: list[float] = []
+
+    def spent(noise: float) -> float:
+        calls.append(noise)
+        return 3.0 * (noise / 2) ** power
+
+    found = calibrate._least(spent, lambda noise: 1 / noise, 3.0, guess)
+    assert 3 * (1 - calibrate.TOLERANCE) <= spent(found) <= 3 and len(calls) < 20
+    assert calibrate._least(lambda noise: 5.0, lambda noise: 1 / noise, 3.0, guess) == calibrate.MOST_NOISE
+    assert calibrate._least(lambda noise: 4.0 if noise < 2 else 0.0, lambda noise: 0.0, 3.0, 1.0) == (
+        pytest.approx(2, rel=1e-4)
+    )
