@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import bench
+import foolsgold
 import numpy as np
 import pytest
 import smoke
@@ -114,6 +115,19 @@ def test_the_table_that_is_kept_is_that_of_the_benchs_figures():
     results = Path(bench.__file__).parent / "results"
     found = json.loads((results / "bench.json").read_text())
     assert bench.report(found) == json.loads((results / "attacks.json").read_text())
+
+
+@pytest.mark.parametrize("sybils", [3, 30])
+def test_foolsgold_silences_any_number_of_sybils_among_sites_that_differ(sybils):
+    taken, others = foolsgold.one_class_each(P.foolsgold(), sybils, seed=0, rounds=30)
+    assert taken < 0.05 and others > 0.9
+    assert foolsgold.one_class_each(updates.mean(), sybils, seed=0, rounds=30)[0] > 0.8
+
+
+def test_foolsgold_judges_honest_sites_that_are_alike_as_it_does_attackers_who_are_not_alike():
+    found = foolsgold.judged("sign_flip", seed=0)
+    assert found["honest"].min() > 0.8 and found["bad"].max() < found["honest"].max() and found["auroc"] < 0.6
+    assert foolsgold.judged("sybil", seed=0)["share"] < 0.01
 
 
 @pytest.mark.slow
