@@ -24,7 +24,7 @@ HELP = """\
 fedray: federated learning for hospitals on Ray
 
   fedray run [key=value ...]         train; `fedray run --help` lists groups and options
-  fedray resume RUN [key=value ...]  go on with an interrupted run, in its directory
+  fedray resume RUN [key=value ...]  go on with a run: its directory, or its address in a store
   fedray sweep key=a,b [...]         train once per combination, in one session
   fedray contribution RUN            say what each site adds to the model of a run
   fedray report RUN                  write report.html of a run again

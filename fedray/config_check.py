@@ -14,6 +14,8 @@ from typing import Any
 
 from fedray import config_targets
 from fedray.config_schema import Config
+from fedray.errors import ConfigError
+from fedray.runtime.storage import check_address
 
 Tree = Mapping[str, Any]
 IN_TURN = ("fedray.algorithms.cyclic", "fedray.algorithms.split")
@@ -233,6 +235,14 @@ def _runs_dir(tree: Tree) -> Iterator[str]:
         yield f"runs_dir={given}: {folder} cannot be written to. Fix: runs_dir=FOLDER that you may write to"
 
 
+def _storage(tree: Tree) -> Iterator[str]:
+    place = (tree.get("checkpoint") or {}).get("storage")
+    try:
+        check_address(place or "")
+    except ConfigError as error:
+        yield f"checkpoint.storage={error}"
+
+
 def _extras(tree: Tree) -> Iterator[str]:
     needs = (tree.get("data") or {}).get("_target_") == "fedray.data.digits"
     if needs and importlib.util.find_spec("sklearn") is None:
@@ -335,5 +345,5 @@ def _kinds_of_rounds(tree: Tree) -> Iterator[str]:
                f"model would stay as it starts. Fix: algorithm.period={rounds} or rounds={first}")
 
 
-FINDERS = (_unset, _strangers, _targets, _numbers, _schedule, _rates, _data, _runs_dir, _extras, _words,
-           _pairs, _kinds_of_rounds, _privacy, _ledger)
+FINDERS = (_unset, _strangers, _targets, _numbers, _schedule, _rates, _data, _runs_dir, _storage, _extras,
+           _words, _pairs, _kinds_of_rounds, _privacy, _ledger)

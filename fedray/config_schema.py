@@ -34,6 +34,9 @@ class Checkpoint:
     """Seconds between two checkpoints; 0 writes one after every round."""
     keep: int = 2
     """How many of the last checkpoints are kept, beside the best."""
+    storage: str | None = None
+    """Place that every machine reaches, for checkpoints and copies of the run's records, so that a lost disk
+    loses nothing: a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX; null keeps all in the run directory."""
 
 
 @dataclass

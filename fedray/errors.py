@@ -14,6 +14,8 @@
       ConfigError       a configuration cannot run; `problems` lists all that was found
       MemoryForecastError  the run would not fit into memory
       CheckpointError   a checkpoint is missing, broken or of another plan
+        DamagedError    a file of a checkpoint is not as it was written
+      StorageError      a disk is full, or a store does not answer
       LedgerError       a privacy ledger was cut, edited or removed
       BudgetError       a release would spend more privacy than is allowed
       HostError         a process that holds sites did not answer
@@ -87,6 +89,14 @@ class MemoryForecastError(FedrayError):
 
 class CheckpointError(FedrayError):
     """A checkpoint is missing, broken or of another plan."""
+
+
+class DamagedError(CheckpointError):
+    """A file of a checkpoint is gone, cut off or changed: the checkpoint before it may be whole."""
+
+
+class StorageError(FedrayError):
+    """A file or an object could not be written or read: a full disk, a store that does not answer."""
 
 
 class LedgerError(FedrayError):

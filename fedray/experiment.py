@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fedray as fr
-from fedray import phases, track
-from fedray.errors import ConfigError, DataError
+from fedray import phases, stored, track
+from fedray.errors import ConfigError, DataError, StorageError
 from fedray.rundir import RunDirectory
 
 if TYPE_CHECKING:
@@ -82,15 +82,21 @@ def _asked(tree: Mapping[str, Any], overrides: Sequence[str], run_dir: Path,
 
 
 def asked_again(path: str | Path, overrides: Sequence[str] = (), allow: Sequence[str] = ()) -> Asked:
-    """Return what going on with a run asks for. Raises ConfigError where too much is changed.
+    """Return what going on with a run asks for; `path` is its directory, or its address in a store.
+
+    Raises ConfigError where too much is changed.
 
     Code of own packages must be allowed again: a run directory is data, also one that came from elsewhere.
     """
     from fedray import config
+    path, storage = stored.opened(path)
     folder = RunDirectory.open(path)
     changed = config.recompose(folder.config_yaml, overrides, allow)
     config.check(changed)
-    return _asked(config.to_plain(changed), overrides, Path(path), is_resumed=True)
+    tree = config.to_plain(changed)
+    if storage is not None:  # where it was found, which may be a copy
+        tree = {**tree, "checkpoint": {**tree["checkpoint"], "storage": storage}}
+    return _asked(tree, overrides, path, is_resumed=True)
 
 
 def start(composed: "Composed", live: bool = True, *, keep: Any = None, tracker: Any = None) -> Outcome:
@@ -127,12 +133,12 @@ def build(asked: Asked, keep: Any = None) -> "Experiment":
 
 
 def _refuse_what_is_done(folder: RunDirectory, asked: Asked, rounds: int) -> None:
-    from fedray.runtime.checkpoint import Checkpoints
     path = asked.run_dir
     if folder.status[0] == "done" and not asked.overrides:
         raise ConfigError(f"{path} is done, {rounds} rounds. Fix: fedray resume {path} rounds={2 * rounds}")
-    done = max(Checkpoints(folder.checkpoints).rounds(), default=-1) + 1
-    if rounds <= done:
+    done = max(stored.checkpoints_of(asked.tree, folder).rounds(), default=-1) + 1
+    is_written = (path / "result.json").exists()  # else the run ended before it, after its last round
+    if rounds < done or (rounds == done and is_written):
         raise ConfigError(f"{path} has done {done} rounds and rounds={rounds} asks for no more. "
                           f"Fix: fedray resume {path} rounds={2 * done}")
 
@@ -278,24 +284,27 @@ class _Count:
 def _train(ready: Ready, federation: Any, run: RunDirectory, *, show: Show | None, resume: bool,
            also_tell: Any) -> Outcome:
     from fedray.core.rewrite import policies
-    from fedray.runtime.checkpoint import Checkpoints
     experiment = ready.experiment
     training, tree = experiment.training, experiment.tree
     rules = policies(experiment.passes)
     also = [fr.compile(program, rules) for program in (*ready.programs, *training.evaluate.values())]
     view = show(_title(experiment), experiment.rounds, directory=str(run.path)) if show else None
     tracker = track.combine(run.plan_tracker(also), _tracker(experiment, run), view, also_tell)
-    every, keep = tree["checkpoint"]["every_s"], tree["checkpoint"]["keep"]
+    checkpoints = stored.checkpoints_of(tree, run)
+    if isinstance(checkpoints.also, stored.Copies):
+        log.info("kept in %s too; `fedray resume` goes on from there", checkpoints.also.address)
     with _noted(run), run.log():
         result = fr.fit(training.algorithm, federation, init=training.init, rounds=experiment.rounds,
                         passes=experiment.passes, schedule=experiment.schedule, tracker=tracker,
                         every=experiment.every, evaluate=training.evaluate, early_stop=experiment.early_stop,
-                        checkpoint=Checkpoints(run.checkpoints, every_s=every, keep=keep), resume=resume,
+                        checkpoint=checkpoints, resume=resume,
                         ledger=experiment.ledger(), seed=experiment.seed, fold=experiment.fold)
         summary = run.write_result(result, _facts(experiment, ready.preparation))
     opening = _report(experiment, run)
     if result.stopped == "interrupted":
         opening = f"go on with: fedray resume {run.path}"
+    if isinstance(checkpoints.also, stored.Copies):
+        checkpoints.also.last()
     if view is not None:
         view.close(summary, opening)
     return Outcome(run=run, result=result, summary=summary)
@@ -307,13 +316,21 @@ def _noted(run: RunDirectory) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        run.set_status("interrupted", "stopped at once; go on with `fedray resume`")
+        _set_status(run, "interrupted", "stopped at once; go on with `fedray resume`")
         raise
     except BaseException as error:
         said = str(error).splitlines()
-        run.set_status("failed", f"{type(error).__name__}: {said[0] if said else ''}")
+        _set_status(run, "failed", f"{type(error).__name__}: {said[0] if said else ''}")
         log.error("the run failed: %s", type(error).__name__)
         raise
+
+
+def _set_status(run: RunDirectory, state: str, reason: str) -> None:
+    """Write STATUS; where a full disk does not take it, what went wrong is more than that."""
+    try:
+        run.set_status(state, reason)
+    except StorageError as error:
+        log.warning("%s", error)
 
 
 def _report(experiment: "Experiment", run: RunDirectory) -> str:

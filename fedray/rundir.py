@@ -5,6 +5,7 @@
       STATUS log.txt                            running, done, failed or interrupted, and why
       plan.json egress.txt trust.txt            the round, all that leaves a site in it, what is protected
       rounds.jsonl evaluations.jsonl sites.jsonl  (and .parquet): see track.py
+      stored-in.txt                             where it is kept besides: see stored.py
       checkpoints/ result.json model.safetensors model.json report.html
 
 `runs/latest` points to the newest. Nothing here holds a patient value or the path of a folder.
@@ -28,8 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import fedray
-from fedray.errors import ConfigError
-from fedray.track import plain
+from fedray.errors import ConfigError, StorageError
+from fedray.runtime.storage import failed
+from fedray.track import append_whole, plain
 
 STATES = ("running", "done", "failed", "interrupted")
 RECORDED = ("ray", "torch", "numpy", "pandas", "pyarrow", "hydra-core", "omegaconf", "safetensors")
@@ -70,9 +72,10 @@ class RunDirectory:
             run.checkpoints.mkdir(exist_ok=True)
             if run.path.parent == Path(root):
                 _point(Path(root) / "latest", run.path.name)
-        except OSError as error:
+        except (OSError, StorageError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
             raise ConfigError(
-                f"runs_dir={root}: a run directory cannot be made there ({error.strerror}). "
+                f"runs_dir={root}: a run directory cannot be made there ({why}). "
                 "Fix: runs_dir=FOLDER that you may write to"
             ) from error
         return run
@@ -129,8 +132,14 @@ class RunDirectory:
         """Write a file by one rename, so that a kill leaves the old one or the new one."""
         target = self.path / name
         temporary = target.with_name(f"{name}.part")
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, target)
+        data = content.encode() if isinstance(content, str) else content
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, target)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise failed(target, error, "written", len(data)) from error
         return target
 
     def write_json(self, name: str, value: Any) -> Path:
@@ -183,7 +192,7 @@ class RunDirectory:
     @contextlib.contextmanager
     def log(self, level: int = logging.INFO) -> Iterator[None]:
         """Append what fedray logs to `log.txt` inside the block."""
-        handler = logging.FileHandler(self.path / "log.txt")
+        handler = _LogFile(self.path / "log.txt")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
         thread = threading.get_ident()  # trials that train together run each in a thread, and log apart
         handler.addFilter(lambda record: record.thread == thread)
@@ -197,6 +206,24 @@ class RunDirectory:
             logger.removeHandler(handler)
             logger.setLevel(before)
             handler.close()
+
+
+class _LogFile(logging.Handler):
+    """A log from which a full disk leaves lines out; the terminal has each, and the log says how many."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path, self.lost = path, 0
+        append_whole(path, b"")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append a line."""
+        left_out = f"({self.lost} lines before this one found no room)\n" * bool(self.lost)
+        try:
+            append_whole(self.path, f"{left_out}{self.format(record)}\n".encode())
+            self.lost = 0
+        except OSError:  # it must not be logged: that line would come here too
+            self.lost += 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ diff, TensorBoard) is a view of these.
 
 import importlib.util
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fedray.errors import ConfigError
+from fedray.runtime.storage import failed
 from fedray.suppress import small_cells
 
 if TYPE_CHECKING:
     import pandas as pd
 
+logger = logging.getLogger(__name__)
 KINDS = ("rounds", "evaluations", "sites")
 AGES = ("late", "staleness_mean", "staleness_max", "versions")  # of a buffered round, or of late work
 SOMETIMES = (*AGES, "epsilon")  # what rows of some runs have
@@ -117,10 +120,12 @@ def site_rows(record: Any, suppress: bool = False) -> list[dict[str, Any]]:
 
 
 class Jsonl:
-    """Append every record to the run directory."""
+    """Append every record to the run directory. What a full disk does not take is kept until it does."""
 
     def __init__(self, directory: Path, suppress: bool) -> None:
         self.directory, self.suppress = directory, suppress
+        self._waiting: dict[str, list[str]] = {kind: [] for kind in KINDS}
+        self._is_said = False
 
     def start(self, plan: Any, facts: Mapping[str, Any]) -> None:
         """Drop what a resumed run will do again, and an unfinished last line."""
@@ -143,14 +148,32 @@ class Jsonl:
         self._append("sites", site_rows(record, self.suppress))
 
     def finish(self, result: Any) -> None:
-        """Write the Parquet files."""
+        """Write the Parquet files; where the disk is full, say how many lines are lost."""
         for kind in KINDS:
-            write_parquet(self.directory / f"{kind}.parquet", _read_lines(self.directory / f"{kind}.jsonl"))
+            self._append(kind, [])
+            target = self.directory / f"{kind}.parquet"
+            try:
+                write_parquet(target, _read_lines(self.directory / f"{kind}.jsonl"))
+            except OSError as error:
+                target.with_suffix(".part").unlink(missing_ok=True)
+                logger.warning("%s", failed(target, error, "written"))
+        if lost := sum(map(len, self._waiting.values())):
+            logger.warning("%d records of the run are not on the disk and lost with this process", lost)
 
     def _append(self, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        if rows:
-            with (self.directory / f"{kind}.jsonl").open("a") as file:
-                file.write("".join(json.dumps(row) + "\n" for row in rows))
+        waiting, path = self._waiting[kind], self.directory / f"{kind}.jsonl"
+        waiting += [json.dumps(row) + "\n" for row in rows]
+        if not waiting:
+            return
+        try:
+            append_whole(path, "".join(waiting).encode())
+            waiting.clear()
+            self._is_said = False
+        except OSError as error:
+            if not self._is_said:
+                told = failed(path, error, "added to")
+                logger.warning("%s. Records are kept in memory until then, and the run goes on", told)
+            self._is_said = True
 
 
 def jsonl(directory: str | os.PathLike[str], suppress: bool = False) -> Tracker:
@@ -242,6 +265,19 @@ def frame(directory: str | os.PathLike[str], kind: str) -> "pd.DataFrame":
     import pandas as pd
 
     return pd.json_normalize(read(directory, kind))
+
+
+def append_whole(path: Path, data: bytes) -> None:
+    """Add bytes to a file, all or none. Raises OSError where the disk does not take them."""
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[file.write(view) :]
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

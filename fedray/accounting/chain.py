@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedray.errors import LedgerError
+from fedray.errors import LedgerError, StorageError
 
 START = bytes(32)
 _BEFORE, _BETWEEN, _AFTER = b'{"entry":', b',"chain":"', b'"}'
@@ -82,15 +82,29 @@ class ChainedFile:
         text = json.dumps({"seq": number, **entry}, allow_nan=False, separators=(",", ":")).encode()
         written = line(text, link(self.links[-1] if self.links else START, text))
         if self._file is not None:
-            view = memoryview(written)
-            while view:
-                view = view[os.write(self._file, view) :]
-            os.fsync(self._file)
+            self._write(self._file, written)
         self._accept(text)
         self._read += len(written)
         if self.path is not None:
             self._write_head(self.path)
         return number
+
+    def _write(self, file: int, written: bytes) -> None:
+        """Add bytes to the file, all or none. Raises StorageError where the disk does not take them."""
+        try:
+            view = memoryview(written)
+            while view:
+                view = view[os.write(file, view) :]
+            os.fsync(file)
+        except OSError as error:
+            os.ftruncate(file, self._read)
+            raise self._full(error) from error
+
+    def _full(self, error: OSError) -> StorageError:
+        return StorageError(
+            f"{self.path} cannot be added to ({error.strerror}), so nothing may be released that it would "
+            "pay for. Fix: free space there"
+        )
 
     def close(self) -> None:
         """Close the file."""
@@ -140,11 +154,15 @@ class ChainedFile:
     def _write_head(self, path: Path) -> None:
         target = self._head_file(path)
         part = target.with_name(f"{target.name}.{os.getpid()}")
-        with part.open("w") as file:
-            file.write(json.dumps({"entries": len(self.links), "chain": self.head}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, target)
+        try:
+            with part.open("w") as file:
+                file.write(json.dumps({"entries": len(self.links), "chain": self.head}))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, target)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise self._full(error) from error
         if len(self.links) == 1:
             _sync_folder(path.parent)
 

@@ -97,6 +97,11 @@ class PrivacyLedger:
         return self._delta or self._told_delta or DELTA
 
     @property
+    def path(self) -> Path | None:
+        """Its file; None where it is kept in memory alone."""
+        return self._chain.path
+
+    @property
     def is_kept(self) -> bool:
         """Tell whether it lies in a file."""
         return self._chain.path is not None

@@ -8,10 +8,8 @@ sites keep where they are counted is written down too, for such a round is never
 
 import hashlib
 import json
-import os
 import pickle
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from fedray import rows
@@ -19,6 +17,7 @@ from fedray.errors import HostError
 from fedray.rows import Group
 from fedray.runtime import checkpoint
 from fedray.runtime.host import Contribution, StageCall
+from fedray.runtime.storage import open_store
 
 RoundKey = tuple[str, int, int]  # plan, round, attempt
 Pending = tuple[str, Group, Sequence[int], rows.Tagged]  # slot, sites, the rows that were written, values
@@ -28,26 +27,19 @@ AGAIN = "answered before"  # the kind of failure of a site that is asked twice
 class Answered:
     """The journal of a pack, one line of JSON an answer; a last line without its end was never sent."""
 
-    def __init__(self, path: Path, kinds: Mapping[str, type]) -> None:
-        self.path, self.kinds = path, kinds
+    def __init__(self, address: str, host: str, kinds: Mapping[str, type]) -> None:
+        self.address, self.kinds, self.name = address, kinds, f"answered-{host}.jsonl"
+        self._stem, self._store = f"answered-{host}", open_store(address)
         self._known: set[tuple[str, ...]] = set()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            self._read()
-
-    def _read(self) -> None:
-        whole, _, rest = self.path.read_bytes().rpartition(b"\n")
         try:
-            for line in whole.splitlines():
+            for line in self._store.lines(self.name):
                 entry = json.loads(line)
                 self._known |= {(*entry["stage"], site) for site in entry["sites"]}
         except (ValueError, KeyError, TypeError) as error:
             raise HostError(
-                f"the journal {self.path.name} of answered rounds cannot be read: it was edited or the disk "
+                f"the journal {self.name} of answered rounds cannot be read: it was edited or the disk "
                 "failed, and without it a mask could be used twice: start another run"
             ) from error
-        if rest:
-            os.truncate(self.path, len(whole) + bool(whole))
 
     def again(self, call: StageCall) -> list[str]:
         """Return the sites of a call for which this stage was answered before."""
@@ -61,34 +53,29 @@ class Answered:
                 for slot, group, written, tagged in pending
                 for row in written
             }
-            checkpoint.write_sites(str(self.path.parent), call.round, self._part(call.attempt), state)
+            part = self._part(call.attempt)
+            checkpoint.write_sites(self.address, call.round, part, call.cohort, state)
         entry: dict[str, Any] = {
             "stage": _stage(call),
             "sites": call.cohort,
             "sha256": hashlib.sha256(pickle.dumps(answer)).hexdigest(),
         }
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-        file = os.open(self.path, flags, 0o600)
-        try:
-            os.write(file, json.dumps(entry).encode() + b"\n")
-            os.fsync(file)
-        finally:
-            os.close(file)
+        self._store.append(self.name, json.dumps(entry).encode())
         self._known |= {(*_stage(call), site) for site in call.cohort}
 
     def state_of(self, key: RoundKey) -> dict[tuple[str, str], Any]:
         """Return what sites were to keep after an attempt, as it was written down before its last answer."""
         _, round, attempt = key
-        found = self.path.parent / f"sites-{round}-{self._part(attempt)}"
-        return checkpoint.read_part(found, self.kinds) if Path(f"{found}.json").exists() else {}
+        return checkpoint.read_part(self.address, f"sites-{round}-{self._part(attempt)}", self.kinds)
 
     def thin(self) -> None:
         """Forget what sites were to keep: it has been saved."""
-        for path in self.path.parent.glob(f"sites-*-{self.path.stem}-*"):
-            path.unlink()
+        for name in self._store.names():
+            if name.startswith("sites-") and f"-{self._stem}-" in name:
+                self._store.remove(name)
 
     def _part(self, attempt: int) -> str:
-        return f"{self.path.stem}-{attempt}"
+        return f"{self._stem}-{attempt}"
 
 
 def _stage(call: StageCall) -> tuple[str, ...]:

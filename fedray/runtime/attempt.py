@@ -152,7 +152,7 @@ class Attempt:
             stage=stage,
             cohort=cohort,
             exponents=self.exponents,
-            deadline=time.time() + limit if limit and not self.setting.latency else None,
+            deadline=time.monotonic() + limit if limit and not self.setting.latency else None,
             is_awaited=self.late is not None,
         )
 

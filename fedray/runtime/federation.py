@@ -36,7 +36,13 @@ class HostSpec:
     group_size: int = 256
     allow_empty: bool = False
     device: str = devices.CPU
+    halvings: int = 0  # of the sites computed together: for a pack that was killed for memory
     gpu_share: float = 0.0  # of a Ray actor: what the packs on GPUs ask for, so that all of them find a place
+
+    def smaller(self) -> "HostSpec":
+        """Return the same host with half of the sites computed together, which needs less memory."""
+        below = tuple(child.smaller() for child in self.children)
+        return replace(self, halvings=self.halvings + 1, children=below)
 
     @property
     def num_packs(self) -> int:
@@ -55,7 +61,7 @@ MakeTransport = Callable[[Sequence[HostSpec]], Any]
 def make_host(spec: HostSpec, make_transport: MakeTransport) -> Pack | Region:
     """Make the host that a spec describes, in this process; its children come from `make_transport`."""
     if not spec.children:
-        return Pack(spec.name, spec.sites, spec.group_size, spec.allow_empty, spec.device)
+        return Pack(spec.name, spec.sites, spec.group_size, spec.allow_empty, spec.device, spec.halvings)
     return make_region(spec.name, spec.children, make_transport)
 
 

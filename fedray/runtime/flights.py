@@ -221,7 +221,7 @@ class Flights:
             stage=STAGE,
             cohort=cohort,
             is_apart=True,
-            deadline=time.time() + limit if limit and not self.is_simulated else None,
+            deadline=time.monotonic() + limit if limit and not self.is_simulated else None,
         )
 
     def _send(self, flight: Flight) -> None:

@@ -2,13 +2,15 @@
 hosts.
 """
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 from fedray import tree
 from fedray.core.graph import IN_REGION
 from fedray.errors import SiteError
+from fedray.runtime.checkpoint import Parts, Saved
 from fedray.runtime.fold import LaneSum, added, joined
 from fedray.runtime.plan import Plan
 
@@ -53,13 +55,26 @@ class StageCall:
     cohort: tuple[str, ...]
     exponents: Exponents = field(default_factory=dict)
     commits: tuple[Commit, ...] = ()
-    deadline: float | None = None
+    deadline: float | None = None  # on this process's monotonic clock
     is_apart: bool = False  # each site's own row is sent, and nothing is added up
     is_awaited: bool = False  # the deadline ends the waiting, not the work: see late.py
 
     def of(self, cohort: Sequence[str], commits: Sequence[Commit]) -> "StageCall":
         """Return the call for some of the sites."""
         return replace(self, cohort=tuple(cohort), commits=tuple(commits))
+
+    def __reduce__(self) -> Any:
+        """Travel with the seconds left: clocks of machines differ, and the time of day jumps."""
+        named = {each.name: getattr(self, each.name) for each in fields(self)}
+        if self.deadline is not None:
+            named["deadline"] = self.deadline - time.monotonic()
+        return _arrived_call, (named,)
+
+
+def _arrived_call(named: dict[str, Any]) -> StageCall:
+    if named["deadline"] is not None:
+        named["deadline"] += time.monotonic()
+    return StageCall(**named)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,14 +118,14 @@ class Load:
     for it, the region of each site.
 
     `is_start` begins a run: plans and site state of the run before are forgotten, and `restore` names the
-    checkpoint (directory, round) to go on from, if there is one. `journal` is the folder, at the host, where
-    answers of one-shot rounds are written down; "" writes none (made-up sites).
+    checkpoint (address, round, parts) to go on from, if there is one. `journal` is the folder, at the host,
+    or the address where answers of one-shot rounds are written down; "" writes none (made-up sites).
     """
 
     plan: Plan
     initial: Mapping[str, Any] = field(default_factory=dict)
     is_start: bool = False
-    restore: tuple[str, int] | None = None
+    restore: Saved | None = None
     regions: Mapping[str, str] = field(default_factory=dict)
     journal: str = ""
 
@@ -146,8 +161,10 @@ class Host(Protocol):
         """Make pending site state current, or drop it."""
         ...
 
-    def save(self, directory: str, round: int) -> None:
-        """Write the sites' state to the site's own disk; never to the server."""
+    def save(self, address: str, round: int) -> Parts:
+        """Write the sites' state to the site's own disk, or to the run's store; return the seals of the
+        files.
+        """
         ...
 
 

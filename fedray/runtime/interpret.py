@@ -152,7 +152,7 @@ class Interpreter:
         """Call `fn` for every living row; lost rows hold a filler."""
         found: dict[int, Any] = {}
         for row in group.alive:
-            if self.call.deadline is not None and time.time() > self.call.deadline:
+            if self.call.deadline is not None and time.monotonic() > self.call.deadline:
                 self.lose(group, row, LATE)
                 continue
             try:
@@ -191,7 +191,7 @@ class Interpreter:
     def _twin(
         self, twin: Callable[..., Any], args: Sequence[Tagged], kwargs: Mapping[str, Tagged], group: Group
     ) -> Tagged:
-        if self.call.deadline is not None and time.time() > self.call.deadline:
+        if self.call.deadline is not None and time.monotonic() > self.call.deadline:
             for row in group.alive:
                 self.lose(group, row, LATE)
             return Rows(Ragged([None] * group.k))

@@ -22,7 +22,7 @@ from typing import Any
 from fedray import tree
 from fedray.core.rewrite import Pass, policies
 from fedray.core.trace import Algorithm
-from fedray.errors import CheckpointError, QuorumError, SiteError
+from fedray.errors import QuorumError, SiteError
 from fedray.runtime import memory
 from fedray.runtime.buffered import Buffered
 from fedray.runtime.checkpoint import Checkpoints
@@ -41,6 +41,7 @@ from fedray.runtime.plan import Plan, compile
 from fedray.runtime.records import EvaluationRecord
 from fedray.runtime.rehearsal import ToRehearse
 from fedray.runtime.result import EarlyStop, Result, params_of
+from fedray.runtime.saving import Saving
 from fedray.runtime.schedule import Synchronous, synchronous
 from fedray.runtime.spending import Spending
 from fedray.runtime.training import Training
@@ -145,7 +146,8 @@ class _Run:
     ) -> None:
         self.federation, self.plan, self.tracker, self.seed = federation, plan, tracker, seed
         self.programs, self.spending = dict(programs), Spending(ledger, checkpoint, plan, programs)
-        self.server_evaluate, self.early_stop, self.checkpoint = server_evaluate, early_stop, checkpoint
+        self.server_evaluate, self.early_stop = server_evaluate, early_stop
+        self.saving = Saving(checkpoint, partial(federation.call, "save"))
         self.result = Result(state=None, plan=plan, seed=seed)
         self.next_round = 0
         self.rehearsal = ""  # what went wrong on made-up rows
@@ -154,28 +156,22 @@ class _Run:
         self.misses = 0
         self.is_stalled = False
         self.started = time.monotonic()
-        self.saved_at, self.saved_round = self.started, -1
 
     def begin(self, state: Any, schedule: Synchronous | Buffered, resume: bool, rounds: int) -> None:
         check_sites(self.plan, schedule, self.federation)
+        self.saving.check(resume)
         if schedule.wait_for:
             self.federation.call("wait_for", schedule.wait_for, schedule.wait_s)
         rows, blank = self.federation.hello(), self.federation.call("blank")
         check_rows(self.plan, rows)
         self.check_memory(state, schedule, rows, blank)
-        restore = None
-        if resume:
-            saved = self.checkpoint.rounds() if self.checkpoint else []
-            if not saved or self.checkpoint is None:
-                raise CheckpointError("there is no complete checkpoint to resume from: start the run again")
-            restore = (str(self.checkpoint.path), saved[-1])
-        elif self.checkpoint is not None:
-            self.checkpoint.path.mkdir(parents=True, exist_ok=True)
         self.learn_sizes(state, blank)
         follows, row_invariant = self.spending.schedule_of(schedule), self.result.row_invariant
-        training = Training(self.plan, follows, self.seed, uuid.uuid4().hex, row_invariant)
-        self.next_round = self.federation.call("start", training, state, restore)
-        self.saved_round = self.next_round - 1
+        run = uuid.uuid4().hex
+        training = Training(self.plan, follows, self.seed, run, row_invariant, self.saving.shared)
+        self.next_round = self.result.first_round = self.saving.begin(
+            resume, partial(self.federation.call, "start", training, state)
+        )
         to_come = range(self.next_round, rounds)
         self.result.ledger = self.spending.begin(self.federation, schedule, state, to_come, self.seed)
         if self.tracker is not None:
@@ -264,16 +260,14 @@ class _Run:
         self.result.metrics.append(record)
         if self.tracker is not None:
             self.tracker.round(record)
-        is_due = self.checkpoint is not None and time.monotonic() - self.saved_at >= self.checkpoint.every_s
-        if is_due or self.plan.of_round(round).is_one_shot:  # that is never run again to get back to a state
-            self.save(round)
+        is_one_shot = self.plan.of_round(round).is_one_shot  # that is never run again to get back to a state
+        if self.saving.is_due or is_one_shot:
+            self.saving.save(round, self.best_round, is_needed=is_one_shot)
         return True
 
-    def save(self, round: int) -> None:
-        if self.checkpoint is not None and round != self.saved_round:
-            self.federation.call("save", str(self.checkpoint.path), round)
-            self.checkpoint.thin(self.best[1] if self.best else None)
-            self.saved_at, self.saved_round = time.monotonic(), round
+    @property
+    def best_round(self) -> int | None:
+        return self.best[1] if self.best else None
 
     def evaluate_valid(self, round: int) -> None:
         if self.server_evaluate is not None:
@@ -296,7 +290,7 @@ class _Run:
             return False
         self.best = (value, record.round)
         self.best_state = self.federation.call("call_with_state", _whole)
-        self.save(record.round)
+        self.saving.save(record.round, record.round)
         return True
 
     def _evaluate(self, split: str, round: int, state: Any = None) -> EvaluationRecord:
@@ -327,7 +321,7 @@ class _Run:
         last = self.result.metrics[-1].round if self.result.metrics else self.next_round - 1
         if last >= 0:
             self.evaluate_valid(last)
-            self.save(last)
+            self.saving.end(last, self.best_round)
         chosen = self.best_state if select == "best_valid" and self.best_state is not None else None
         self.result.state = chosen if chosen is not None else self.federation.call("call_with_state", _whole)
         if "test" in self.programs and self.spending.evaluation("test", max(last, 0)):

@@ -7,7 +7,6 @@ that counts the site; a call that is asked twice is answered with the same bytes
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,8 +61,10 @@ class Pack:
         group_size: int = 256,
         allow_empty: bool = False,
         device: str = devices.CPU,
+        halvings: int = 0,
     ) -> None:
         self.name, self.sites, self.group_size, self.allow_empty = name, sites, group_size, allow_empty
+        self.halvings = halvings  # of the groups, where whole ones have taken the process down
         self._tables = None if devices.check(device) == devices.CPU else devices.Tables(device)
         self._placed: set[RoundKey] = set()  # rounds whose stages run on the device
         self.first_error: BaseException | None = None  # of the last stage; it never leaves this process
@@ -144,17 +145,18 @@ class Pack:
         verify(load.plan.graph)
         if load.is_start:
             kinds = checkpoint.record_kinds(*load.initial.values())
-            found = checkpoint.read_sites(*load.restore, set(self.sites), kinds) if load.restore else {}
+            found = checkpoint.read_sites(*load.restore, self.sites, kinds) if load.restore else {}
             self._state = {slot: SiteTable(value) for slot, value in load.initial.items()}
             for (slot, site), value in found.items():
                 self._state[slot].load([(site, value)])
             self._plans, self._pending, self._groups, self._last, self._cache = {}, {}, {}, None, {}
             self._steps, self._broken, self._last_dealt = {}, set(), (None, ())
             self._kept.forget()
+            self._answered = None
         self._plans[load.plan.digest] = load
         if load.journal and load.plan.is_one_shot and self._answered is None:
             kinds = checkpoint.record_kinds(*load.initial.values())
-            self._answered = Answered(Path(load.journal) / f"answered-{self.name}.jsonl", kinds)
+            self._answered = Answered(load.journal, self.name, kinds)
 
     def commit(self, commits: Sequence[Commit]) -> None:
         """Make pending state of counted sites current; what else is pending for the plan is dropped, but for
@@ -179,12 +181,13 @@ class Pack:
             if site in counted:
                 self._table(slot, key[0]).load([(site, value)])
 
-    def save(self, directory: str, round: int) -> None:
-        """Write the current state of all sites."""
+    def save(self, address: str, round: int) -> checkpoint.Parts:
+        """Write the current state of all sites; return the seals of the files."""
         state = {(slot, site): value for slot, table in self._state.items() for site, value in table.items()}
-        checkpoint.write_sites(directory, round, self.name, state)
+        parts = checkpoint.write_sites(address, round, self.name, self.sites, state)
         if self._answered is not None:
             self._answered.thin()
+        return parts
 
     def state_of(self, site: str, slot: str = "state") -> Any:
         """Return a site's current state (simulation and tests)."""
@@ -278,9 +281,9 @@ class Pack:
         row = max((tree.nbytes(leaf) for leaf in leaves if isinstance(leaf, tree.Flat)), default=1)
         if row * len(self.sites) >= LARGE_BYTES:
             keep_freed_memory()
-        if self._tables is not None:
-            return sites_together(self.group_size, row, devices.GROUP_BYTES)
-        return sites_together(self.group_size, row)
+        limit = (devices.GROUP_BYTES,) if self._tables is not None else ()
+        together = sites_together(self.group_size, row, *limit)
+        return max(1, min(together, len(self.sites)) >> self.halvings) if self.halvings else together
 
     def _groups_of(self, call: StageCall, load: Load, size: int) -> list[Group]:
         """Return the groups of a round: sites of like size together, so that they end their steps

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from fedray import tree
+from fedray.runtime.checkpoint import Parts
 from fedray.runtime.federation import HostSpec, made_inside, make_host, make_region
 from fedray.runtime.host import Contribution, Load, StageCall
 from fedray.runtime.pack import Pack
@@ -72,9 +73,10 @@ class HostActor:
         """See `Host.commit`."""
         self._host.commit(commits)
 
-    def save(self, directory: str, round: int) -> None:
+    def save(self, address: str, round: int) -> Parts:
         """See `Host.save`."""
-        self._host.save(directory, round)
+        parts: Parts = self._host.save(address, round)
+        return parts
 
     def pid(self) -> int:
         """Return the process id."""

@@ -21,10 +21,12 @@ from fedray.runtime.federation import (
     made_inside,
     make_region,
 )
+from fedray.runtime.host import StageCall
 from fedray.runtime.ray_actors import AggregatorActor, Box
 from fedray.runtime.ray_hosts import start_hosts
 from fedray.runtime.ray_start import start_ray
 from fedray.runtime.round import Aggregator
+from fedray.runtime.shrinking import Shrinking, why
 from fedray.runtime.transport import Lost
 
 START_TIMEOUT_S = 300.0
@@ -45,9 +47,10 @@ class RayTransport:
     placement = "actors"
 
     def __init__(self, specs: Sequence[HostSpec], actors: Mapping[str, Any] | None = None) -> None:
-        self._specs = {spec.name: spec for spec in specs}
         self._actors = dict(actors) if actors else start_hosts(specs)
         self._boxes: dict[int, tuple[Any, Box]] = {}
+        self._shrinking = Shrinking(specs)
+        self._asked: dict[Any, tuple[str, Any]] = {}  # ticket -> host and stage call
 
     def put(self, value: Any) -> Box:
         """Put a value into the object store, once for all hosts."""
@@ -57,7 +60,9 @@ class RayTransport:
         """Start a call; plans and transforms are put once, however many hosts get them."""
         if method in ("load", "prepare") and not isinstance(args[0], Box):
             args = (self._put_once(args[0]),)
-        return getattr(self._actors[host], method).remote(*args)
+        ticket = getattr(self._actors[host], method).remote(*args)
+        self._asked[ticket] = (host, args[0] if args and isinstance(args[0], StageCall) else None)
+        return ticket
 
     def _put_once(self, value: Any) -> Box:
         if id(value) not in self._boxes:
@@ -77,17 +82,19 @@ class RayTransport:
                 yield ticket, self._answer(ticket)
 
     def _answer(self, ticket: Any) -> Any:
+        host, call = self._asked.pop(ticket)
         try:
             return ray.get(ticket)
         except GONE as error:
-            return Lost("a host", type(error).__name__)
+            self._shrinking.lost(host, call, why(error))
+            return Lost(host, why(error))
         except ray_errors.RayTaskError as error:
             raise _cause(error) from None
 
     def restart(self, host: str) -> None:
         """Start a lost host again, empty."""
         ray.kill(self._actors[host])
-        self._actors |= start_hosts([self._specs[host]])
+        self._actors |= start_hosts([self._shrinking.spec_of(host)])
 
     def now(self) -> float:
         """Return the wall clock."""

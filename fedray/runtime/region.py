@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedray.errors import LATE, HostError, SiteError
+from fedray.runtime.checkpoint import Parts, Saved
 from fedray.runtime.host import Commit, Contribution, Load, StageCall, folded, join
 from fedray.runtime.kept import sent_bytes
 from fedray.runtime.records import CallRecord
@@ -77,7 +78,7 @@ class Region:
         self.stateful: set[str] = set()  # plans whose sites keep state: only they are replayed
         self.rounding: set[str] = set()  # plans of which a region sends one rounded row: fold="regional"
         self.one_shot: set[str] = set()  # plans whose rounds are never replayed, whatever they keep
-        self.restore: tuple[str, int] | None = None
+        self.restore: Saved | None = None
         self.calls: deque[CallRecord] = deque(maxlen=KEPT_CALLS)
         self.bytes_up: dict[str, int] = {}
         self.restarts = 0
@@ -162,12 +163,14 @@ class Region:
             for name, child in self.children.items():
                 child.owed.append(replace(commit, counted=frozenset(parts.get(name, ()))))
 
-    def save(self, directory: str, round: int) -> None:
+    def save(self, address: str, round: int) -> Parts:
         """Let every host write its sites' state; what was kept for replay is then not needed any more."""
-        self._all("save", directory, round)
-        self.restore = (directory, round)
+        found = self._all("save", address, round)
+        parts = {name: seal for part in found.values() for name, seal in part.items()}
+        self.restore = (address, round, parts)
         for child in self.children.values():
             child.journal = []
+        return parts
 
     def deal(
         self, downlink: Mapping[int, Any], scattered: Sequence[int], sites: Sequence[str]
@@ -279,7 +282,7 @@ class Region:
     def _patience(self, call: StageCall) -> float | None:
         if call.deadline is None:
             return None
-        return max(0.0, call.deadline - time.time()) + GRACE_S
+        return max(0.0, call.deadline - time.monotonic()) + GRACE_S
 
     def _pay(self, name: str) -> list[Commit]:
         """Return what is owed to a host, and keep it for a replay."""

@@ -37,6 +37,7 @@ class Result:
     stopped: str = "done"  # or "early", "interrupted", "budget": the next round would have overspent
     ledger: Any = None  # the PrivacyLedger that was charged; None where nothing drew noise
     privacy: dict[str, Any] | None = None  # what was spent: see spending.py
+    first_round: int = 0  # of this run: above 0 where it was resumed
     row_invariant: bool | None = None  # has a site equal bits alone and among others: see runtime/probe.py
 
     @property
@@ -52,7 +53,7 @@ class Result:
     @property
     def rounds(self) -> int:
         """The number of rounds done, those before a resume included."""
-        return self.metrics[-1].round + 1 if self.metrics else 0
+        return self.metrics[-1].round + 1 if self.metrics else self.first_round
 
     @property
     def bytes_up(self) -> int:

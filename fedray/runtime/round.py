@@ -5,7 +5,6 @@ In Ray the `Aggregator` is an actor, so model bytes go from host to aggregator a
 in process it is a plain object. Same code, same bits.
 """
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +14,9 @@ from fedray.rng import SERVER, Key
 from fedray.runtime import checkpoint
 from fedray.runtime.ages import by_age, bytes_of, facts, told
 from fedray.runtime.attempt import Attempt, Setting
+from fedray.runtime.between import Between
 from fedray.runtime.buffered import Buffered
+from fedray.runtime.checkpoint import Parts
 from fedray.runtime.flights import Flights
 from fedray.runtime.hashes import sha256_of
 from fedray.runtime.host import Commit, Load
@@ -27,10 +28,10 @@ from fedray.runtime.records import CallRecord, RoundRecord
 from fedray.runtime.region import Region
 from fedray.runtime.result import params_of
 from fedray.runtime.schedule import Latency, Synchronous
+from fedray.runtime.storage import below
 from fedray.runtime.training import Training
 from fedray.runtime.under_way import flights_of, late_of
 
-JOURNAL_BYTES = 256 * 2**20  # downlinks kept for a replay; beyond it the sites' state is saved
 FLIGHTS, LATE = "schedule.flights", "schedule.late"  # where a checkpoint keeps who is under way
 
 
@@ -61,10 +62,9 @@ class Aggregator:
         self._loaded: set[str] = set()
         self._start = ""  # hash of the run's first server state, part of every checkpoint
         self._initial: dict[str, Any] = {}  # slot -> what a site starts with
-        self._kept_bytes = 0
+        self._between = Between()
         self._turn = 0  # of programs beside the run: a host takes what has the names of the last call for it
         self._sender = Sender()  # of what hosts hold
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._flights: Flights | None = None  # of a buffered run
         self._late: LateWork | None = None  # of a synchronous one that waits for it
 
@@ -99,11 +99,12 @@ class Aggregator:
             Work(), Sender(), flights_of(training, self.root, self.latency, self._names, self.sizes)
         )
         self._late = late_of(training, self.root, self.latency)
+        self._between.storage = training.storage
         self._loaded.clear()
         for kind in training.plan.kinds:
             self._grids.pop(kind.digest, None)
         self._initial = training.plan.site_starts(state)
-        first = 0
+        first, saved = 0, None
         if restore is not None:
             is_ahead = self._flights is not None or self._late is not None
             asked = self._attempt(training, training.schedule, 0).begin() if is_ahead else {}
@@ -116,13 +117,13 @@ class Aggregator:
                 )
             for digest, grids in facts["grids"].items():
                 self._grids[digest] = {name: tuple(found) for name, found in grids.items()}
-            first = int(facts["round"]) + 1
+            first, saved = int(facts["round"]) + 1, (*restore, facts["parts"])
             if (late := self.memory.pop(LATE, None)) and self._late is not None:
                 self._late.restore(late, training.run)
             under_way = self.memory.pop(FLIGHTS, None)
             if self._flights is not None and under_way is not None:
                 self._flights.restore(under_way)
-        self._load(training.plan, self._initial, is_start=True, restore=restore)
+        self._load(training.plan, self._initial, is_start=True, restore=saved)
         for other in training.plan.every.values():
             self._load(other, self._initial)
         return first
@@ -133,7 +134,8 @@ class Aggregator:
             shipped = replace(plan, every={}) if plan.every else plan  # each kind is loaded by itself
             journal = ""  # a host in this process ends with it, and is not asked again by another
             if plan.is_one_shot and self.root.transport.can_restart:
-                journal = f"{self._scratch_folder()}/answered"
+                run = f"-{self.training.run}" if self.training is not None else ""
+                journal = below(self._between.place, f"answered{run}")
             self.root.load(Load(plan=shipped, initial=initial, regions=regions, journal=journal, **start))
             self._loaded.add(plan.digest)
 
@@ -272,7 +274,7 @@ class Aggregator:
         if self._make_inside is None or is_needed_outside or not is_wanted:
             return
         if self.root.is_replaying:
-            self._save_sites(self._scratch_folder(), round - 1)
+            self._save_sites(self._between.place, round - 1)
         self.root.move(self._make_inside)
         self._make_inside, self._sender = None, Sender()
 
@@ -307,18 +309,14 @@ class Aggregator:
         attempt.hashes["server"] = sha256_of(self.state)[:16]
         self._work.take(attempt.work_s)
         if self.root.is_replaying:
-            self._kept_bytes += attempt.bytes_down
-            if self._kept_bytes > JOURNAL_BYTES or attempt.plan.is_one_shot:
-                self._save_sites(self._scratch_folder(), attempt.round)
+            is_one_shot = attempt.plan.is_one_shot
+            self._between.take(attempt.bytes_down, attempt.round, is_one_shot, self._save_sites)
 
-    def _scratch_folder(self) -> str:
-        self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="fedray-sites-")
-        return self._scratch.name
-
-    def _save_sites(self, directory: str, round: int) -> None:
+    def _save_sites(self, address: str, round: int) -> Parts:
         self.root.commit([])
-        self.root.save(directory, round)
-        self._kept_bytes = 0
+        parts = self.root.save(address, round)
+        self._between.kept_bytes = 0
+        return parts
 
     def _in_training(self) -> Training:
         if self.training is None:
@@ -357,10 +355,10 @@ class Aggregator:
         """
         return fn(self.state)
 
-    def save(self, directory: str, round: int) -> None:
+    def save(self, address: str, round: int) -> None:
         """Write a checkpoint of the state after `round`."""
         training = self._in_training()
-        self._save_sites(directory, round)
+        parts = self._save_sites(address, round)
         grids = {
             kind.digest: {name: list(found) for name, found in self._grids.get(kind.digest, {}).items()}
             for kind in training.plan.kinds
@@ -374,7 +372,8 @@ class Aggregator:
         }
         under_way = {} if self._flights is None else {FLIGHTS: self._flights.saved()}
         under_way |= {} if self._late is None else {LATE: self._late.saved()}
-        checkpoint.write_server(directory, round, facts, self.state, {**self.memory, **under_way})
+        memory = {**self.memory, **under_way}
+        checkpoint.write_server(address, round, facts, self.state, memory, parts)
 
     def training_processes(self) -> set[int]:
         """Return the ids of the processes that trained in the last round."""
@@ -393,5 +392,4 @@ class Aggregator:
     def close(self) -> None:
         """End every host."""
         self.root.transport.close()
-        if self._scratch is not None:
-            self._scratch.cleanup()
+        self._between.close()

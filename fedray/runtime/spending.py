@@ -7,9 +7,7 @@ between charge and release goes on the same way; `spending.json` beside its chec
 must hold by then.
 """
 
-import json
 import logging
-import os
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,7 +18,7 @@ from fedray.accounting import PrivacyLedger
 from fedray.accounting.calibrate import noise_of, refuse_hopeless
 from fedray.accounting.ledger import Opened
 from fedray.accounting.spent import Account, added, largest
-from fedray.errors import BudgetError, ConfigError, LedgerError, QuorumError, ScheduleError
+from fedray.errors import BudgetError, ConfigError, QuorumError, ScheduleError
 from fedray.runtime.buffered import Buffered
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.plan import Plan, compile
@@ -28,6 +26,7 @@ from fedray.runtime.records import RoundRecord
 from fedray.runtime.releases import Release, exact_names, releases_of, units_program
 from fedray.runtime.result import params_of
 from fedray.runtime.schedule import Synchronous
+from fedray.runtime.spending_files import SpendingFiles
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ class Spending:
     ) -> None:
         self.plan, self.programs = plan, dict(programs)
         self.releases = {kind.digest: releases_of(kind) for kind in (*plan.kinds, *programs.values())}
-        self.folder = checkpoint.path if checkpoint is not None else None
+        self.files = SpendingFiles(checkpoint)
         self.is_private = any(self.releases[kind.digest] for kind in plan.kinds)
         self.is_spending = any(self.releases.values())
         self.is_own = ledger is None
@@ -70,8 +69,7 @@ class Spending:
         self.names, self.sizes = tuple(sorted(federation.sites)), federation.hello()
         self._check_schedule()
         if self.ledger is None:
-            own = None if self.folder is None else self.folder / "ledger.jsonl"
-            self.ledger = PrivacyLedger(own)
+            self.ledger = PrivacyLedger(self.files.own_ledger())
         named = {site: self.ledger.name_of(site) for site in self.names}
         for kind in (*self.plan.kinds, *self.programs.values()):
             self.accounts[kind.digest] = self._accounts_of(kind, federation, named)
@@ -254,31 +252,15 @@ class Spending:
         }
         if self.is_own:
             self.ledger.close()
+        self.files.close()
         return told
 
     def _write(self, ledger: PrivacyLedger) -> None:
         """Note beside the checkpoints what the ledger must hold when the run goes on."""
-        if self.folder is None:
-            return
-        entries, head = ledger.head
-        told = {"run": self.run, "opened": self._opened, "entries": entries, "head": head}
-        part = self.folder / "spending.json.part"
-        part.write_text(json.dumps(told))
-        os.replace(part, self.folder / "spending.json")
+        self.files.write(self.run, self._opened, ledger, self.is_own)
 
     def _resume(self, ledger: PrivacyLedger) -> None:
-        path = None if self.folder is None else self.folder / "spending.json"
-        if path is None or not path.exists():
-            raise LedgerError(
-                "E_LEDGER: the run goes on and nothing says what it has spent: spending.json is missing from "
-                "its checkpoints. Start it again"
-            )
-        kept = json.loads(path.read_text())
-        if not ledger.holds(kept["entries"], kept["head"]):
-            raise LedgerError(
-                f"E_LEDGER: the ledger does not hold the {kept['entries']} entries that this run has seen in "
-                "it: go on with the same ledger, whole"
-            )
+        kept = self.files.read(ledger)
         self.run = kept["run"]
         for digest, number in kept["opened"].items():
             opened = ledger.opened(number)

@@ -16,6 +16,7 @@ class Training:
     seed: int
     run: str
     row_invariant: bool | None = None  # as the probe found
+    storage: str = ""  # where every machine of the run can write and read; "" where there is no such place
 
     @property
     def is_layout_free(self) -> bool:

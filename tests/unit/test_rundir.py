@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, StorageError
 from fedray.rundir import RunDirectory
 from fedray.track import jsonl
 from tests.unit import sample_run
+from tests.unit.disks import fill, small_disk
 
 
 @pytest.fixture
@@ -185,3 +186,20 @@ def test_import_loads_neither_torch_nor_pandas():
         "assert not {'torch', 'ray', 'pandas', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_full_disk_leaves_the_file_that_was_there_and_says_what_to_do(tmp_path, capfd):
+    with small_disk(tmp_path / "disk", 256) as folder:
+        run = RunDirectory.create(folder / "runs", "icu", sample_run.CONFIG, [], seed=0)
+        fill(folder)
+        with pytest.raises(StorageError, match=r"result.json cannot be written \(No space.*Fix: free space"):
+            run.write_json("result.json", list(range(9999)))
+        assert run.status == ("running", "") and not list(run.path.glob("*.part"))
+        with run.log():
+            for _ in range(69):
+                logging.getLogger("fedray.test").warning("no room" * 40)
+            (folder / "filler").unlink()
+            logging.getLogger("fedray.test").warning("room again")
+        lost, last = (run.path / "log.txt").read_text().splitlines()[-2:]
+    assert lost.startswith("(6") and last.endswith("room again")
+    assert "Traceback" not in capfd.readouterr().err

@@ -7,6 +7,7 @@ import pytest
 
 from fedray.track import combine, frame, jsonl, read, tensorboard
 from tests.unit import sample_run
+from tests.unit.disks import fill, small_disk
 
 
 def test_every_round_is_a_line_as_soon_as_it_is_over(tmp_path):
@@ -133,3 +134,31 @@ def test_tensorboard_gets_scalars(tmp_path, monkeypatch):
     sample_run.replay(tensorboard(tmp_path), sample_run.result(rounds=4))
     assert written["round/loss", 0] == 0.7 and written["valid/calibration_slope", 3] == 1.05
     assert written["folder"] == str(tmp_path / "tensorboard") and written["closed"]
+
+
+def test_full_disk_keeps_records_until_there_is_room_and_is_said_once(tmp_path, caplog):
+    with small_disk(tmp_path / "disk", 64) as folder:
+        tracker = jsonl(folder)
+        tracker.start(sample_run.plan(), {})
+        tracker.round(sample_run.round_record(0))
+        filler = fill(folder)
+        for number in range(1, 9):  # more than what is left of the first line's page
+            tracker.round(sample_run.round_record(number, [sample_run.failure()] * 9))
+        written = read(folder, "rounds")
+        assert (folder / "rounds.jsonl").read_text().endswith("\n") and len(written) < 9
+        (line,) = [record.message for record in caplog.records]
+        assert f"{folder}/rounds.jsonl cannot be added to" in line and "bytes are free" in line
+        filler.unlink()
+        tracker.round(sample_run.round_record(9))
+        assert [row["round"] for row in read(folder, "rounds")] == list(range(10))
+
+
+def test_records_that_a_full_disk_never_took_are_counted_at_the_end(tmp_path, caplog):
+    with small_disk(tmp_path / "disk", 64) as folder:
+        tracker = jsonl(folder)
+        tracker.start(sample_run.plan(), {})
+        fill(folder)
+        tracker.round(sample_run.round_record(0))
+        tracker.finish(None)
+        assert "1 records of the run are not on the disk" in caplog.text
+        assert [path.name for path in folder.iterdir() if path.suffix == ".part"] == []

@@ -16,7 +16,8 @@ import pytest
 from fedray.accounting import Mechanism, PrivacyLedger, accountant
 from fedray.accounting.chain import START, link
 from fedray.accounting.spent import Account, largest
-from fedray.errors import BudgetError, LedgerError
+from fedray.errors import BudgetError, LedgerError, StorageError
+from tests.unit.disks import fill, small_disk
 
 SITE = Mechanism(kind="gaussian", noise_multiplier=10.0, unit="site", noise_by="server", trusted="server")
 PATIENT = Mechanism(kind="sampled_gaussian", noise_multiplier=2.0, sampling_rate=0.1, unit="patient",
@@ -281,3 +282,26 @@ def test_two_processes_at_once_lose_no_charge(tmp_path: Path) -> None:
     both = [run_apart(path, 20, "live") for _ in range(2)]
     assert [each.wait() for each in both] == [0, 0]
     assert PrivacyLedger(path).epsilon() == accountant.epsilon({SITE: 40}, 1e-5)
+
+
+def test_full_disk_takes_no_part_of_a_charge_and_the_ledger_counts_on_when_there_is_room(
+    tmp_path: Path,
+) -> None:
+    with small_disk(tmp_path / "disk", 64) as folder:
+        ledger = ledger_in(folder)
+        number = opened(ledger, sites=tuple(f"h{site}" for site in range(150)))
+        before = (folder / "ledger.jsonl").read_bytes()
+        filler = fill(folder)
+        refused = []
+        for round in range(40):  # the last page of the file takes the first of them
+            try:
+                ledger.charge(number, round)
+            except StorageError as error:
+                refused.append(str(error))
+        assert refused and all("nothing may be released" in told for told in refused)
+        assert (folder / "ledger.jsonl").read_bytes().startswith(before)
+        filler.unlink()
+        ledger.charge(number, 40)
+        entries = len((folder / "ledger.jsonl").read_text().splitlines())
+        again = PrivacyLedger(folder / "ledger.jsonl", dataset="icu 1")
+        assert again.head == ledger.head and again.head[0] == entries

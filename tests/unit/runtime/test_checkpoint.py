@@ -73,7 +73,7 @@ def test_every_kind_of_state_comes_back_with_its_bits():
 def test_a_broken_checkpoint_is_named(tmp_path):
     train(averaging(ToyLocal()), rounds=1, checkpoint=Checkpoints(tmp_path))
     (tmp_path / "server-0.safetensors").write_bytes(b"broken")
-    with pytest.raises(CheckpointError, match="server-0 cannot be read"):
+    with pytest.raises(CheckpointError, match=r"none of the 1 .*server-0\.safetensors"):
         train(averaging(ToyLocal()), rounds=2, checkpoint=Checkpoints(tmp_path), resume=True)
 
 

@@ -126,9 +126,7 @@ def test_no_secret_is_in_a_checkpoint(tmp_path):
         masked = [fr.passes.secure_sum("real")]
         fr.fit(numbers(), federation, init={}, rounds=1, passes=masked, checkpoint=kept)
     names = {path.name.split(".")[0].split("-")[0] for path in tmp_path.iterdir()}
-    assert names == {"server", "sites"}
-    spec = json.loads(next(tmp_path.glob("sites-*.json")).read_text())
-    assert spec == []  # nothing of the protocol is a slot
+    assert names == {"server"}  # nothing of the protocol is a slot, so the sites have nothing to write
 
 
 def test_hosts_are_actors_that_ray_never_runs_again(monkeypatch):
