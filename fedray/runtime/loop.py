@@ -81,14 +81,13 @@ def fit(
     lets a region send its mean as one row. Raises before any site is touched where parts do not fit.
     """
     check_settings(rounds, every, select, early_stop, evaluate)
-    check_first(init)
     schedule.check_sites(federation.num_sites)
     plan = compile(algorithm, passes, schedule, fold)
     programs = {split: compile(program, policies(passes)) for split, program in (evaluate or {}).items()}
     check_fit(algorithm, schedule, federation, (plan, *programs.values()))
     run = _Run(federation, plan, tracker, programs, server_evaluate, early_stop, checkpoint, ledger, seed)
     with interruptible() as interrupt:
-        run.begin(algorithm.init(_flat(init)), schedule, resume, rounds)
+        run.begin(algorithm.init(_first(init)), schedule, resume, rounds)
         run.train(rounds, every, interrupt)
         run.end(select)
     return run.result
@@ -118,8 +117,9 @@ def compute(
     return outputs["metrics"] if outputs.get("metrics") is not None else outputs["state"]
 
 
-def _flat(init: Any) -> Any:
-    """Return named tensors of one dtype as one buffer; anything else as it is."""
+def _first(init: Any) -> Any:
+    """Return named tensors of one dtype as one buffer, others as they are. Raises where one is not finite."""
+    check_first(init)
     if (
         not isinstance(init, Mapping)
         or not init
