@@ -107,20 +107,21 @@ class Experiment:
         settings = self.tree.get("ledger") or {}  # a run of an older version has none
         return PrivacyLedger(**settings) if settings.get("path") is not None else None
 
-    def federate(self, here: bool = False) -> Any:
+    def federate(self, here: bool = False, run: str = "") -> Any:
         """Open the federation: start processes, or join the cluster. The caller closes it.
 
-        On Ray the aggregator has a process of its own, or is in this one where `here` says so.
+        On Ray the aggregator has a process of its own, or is in this one where `here` says so; on a cluster
+        it outlives this one, under the name of the run.
         """
         options = _runtime_options(self.tree, self.data)
         if getattr(self.schedule, "latency", None) is not None:
             options.setdefault("latency", self.schedule.latency)
-        if here:
+        if here and self.tree["runtime"]["kind"] != "cluster":
             from fedray.runtime import ray_transport
             return ray_transport.federate_here(self.data, self.tree["runtime"].get("address", "local"),
                                                **options)
         if self.tree["runtime"]["kind"] == "cluster":
-            return fr.connect(self.tree["runtime"]["address"], self.data, **options)
+            return fr.connect(self.tree["runtime"]["address"], self.data, run=run, **options)
         kind = "ray" if self.tree["runtime"]["kind"] == "ray" else "in_process"
         return fr.simulate(self.data, runtime=kind, **options)
 

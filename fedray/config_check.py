@@ -174,6 +174,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "runtime.packs": (lambda v: v >= 1, "at least 1, or null", "null"),
     "runtime.sites_per_actor": (lambda v: v >= 1, "at least 1, or null", "null"),
     "runtime.group_size": (lambda v: v >= 1, "at least 1", 256),
+    "runtime.patience_s": (lambda v: v > 0, "above 0", 90),
     "evaluate.every": (lambda v: v >= 1, "at least 1", 10),
     "evaluate.bins": (lambda v: v >= 10, "at least 10", 1000),
     "evaluate.patience": (lambda v: v >= 1, "at least 1, or null", "null"),

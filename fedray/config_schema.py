@@ -275,6 +275,8 @@ class Runtime:
     """Sites computed together inside a process; changes cost only."""
     device: str = "cpu"
     """Where a process computes: cpu, cuda (which Ray's packs share), or cuda:0, in_process only."""
+    patience_s: float = 90.0
+    """Seconds without a sign of life until a process of Ray counts as lost; not a limit of a round."""
 
 @dataclass
 class InProcess(Runtime):
@@ -284,7 +286,6 @@ class InProcess(Runtime):
     """Always in_process here."""
     latency: Any = None
     """Simulated clock: `{_target_: fedray.runtime.schedule.LognormalLatency}`; null takes the real one."""
-
 
 @dataclass
 class RayLocal(Runtime):

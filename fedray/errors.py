@@ -9,6 +9,7 @@
         SecurityConflict  two protections, or a protection and an algorithm, cannot both hold
       ScheduleError     a schedule and a plan, or a schedule and a federation, do not fit
       QuorumError       too few sites were counted; the server state is unchanged
+        AttemptLost     the aggregator died in a round that is not run twice under the same name
       FoldError         values or weights outside what an exact sum can hold
       DataError         a data set, a contract or a column is not what it must be
       ConfigError       a configuration cannot run; `problems` lists all that was found
@@ -65,6 +66,16 @@ class ScheduleError(FedrayError):
 
 class QuorumError(FedrayError):
     """Too few sites were counted. The server state is unchanged."""
+
+
+class AttemptLost(QuorumError):
+    """The aggregator died in a round that draws from the system's entropy: nothing of it was released, and it
+    is tried again as attempt `next_number`.
+    """
+
+    def __init__(self, message: str, next_number: int = 0) -> None:
+        self.next_number = next_number
+        super().__init__(message)
 
 
 class FoldError(FedrayError):

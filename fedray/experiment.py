@@ -146,7 +146,7 @@ def _refuse_what_is_done(folder: RunDirectory, asked: Asked, rounds: int) -> Non
 def run(asked: Asked, experiment: "Experiment", show: Show | None, *, here: bool = False,
         also_tell: Any = None) -> Outcome:
     """Train; `here` keeps the aggregator of a run on Ray in this process; `also_tell` is a tracker more."""
-    with experiment.federate(here) as federation:
+    with experiment.federate(here, asked.run_dir.resolve().name) as federation:
         if experiment.keep:
             federation.learnt = experiment.keep.learnt
         phases.ended("processes asked for")

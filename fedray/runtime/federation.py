@@ -22,6 +22,7 @@ from fedray.runtime.round import Aggregator
 from fedray.runtime.schedule import Latency
 from fedray.runtime.transport import InProcess
 
+PATIENCE_S = 90.0  # of silence of a process of Ray: a link that is cut for a minute is borne
 SITE_ROWS = 30  # what a site costs besides its rows, in rows: drawing, gathering and a step of 32, measured
 Tree = Mapping[str, Any] | Sequence[str]  # {"eu": {"de": [...], "fr": [...]}, "us": [...]}
 
@@ -38,6 +39,7 @@ class HostSpec:
     device: str = devices.CPU
     halvings: int = 0  # of the sites computed together: for a pack that was killed for memory
     gpu_share: float = 0.0  # of a Ray actor: what the packs on GPUs ask for, so that all of them find a place
+    patience_s: float = PATIENCE_S
 
     def smaller(self) -> "HostSpec":
         """Return the same host with half of the sites computed together, which needs less memory."""
@@ -127,6 +129,11 @@ class Federation:
         self._is_closed = False
 
     @property
+    def is_standing(self) -> bool:
+        """Tell whether the aggregator outlives its driver, and keeps records for the next one."""
+        return bool(getattr(type(self.aggregator), "is_standing", False))
+
+    @property
     def num_sites(self) -> int:
         """Number of sites."""
         return len(self.sites)
@@ -191,8 +198,11 @@ class Topology:
     allow_empty: bool = False
     device: str = devices.CPU
     placement: str = "actors"  # or "auto": see placement.py
+    patience_s: float = PATIENCE_S
 
     def __post_init__(self) -> None:
+        if self.patience_s <= 0:
+            raise ConfigError(f"patience_s={self.patience_s}: give seconds above 0, such as {PATIENCE_S:g}")
         for name in ("packs", "sites_per_actor", "group_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -225,7 +235,11 @@ class Topology:
     ) -> list[HostSpec]:
         if isinstance(layout, Mapping):
             return [
-                HostSpec(f"{prefix}{name}", children=tuple(self._hosts(f"{prefix}{name}.", data, below, 1)))
+                HostSpec(
+                    f"{prefix}{name}",
+                    children=tuple(self._hosts(f"{prefix}{name}.", data, below, 1)),
+                    patience_s=self.patience_s,
+                )
                 for name, below in layout.items()
             ]
         count = self.packs or default_packs
@@ -239,6 +253,7 @@ class Topology:
                 group_size=self.group_size,
                 allow_empty=self.allow_empty,
                 device=self.device,
+                patience_s=self.patience_s,
             )
             for i, sites in enumerate(split(layout, min(count, len(layout)), sizes))
         ]
@@ -313,28 +328,28 @@ def simulate(
     num_cpus: int | None = None,
     device: str = devices.CPU,
     placement: str = "auto",
+    patience_s: float = PATIENCE_S,
 ) -> Federation:
-    """Run every site on this machine: in this process, or with `runtime="ray"` in Ray actors that hold packs
-    of sites.
+    """Run every site on this machine: in this process, or in packs of sites, actors of `runtime="ray"`.
 
     `data` maps site ids to functions that open a site's data. `regions` nests: {"eu": {"de": [...]}, "us":
     [...]}. `sites_per_actor=1` gives each site an actor of its own. Results have equal bits in every layout.
     `device="cuda"` computes on a GPU, which the packs share; bits are then those of the GPU.
     `placement="auto"`: on Ray, sites whose rounds are under 20 ms of work move into the aggregator's process.
+    A process of Ray that gives no sign of life for `patience_s` is lost, and started again.
     `latency(site, round) -> seconds` runs the schedule on a simulated clock (in process only).
     Raises ConfigError on a layout that does not fit the data, or a device that is not there.
     """
     if runtime not in ("in_process", "ray"):
         raise ConfigError(f"runtime={runtime!r}: choose 'in_process' or 'ray'")
-    topology = Topology(packs, sites_per_actor, group_size, allow_empty, device, placement)
+    topology = Topology(packs, sites_per_actor, group_size, allow_empty, device, placement, patience_s)
     devices.available(device)
     openers, declared = as_openers(data), declared_regions(data, regions)
     if runtime == "in_process":
         specs = topology.specs(openers, regions, 1)
         root = make_region("aggregator", specs, in_process_transport(latency))
-        return Federation(
-            Aggregator(root, declared, latency), specs, tuple(openers), "in_process", regions=declared
-        )
+        made = Aggregator(root, declared, latency)
+        return Federation(made, specs, tuple(openers), "in_process", regions=declared)
     if latency is not None:
         raise ConfigError("a latency model needs the simulated clock: use runtime='in_process'")
     from fedray.runtime import ray_transport
@@ -352,18 +367,25 @@ def connect(
     group_size: int = 256,
     allow_empty: bool = False,
     device: str = devices.CPU,
+    run: str = "",
+    patience_s: float = PATIENCE_S,
 ) -> Federation:
     """Run every site on a Ray cluster that runs already at `address` ("10.0.0.1:6379"); all sites are
     simulated.
 
+    Under the name of a `run` the aggregator outlives this process: connect again under that name, and
+    `fit(..., resume=True)` goes on with it. A process that gives no sign of life for `patience_s` is lost.
     One Ray cluster is one trust domain: whoever drives it can run code on every node.
-    Raises HostError where the cluster does not answer.
+    Raises HostError where the cluster does not answer, or another process drives the run.
     """
-    from fedray.runtime import ray_transport
+    from fedray.runtime import ray_attach, ray_transport
 
-    topology = Topology(packs, sites_per_actor, group_size, allow_empty, device)
+    topology = Topology(
+        packs, sites_per_actor, group_size, allow_empty, device, patience_s=patience_s
+    )
+    declared = declared_regions(data, regions)
     return ray_transport.federate(
-        as_openers(data), topology, regions, address, declared_regions(data, regions), None
+        as_openers(data), topology, regions, address, declared, None, ray_attach.attached(run)
     )
 
 

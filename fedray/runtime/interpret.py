@@ -64,9 +64,11 @@ class Interpreter:
         downlink: Mapping[int, Any],
         read_inputs: ReadInputs,
         read_state: ReadState,
+        is_given_up: Callable[[], bool] | None = None,
     ) -> None:
         self.plan, self.steps, self.call, self.downlink = plan, steps, call, downlink
         self.read_inputs, self.read_state = read_inputs, read_state
+        self.is_given_up = is_given_up
         self.failures: list[SiteError] = []
         self.first: BaseException | None = None  # stays here: its message may hold a value
         self.broke_group: set[str] = set()  # sites for which a twin raised, so that their group went apart
@@ -139,6 +141,12 @@ class Interpreter:
         assert isinstance(node.fn, Record)
         return values.record(node.fn, operands, group.k)
 
+    def _is_late(self) -> bool:
+        """Tell whether the deadline has passed, by this clock or by that of who waits."""
+        if self.call.deadline is None:
+            return False
+        return time.monotonic() > self.call.deadline or (self.is_given_up is not None and self.is_given_up())
+
     def _inputs(self, slot: str, group: Group) -> Sequence[Any]:
         """Read what every site has; where one cannot be read, or time presses, site by site."""
         if self.call.deadline is None and all(group.is_alive):
@@ -152,7 +160,7 @@ class Interpreter:
         """Call `fn` for every living row; lost rows hold a filler."""
         found: dict[int, Any] = {}
         for row in group.alive:
-            if self.call.deadline is not None and time.monotonic() > self.call.deadline:
+            if self._is_late():
                 self.lose(group, row, LATE)
                 continue
             try:
@@ -191,7 +199,7 @@ class Interpreter:
     def _twin(
         self, twin: Callable[..., Any], args: Sequence[Tagged], kwargs: Mapping[str, Tagged], group: Group
     ) -> Tagged:
-        if self.call.deadline is not None and time.monotonic() > self.call.deadline:
+        if self._is_late():
             for row in group.alive:
                 self.lose(group, row, LATE)
             return Rows(Ragged([None] * group.k))

@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,7 @@ from fedray.runtime.result import EarlyStop, Result, params_of
 from fedray.runtime.saving import Saving
 from fedray.runtime.schedule import Synchronous, synchronous
 from fedray.runtime.spending import Spending
+from fedray.runtime.standing import Unseen
 from fedray.runtime.training import Training
 
 logger = logging.getLogger(__name__)
@@ -154,7 +155,7 @@ class _Run:
         self.best: tuple[float, int] | None = None
         self.best_state: Any = None
         self.misses = 0
-        self.is_stalled = False
+        self.is_stalled = self.has_taken = False
         self.started = time.monotonic()
 
     def begin(self, state: Any, schedule: Synchronous | Buffered, resume: bool, rounds: int) -> None:
@@ -167,22 +168,38 @@ class _Run:
         self.check_memory(state, schedule, rows, blank)
         self.learn_sizes(state, blank)
         follows, row_invariant = self.spending.schedule_of(schedule), self.result.row_invariant
-        run = uuid.uuid4().hex
-        training = Training(self.plan, follows, self.seed, run, row_invariant, self.saving.shared)
+        run, folder = uuid.uuid4().hex, self.saving.address if self.federation.is_standing else ""
+        training = Training(self.plan, follows, self.seed, run, row_invariant, self.saving.shared, folder)
         self.next_round = self.result.first_round = self.saving.begin(
             resume, partial(self.federation.call, "start", training, state)
         )
         to_come = range(self.next_round, rounds)
         self.result.ledger = self.spending.begin(self.federation, schedule, state, to_come, self.seed)
+        unseen = self.federation.call("unseen") if resume and self.federation.is_standing else Unseen()
+        first = min((record.round for record in unseen.rounds), default=self.next_round)
         if self.tracker is not None:
             facts = {"sites": self.federation.num_sites, "where": self.federation.where, "seed": self.seed,
-                     "fold": self.plan.fold, "row_invariant": row_invariant, "first_round": self.next_round,
+                     "fold": self.plan.fold, "row_invariant": row_invariant, "first_round": first,
                      "evaluations": list(self.programs.values()),
                      "privacy": self.spending.lines}  # fmt: skip
             self.tracker.start(self.plan, facts)
+        self.take(unseen)
+
+    def take(self, unseen: Unseen) -> None:
+        """Take records of an aggregator that has gone on while no driver was there."""
+        self.has_taken = bool(unseen.rounds)
+        for record in unseen.rounds:
+            self.result.metrics.append(replace(record, epsilon=self.spending.epsilon(coarse=True)))
+            if self.tracker is not None:
+                self.tracker.round(self.result.metrics[-1])
+        for evaluation in unseen.evaluations:
+            self._log(evaluation, is_new=False)
 
     def train(self, rounds: int, every: int, interrupt: threading.Event) -> None:
         """Ask for one round after the other, evaluating in between, until one of the ends is reached."""
+        before = self.next_round - 1  # what a driver before this one may not have come to
+        if self.has_taken and self.next_round % every == 0 and self.next_round < rounds:
+            self.evaluate_once(before)
         for round in range(self.next_round, rounds):
             is_paid = self.round(round)
             if is_paid and (round + 1) % every == 0 and round + 1 < rounds:
@@ -269,6 +286,12 @@ class _Run:
     def best_round(self) -> int | None:
         return self.best[1] if self.best else None
 
+    def evaluate_once(self, round: int) -> None:
+        """Evaluate on validation rows, unless a driver before this one has."""
+        is_done = any(record.round == round and record.split != "test" for record in self.result.evaluations)
+        if not (self.has_taken and is_done):
+            self.evaluate_valid(round)
+
     def evaluate_valid(self, round: int) -> None:
         if self.server_evaluate is not None:
             metrics = self.federation.call("call_with_state", _OnParams(self.server_evaluate))
@@ -312,15 +335,17 @@ class _Run:
         self._log(record)
         return record
 
-    def _log(self, record: EvaluationRecord) -> None:
+    def _log(self, record: EvaluationRecord, is_new: bool = True) -> None:
         self.result.evaluations.append(record)
+        if is_new and self.federation.is_standing:
+            self.federation.call("note", record)
         if self.tracker is not None:
             self.tracker.evaluation(record)
 
     def end(self, select: str) -> None:
         last = self.result.metrics[-1].round if self.result.metrics else self.next_round - 1
         if last >= 0:
-            self.evaluate_valid(last)
+            self.evaluate_once(last)
             self.saving.end(last, self.best_round)
         chosen = self.best_state if select == "best_valid" and self.best_state is not None else None
         self.result.state = chosen if chosen is not None else self.federation.call("call_with_state", _whole)

@@ -29,6 +29,7 @@ from fedray.runtime.plan import Plan, lane_names
 from fedray.runtime.site_table import SiteTable
 
 KEPT_GROUPS = 64  # groups whose sites' data are kept as a sequence
+KEPT_COMMITS = 32
 BLANK_ROWS = 4  # of a made-up site
 
 
@@ -83,6 +84,8 @@ class Pack:
         self._last: tuple[Any, Folded] | None = None
         self._kept = Kept()
         self._answered: Answered | None = None  # of one-shot rounds
+        self._committed: dict[RoundKey, list[Commit]] = {}  # lately: a call that comes again brings its own
+        self.is_given_up: Callable[[], bool] | None = None  # tells whether nobody waits for the call any more
 
     def hello(self) -> dict[str, int]:
         """Open every site's data and return its number of training rows.
@@ -153,6 +156,7 @@ class Pack:
             self._steps, self._broken, self._last_dealt = {}, set(), (None, ())
             self._kept.forget()
             self._answered = None
+            self._committed.clear()
         self._plans[load.plan.digest] = load
         if load.journal and load.plan.is_one_shot and self._answered is None:
             kinds = checkpoint.record_kinds(*load.initial.values())
@@ -164,6 +168,11 @@ class Pack:
         """
         for commit in commits:
             key = (commit.plan, commit.round, commit.attempt)
+            if commit in self._committed.get(key, ()):
+                continue  # else it would drop what has been written since
+            self._committed.setdefault(key, []).append(commit)
+            if len(self._committed) > KEPT_COMMITS:
+                self._committed.pop(next(iter(self._committed)))
             if key not in self._pending:
                 self._take_written(key, commit.counted)
             for slot, group, written, tagged in self._pending.get(key, ()):
@@ -239,6 +248,7 @@ class Pack:
             downlink,
             lambda slot, sites: self._inputs(call, slot, sites, device is not None),
             lambda slot, sites: self._state_rows(call, slot, sites, device),
+            self.is_given_up,
         )
         folded = Folded(plan, call, is_placed=device is not None)
         outputs = [

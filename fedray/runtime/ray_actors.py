@@ -16,7 +16,17 @@ from fedray.runtime.checkpoint import Parts
 from fedray.runtime.federation import HostSpec, made_inside, make_host, make_region
 from fedray.runtime.host import Contribution, Load, StageCall
 from fedray.runtime.pack import Pack
+from fedray.runtime.ray_faults import FETCH_S
+from fedray.runtime.revival import reset
 from fedray.runtime.round import Aggregator
+
+CONTROL = "control"  # the group of methods that answer while a round is being worked on
+
+
+def with_control(actor: type) -> Any:
+    """Return Ray's class of an actor, whose signs of life do not wait for its work."""
+    options: dict[str, Any] = {"concurrency_groups": {CONTROL: 1}}  # a word that Ray's types leave out
+    return ray.remote(**options)(actor)
 
 
 class Box:
@@ -31,7 +41,7 @@ class Box:
 
     def open(self) -> Any:
         """Read the value."""
-        return ray.get(self.reference)
+        return ray.get(self.reference, timeout=FETCH_S)
 
 
 class HostActor:
@@ -40,7 +50,46 @@ class HostActor:
     def __init__(self, spec: HostSpec) -> None:
         from fedray.runtime.ray_transport import make_transport
 
+        self._spec = spec
         self._host: Any = make_host(spec, make_transport)
+        self._number = 0  # of the call that is being worked on, or was
+        self._given_up: set[int] = set()
+        self._last: tuple[int, Any] = (0, None)
+        self._let_be_given_up()
+
+    def _let_be_given_up(self) -> None:
+        if isinstance(self._host, Pack):
+            self._host.is_given_up = lambda: self._number in self._given_up
+
+    def reset(self) -> bool:
+        """Hold the sites as new: for another driver, which prepares their data itself."""
+        if not isinstance(self._host, Pack):
+            return reset(self._host)
+        self._host = make_host(self._spec, lambda _: None)
+        self._let_be_given_up()
+        return True
+
+    def ask(self, number: int, method: str, *args: Any) -> Any:
+        """Call a method; a call that comes again under its number is answered as it was, and not run again.
+
+        Ray may tell its caller that a call "may or may not have been executed".
+        """
+        if self._last[0] != number:
+            self._number, self._last = number, (0, None)  # before it runs: answers are large
+            self._last = (number, getattr(self, method)(*args))
+            self._given_up = {later for later in self._given_up if later > number}
+        return self._last[1]
+
+    @ray.method(concurrency_group=CONTROL)
+    def pulse(self) -> int:
+        """Give a sign of life: the process id."""
+        return os.getpid()
+
+    @ray.method(concurrency_group=CONTROL)
+    def give_up(self, number: int) -> None:
+        """Note that nobody waits for a call any more."""
+        if number >= self._number:
+            self._given_up = {*self._given_up, number}
 
     def hello(self) -> dict[str, int]:
         """See `Host.hello`."""
@@ -88,7 +137,9 @@ class HostActor:
 
 
 class AggregatorActor:
-    """The aggregator in a process of its own; its methods are called by name."""
+    """The aggregator of a simulation, in a process of its own that ends with the driver's; its methods are
+    called by name.
+    """
 
     def __init__(
         self, specs: Sequence[HostSpec], regions: Mapping[str, str], actors: Mapping[str, Any], placement: str
@@ -97,6 +148,11 @@ class AggregatorActor:
 
         root = make_region("aggregator", specs, lambda _: RayTransport(specs, actors))
         self._aggregator = Aggregator(root, regions, make_inside=made_inside(specs, placement))
+
+    @ray.method(concurrency_group=CONTROL)
+    def pulse(self) -> int:
+        """Give a sign of life: the process id."""
+        return os.getpid()
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the aggregator."""

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-import ray
-
 from fedray.runtime.federation import HostSpec
-from fedray.runtime.ray_actors import HostActor
+from fedray.runtime.ray_actors import HostActor, with_control
 
 
 def start_hosts(specs: Sequence[HostSpec]) -> dict[str, Any]:
@@ -14,7 +12,7 @@ def start_hosts(specs: Sequence[HostSpec]) -> dict[str, Any]:
     # a trace of a CPU: Ray spreads actors by what they need, and puts one that needs nothing anywhere
     options = {"num_cpus": 0.001, "max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD"}
     return {
-        spec.name: ray.remote(HostActor).options(**options, **_gpus(spec)).remote(spec) for spec in specs
+        spec.name: with_control(HostActor).options(**options, **_gpus(spec)).remote(spec) for spec in specs
     }
 
 

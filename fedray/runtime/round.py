@@ -60,7 +60,7 @@ class Aggregator:
         self._trained: set[int] = set()  # processes of the last round; an attempt itself holds two models
         self._grids: dict[str, dict[str, tuple[int, ...]]] = {}  # plan -> lane -> grid
         self._loaded: set[str] = set()
-        self._start = ""  # hash of the run's first server state, part of every checkpoint
+        self.start_sha256 = ""  # hash of the run's first server state, part of every checkpoint
         self._initial: dict[str, Any] = {}  # slot -> what a site starts with
         self._between = Between()
         self._turn = 0  # of programs beside the run: a host takes what has the names of the last call for it
@@ -94,7 +94,7 @@ class Aggregator:
 
         Raises CheckpointError where the checkpoint belongs to another plan or another start.
         """
-        self.training, self.state, self.memory, self._start = training, state, {}, sha256_of(state)
+        self.training, self.state, self.memory, self.start_sha256 = training, state, {}, sha256_of(state)
         self._work, self._sender, self._flights = (
             Work(), Sender(), flights_of(training, self.root, self.latency, self._names, self.sizes)
         )
@@ -110,7 +110,7 @@ class Aggregator:
             asked = self._attempt(training, training.schedule, 0).begin() if is_ahead else {}
             kinds = checkpoint.record_kinds(state, asked)
             facts, self.state, self.memory = checkpoint.read_server(*restore, kinds)
-            if facts["digest"] != training.plan.digest or facts["start"] != self._start:
+            if facts["digest"] != training.plan.digest or facts["start"] != self.start_sha256:
                 raise CheckpointError(
                     f"the checkpoint of round {restore[1]} belongs to another plan or another start "
                     "(algorithm, passes or initial parameters differ): resume with the same ones"
@@ -367,7 +367,7 @@ class Aggregator:
             "digest": training.plan.digest,
             "seed": training.seed,
             "run": training.run,
-            "start": self._start,
+            "start": self.start_sha256,
             "grids": grids,
         }
         under_way = {} if self._flights is None else {FLIGHTS: self._flights.saved()}

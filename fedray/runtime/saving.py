@@ -7,6 +7,7 @@ used.
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,14 @@ class Saving:
         self._tried_at = self._saved_at = self._clock()
         self._pause_s = checkpoints.every_s if checkpoints is not None else 0.0
         self._is_away = False  # was said
+
+    @property
+    def address(self) -> str:
+        """Where the checkpoints are, as every process finds them, whatever its folder; "" without any."""
+        if self.checkpoints is None:
+            return ""
+        address = self.checkpoints.address
+        return address if is_address(address) else os.path.abspath(address)
 
     @property
     def shared(self) -> str:
@@ -72,7 +81,7 @@ class Saving:
         damaged: list[tuple[int, DamagedError]] = []
         for round in reversed(saved):
             try:
-                first = start((self.checkpoints.address, round))
+                first = start((self.address, round))
             except DamagedError as error:
                 damaged.append((round, error))
                 logger.warning("the checkpoint of round %d is damaged: %s", round, error)
@@ -119,7 +128,7 @@ class Saving:
         try:
             if checkpoints.also is not None:
                 checkpoints.also()
-            self._save(checkpoints.address, round)
+            self._save(self.address, round)
         except StorageError:
             self._drop(checkpoints, round)
             if (took_s := self._clock() - began) > SLOW_S:

@@ -18,7 +18,7 @@ from fedray.accounting import PrivacyLedger
 from fedray.accounting.calibrate import noise_of, refuse_hopeless
 from fedray.accounting.ledger import Opened
 from fedray.accounting.spent import Account, added, largest
-from fedray.errors import BudgetError, ConfigError, QuorumError, ScheduleError
+from fedray.errors import AttemptLost, BudgetError, ConfigError, QuorumError, ScheduleError
 from fedray.runtime.buffered import Buffered
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.plan import Plan, compile
@@ -29,6 +29,7 @@ from fedray.runtime.schedule import Synchronous
 from fedray.runtime.spending_files import SpendingFiles
 
 logger = logging.getLogger(__name__)
+MOST_LOST = 5  # attempts at a round in which the aggregator died
 
 
 class Spending:
@@ -187,18 +188,21 @@ class Spending:
         Returns None where the budget does not bear the round. Raises QuorumError after the last attempt.
         """
         if not self.is_private:
-            return ask(0)
+            return _until_there(ask, 0)
         attempts = getattr(self.schedule, "attempts", 1)
-        for number in range(attempts):
+        failed = number = lost = 0
+        while True:
             if not self._charge(self.plan.of_round(round), round, self._asked(round)):
                 return None
             try:
                 return replace(ask(number), epsilon=self.epsilon(coarse=True))
             except QuorumError as error:
-                if number + 1 == attempts:
+                is_lost = isinstance(error, AttemptLost)
+                failed, lost = failed + (not is_lost), lost + is_lost
+                if failed == attempts or lost > MOST_LOST:
                     raise
+                number = error.next_number if isinstance(error, AttemptLost) else number + 1
                 logger.warning("round %d: %s; the attempt is paid for, another is charged", round, error)
-        raise AssertionError("a round is tried at least once")
 
     def pay(self, federation: Any, schedule: Synchronous, seed: int) -> None:
         """Charge a program of one round to the ledger given. Raises BudgetError where it is too much."""
@@ -266,6 +270,17 @@ class Spending:
             opened = ledger.opened(number)
             if opened is not None and opened.accounts == self.accounts.get(digest):
                 self._opened[digest] = number
+
+
+def _until_there(ask: Callable[[int], RoundRecord], number: int) -> RoundRecord:
+    """Ask for a round, and again where the aggregator died in one that is not run twice."""
+    for _ in range(MOST_LOST):
+        try:
+            return ask(number)
+        except AttemptLost as error:
+            number = error.next_number
+            logger.warning("%s; it is tried again", error)
+    return ask(number)
 
 
 def _num_params(params: Any) -> int:

@@ -17,6 +17,7 @@ class Training:
     run: str
     row_invariant: bool | None = None  # as the probe found
     storage: str = ""  # where every machine of the run can write and read; "" where there is no such place
+    folder: str = ""  # of the checkpoints, where the aggregator writes down itself what it does
 
     @property
     def is_layout_free(self) -> bool:

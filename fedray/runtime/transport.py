@@ -44,8 +44,18 @@ class Transport(Protocol):
         """Yield (ticket, answer) as answers come in; a lost host's answer is `Lost`; stop at the time-out."""
         ...
 
+    def give_up(self, tickets: Sequence[Ticket]) -> None:
+        """Tell hosts that nobody waits for these answers any more: they stop where they can."""
+        ...
+
     def restart(self, host: str) -> None:
-        """Start a lost host again, empty."""
+        """Start a lost host again, empty; it may take a while until it is there."""
+        ...
+
+    def is_there(self, host: str, seconds: float | None) -> bool:
+        """Wait for a host that was started again to give a sign of life; None waits as long as silence is
+        borne.
+        """
         ...
 
     def now(self) -> float:
@@ -90,6 +100,15 @@ class InProcess:
     def wait(self, tickets: Sequence[Ticket], timeout: float | None) -> Iterator[tuple[Ticket, Any]]:
         """Yield the answers."""
         yield from ((ticket, self._answers.pop(ticket)) for ticket in tickets)
+
+    def give_up(self, tickets: Sequence[Ticket]) -> None:
+        """Forget the answers."""
+        for ticket in tickets:
+            self._answers.pop(ticket, None)
+
+    def is_there(self, host: str, seconds: float | None) -> bool:
+        """Tell that it is: it shares this process."""
+        return True
 
     def restart(self, host: str) -> None:
         """Refuse: a host in this process is lost with the process."""

@@ -140,7 +140,7 @@ def test_hosts_are_actors_that_ray_never_runs_again(monkeypatch):
         def remote(self, spec):
             return spec
 
-    monkeypatch.setattr(ray_hosts.ray, "remote", lambda _: Remote())
+    monkeypatch.setattr(ray_hosts, "with_control", lambda _: Remote())
     ray_hosts.start_hosts([HostSpec("pack0", sites(1))])
     assert seen["max_restarts"] == 0 and seen["max_task_retries"] == 0
 
