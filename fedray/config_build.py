@@ -15,6 +15,7 @@ import torch
 
 import fedray as fr
 from fedray.accounting import PrivacyLedger
+from fedray.cluster.site_map import SiteMap
 from fedray.config_check import cohort_problem
 from fedray.config_schema import SCHEMAS
 from fedray.config_targets import call, realise
@@ -22,6 +23,7 @@ from fedray.data.site import Dataset
 from fedray.errors import ConfigError
 from fedray.runtime.loop import EarlyStop
 
+NOT_OPTIONS = ("kind", "address", "site_map")  # settings of a runtime that its function takes otherwise
 PRIVATE_HEADS = "fedray.algorithms.private_heads"
 OF_THE_RUN = ("allow_empty", "standardise", "labelled")  # settings of data that their factory does not read
 OF_THE_DATA = ("pooled", "unlabelled")  # settings of an algorithm that say which rows it sees
@@ -114,14 +116,14 @@ class Experiment:
         it outlives this one, under the name of the run.
         """
         options = _runtime_options(self.tree, self.data)
+        if self.tree["runtime"]["kind"] == "cluster":
+            return _connected(self.tree["runtime"], self.tree["topology"], self.data, options | {"run": run})
         if getattr(self.schedule, "latency", None) is not None:
             options.setdefault("latency", self.schedule.latency)
-        if here and self.tree["runtime"]["kind"] != "cluster":
+        if here:
             from fedray.runtime import ray_transport
             return ray_transport.federate_here(self.data, self.tree["runtime"].get("address", "local"),
                                                **options)
-        if self.tree["runtime"]["kind"] == "cluster":
-            return fr.connect(self.tree["runtime"]["address"], self.data, run=run, **options)
         kind = "ray" if self.tree["runtime"]["kind"] == "ray" else "in_process"
         return fr.simulate(self.data, runtime=kind, **options)
 
@@ -185,7 +187,8 @@ def _schedule(tree: Mapping[str, Any], training: Training) -> Any:
 
 def _data(tree: Mapping[str, Any]) -> Dataset:
     settings = {key: value for key, value in tree["data"].items() if key not in OF_THE_RUN}
-    data: Dataset = call("data", settings, tuple(tree["allow"]), spare=_spare("data"))
+    known = {"sites": tuple(SiteMap.read(path).sites)} if (path := tree["runtime"].get("site_map")) else {}
+    data: Dataset = call("data", settings, tuple(tree["allow"]), spare=_spare("data"), **known)
     if (share := tree["data"].get("labelled")) is not None:
         data = fr.data.few_labels(data, share, tree["seed"], bool(tree["algorithm"].get("unlabelled")))
     return fr.data.pooled(data) if tree["algorithm"].get("pooled") else data
@@ -270,13 +273,22 @@ def _spare(group: str) -> frozenset[str]:
 
 def _runtime_options(tree: Mapping[str, Any], data: Dataset) -> dict[str, Any]:
     """Return the keyword arguments of `fr.simulate` and `fr.connect`."""
-    settings = {key: value for key, value in tree["runtime"].items() if key not in ("kind", "address")}
+    settings = {key: value for key, value in tree["runtime"].items() if key not in NOT_OPTIONS}
     options = {key: realise(f"runtime.{key}", value, tuple(tree["allow"])) for key, value in settings.items()
                if value is not None}
     if tree["topology"].get("regions"):
         options["regions"] = by_region(data)
     few = tree["data"].get("labelled") is not None  # some sites may then have no row to train on
     return {**options, "allow_empty": few or bool(tree["data"].get("allow_empty", False))}
+
+
+def _connected(runtime: Mapping[str, Any], topology: Mapping[str, Any], data: Dataset,
+               options: Mapping[str, Any]) -> Any:
+    """Join a cluster, placed by a site map where there is one."""
+    if runtime.get("site_map") is None:
+        return fr.connect(runtime["address"], data, **options)
+    return fr.connect(runtime["site_map"], data, address=runtime["address"], regional=topology["regional"],
+                      absent=topology["absent"], **options)
 
 
 def by_region(data: Dataset) -> dict[str, list[str]]:

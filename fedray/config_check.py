@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedray import config_targets
+from fedray.cluster.site_map import SiteMap
 from fedray.config_schema import Config
 from fedray.errors import ConfigError
 from fedray.runtime.storage import check_address
@@ -315,6 +316,22 @@ def _pairs(tree: Tree) -> Iterator[str]:
         yield "runtime.packs and runtime.sites_per_actor say the same thing twice. Fix: runtime.packs=null"
 
 
+def _site_map(tree: Tree) -> Iterator[str]:
+    runtime, topology = tree.get("runtime") or {}, tree.get("topology") or {}
+    path, is_from_cluster = runtime.get("site_map"), "absent" in topology
+    if is_from_cluster and path is None:
+        yield ("topology=from_cluster takes sites and regions from a site map, and none is named. Fix: "
+               "runtime=ray_cluster runtime.site_map=cluster/site-map.yaml")
+    elif path is not None and not is_from_cluster:
+        yield (f"runtime.site_map={path} says where sites are, and the topology is another. Fix: "
+               "topology=from_cluster")
+    elif path is not None:
+        try:
+            SiteMap.read(path)
+        except ConfigError as error:
+            yield from error.problems
+
+
 def _privacy(tree: Tree) -> Iterator[str]:
     privacy, algorithm = tree.get("privacy") or {}, tree.get("algorithm") or {}
     if not str(privacy.get("_target_")).startswith("fedray.passes.site_dp"):
@@ -347,4 +364,4 @@ def _kinds_of_rounds(tree: Tree) -> Iterator[str]:
 
 
 FINDERS = (_unset, _strangers, _targets, _numbers, _schedule, _rates, _data, _runs_dir, _storage, _extras,
-           _words, _pairs, _kinds_of_rounds, _privacy, _ledger)
+           _words, _pairs, _kinds_of_rounds, _site_map, _privacy, _ledger)

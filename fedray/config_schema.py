@@ -20,10 +20,12 @@ from fedray import config_schema_personal as personal
 from fedray import config_schema_policy as policy
 from fedray import config_schema_privacy as privacy
 from fedray import config_schema_robust as robust
+from fedray import config_schema_runtime as runtime
 from fedray import config_schema_secure as secure
 from fedray import config_schema_vertical as vertical
 from fedray.config_schema_data import MISSING
 from fedray.config_schema_ledger import Ledger
+from fedray.config_schema_output import Jsonl, Metrics, Page
 
 
 @dataclass
@@ -61,6 +63,8 @@ class Config:
     """When the state of server and sites is written."""
     ledger: Ledger = field(default_factory=Ledger)
     """Where privacy that runs spend is counted over all studies, and the budget."""
+    metrics: Metrics = field(default_factory=Metrics)
+    """What the nodes of Ray show to Prometheus."""
     data: Any = MISSING
     """Which sites there are and what they hold."""
     model: Any = MISSING
@@ -246,77 +250,6 @@ class Oort(Awaited):
     """How long to wait for them."""
 
 
-class Kind(Enum):
-    """Which transport carries the calls."""
-
-    in_process = "in_process"
-    ray = "ray"
-    cluster = "cluster"
-
-
-class Placement(Enum):
-    """Whether the sites may leave the actors."""
-
-    auto = "auto"
-    actors = "actors"
-
-
-@dataclass
-class Runtime:
-    """Where the sites and the aggregator run."""
-
-    kind: Kind = MISSING
-    """in_process, ray (started here) or cluster (already running)."""
-    packs: int | None = None
-    """Processes that hold the sites; null takes one per processor."""
-    sites_per_actor: int | None = None
-    """Sites per process instead of packs; 1 gives every site a Ray actor of its own."""
-    group_size: int = 256
-    """Sites computed together inside a process; changes cost only."""
-    device: str = "cpu"
-    """Where a process computes: cpu, cuda (which Ray's packs share), or cuda:0, in_process only."""
-    patience_s: float = 90.0
-    """Seconds without a sign of life until a process of Ray counts as lost; not a limit of a round."""
-
-@dataclass
-class InProcess(Runtime):
-    """Everything in this process, one site after the other."""
-
-    kind: Kind = Kind.in_process
-    """Always in_process here."""
-    latency: Any = None
-    """Simulated clock: `{_target_: fedray.runtime.schedule.LognormalLatency}`; null takes the real one."""
-
-@dataclass
-class RayLocal(Runtime):
-    """Ray on this machine, started and ended by the run."""
-
-    kind: Kind = Kind.ray
-    """Always ray here."""
-    num_cpus: int | None = None
-    """Processors that Ray may use; null takes all."""
-    placement: Placement = Placement.auto
-    """auto: sites with rounds under 20 ms of work move into the aggregator's process; actors: they stay."""
-
-
-@dataclass
-class Cluster(Runtime):
-    """A Ray cluster that runs already."""
-
-    kind: Kind = Kind.cluster
-    """Always cluster here."""
-    address: str = MISSING
-    """Address of the running Ray cluster."""
-
-
-@dataclass
-class Regions:
-    """Sites fold inside their declared region first."""
-
-    regions: str = "declared"
-    """`declared` takes the regions of the data set."""
-
-
 @dataclass
 class Evaluate:
     """Evaluation on all sites."""
@@ -337,26 +270,11 @@ class Evaluate:
     """Validation metric that `patience` watches."""
 
 
-@dataclass
-class Jsonl:
-    """Lines of JSON in the run directory, and the live view."""
-
-    live: bool = True
-    """Show the live view in a terminal."""
-
-
-@dataclass
-class Page:
-    """The report of a run, one HTML file."""
-
-    html: bool = True
-    """Write report.html (needs the extra `report`)."""
-
-
 SCHEMAS: dict[str, dict[str, type]] = {
     "data": {"synthetic_icu": data.SyntheticIcu, "eicu_mortality": data.EicuMortality,
-             "heart_disease": data.HeartDisease, "csv": data.Csv, "digits": data.Digits,
-             "shards": data.Shards, "parties": vertical.Parties, "assays": data.Assays},
+             "heart_disease": data.HeartDisease, "csv": data.Csv, "at_sites": data.AtSites,
+             "digits": data.Digits, "shards": data.Shards, "parties": vertical.Parties,
+             "assays": data.Assays},
     "model": {"logistic": learn.Logistic, "linear": learn.Linear, "mlp": learn.Mlp, "cnn": learn.Cnn,
               "gru": learn.Gru, "bag_of_embeddings": learn.BagOfEmbeddings},
     "local": {"sgd": learn.Sgd, "adamw": learn.Adamw, "private_sgd": learn.PrivateSgd},
@@ -390,10 +308,11 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "secure": {"none": Nothing, "secure_sum": secure.SecureSum, "group_secure_sum": secure.GroupSecureSum,
                "two_server": secure.TwoServer},
     "policy": {"open": policy.Open, "hospital": policy.Hospital},
-    "topology": {"flat": Nothing, "regions": Regions},
+    "topology": {"flat": Nothing, "regions": runtime.Regions, "from_cluster": runtime.FromCluster},
     "schedule": {"synchronous": Synchronous, "buffered": Buffered, "cyclic": Synchronous, "oort": Oort,
                  "power_of_choice": PowerOfChoice, "trace": OfTrace},
-    "runtime": {"in_process": InProcess, "ray_local": RayLocal, "ray_cluster": Cluster},
+    "runtime": {"in_process": runtime.InProcess, "ray_local": runtime.RayLocal,
+                "ray_cluster": runtime.Cluster},
     "evaluate": {"default": Evaluate, "none": Nothing},
     "tracker": {"jsonl": Jsonl, "none": Nothing},
     "report": {"default": Page, "none": Nothing},

@@ -134,6 +134,25 @@ class Csv(Data):
 
 
 @dataclass
+class AtSites(Data):
+    """CSV or Parquet files that only the sites' own nodes hold: see runtime.site_map."""
+
+    _target_: str = "fedray.data.at_sites"
+    contract: str = MISSING
+    """YAML file that names columns, units, ranges and the outcome; the sites' tables are checked by it."""
+    sites: list[str] | None = None
+    """Names of the sites; null takes those of the site map."""
+    features: list[str] | None = None
+    """Inputs; null takes all of the contract."""
+    valid_fraction: float = 0.1
+    """Share of the rows held back for validation."""
+    test_fraction: float = 0.2
+    """Share of the rows held back for the test."""
+    split_seed: int = "${seed}"  # type: ignore[assignment]
+    """Seed of the split."""
+
+
+@dataclass
 class Shards(Data):
     """Very many sites in memory-mapped files that `fedray.data.write_shards` wrote."""
 

@@ -139,14 +139,15 @@ class SecrecyError(FedrayError):
 
 
 LATE = "late"  # the kind of failure of a site that a deadline has passed over
+AWAY = "node away"  # of a site whose node is not in the cluster: it is asked again when it is back
 
 
 @dataclass(frozen=True, slots=True)
 class SiteError:
     """One site's failure in one stage, as it may leave the site: never a message, which could hold a value.
 
-    `kind` is the class of the error, or a word of ours ("not finite", "late", "host lost", "withheld");
-    `where` is the `file:line` inside the mapped function, without its folder.
+    `kind` is the class of the error, or a word of ours ("not finite", "late", "host lost", "node away",
+    "withheld"); `where` is the `file:line` inside the mapped function, without its folder.
     """
 
     site: str

@@ -153,6 +153,8 @@ def run(asked: Asked, experiment: "Experiment", show: Show | None, *, here: bool
         ready = prepare(experiment, federation)
         phases.ended("sites answered, columns prepared")
         folder = _again(asked) if asked.is_resumed else _made(asked)
+        if federation.layout:
+            folder.write("placement.txt", federation.layout)
         phases.ended("run directory made")
         return _train(ready, federation, folder, show=show, resume=asked.is_resumed,
                       also_tell=also_tell)
@@ -195,6 +197,8 @@ def prepare(experiment: "Experiment", federation: Any) -> Ready:
     check_ledger(experiment.ledger(), fr.compile(training.algorithm, experiment.passes, experiment.schedule))
     for evaluation in experiment.training.evaluate.values():
         fr.compile(evaluation, policies(experiment.passes))
+    if getattr(experiment.schedule, "wait_for", 0):
+        federation.call("wait_for", experiment.schedule.wait_for, experiment.schedule.wait_s)
     federation.hello()
     _refuse_without_units(experiment, federation)
     programs = (*_linked(experiment, federation), *_refuse_one_class(experiment, federation))

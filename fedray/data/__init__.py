@@ -2,7 +2,7 @@
 
 A `Dataset` maps site names to functions that open a `SiteData` where the site lives. Sources: `synthetic_icu`
 (needs no file), `eicu_mortality`, `heart_disease`, `digits`, `assays`, any table by `csv`, `from_frames` and
-`from_datasets`, a built folder by `read_dataset`, very many
+`from_datasets`, tables that only the sites' own machines hold by `at_sites`, a built folder by `read_dataset`, very many
 sites in memory-mapped files by `read_shards`, one table dealt to simulated sites by `partition`. Sites that
 hold other columns of the same records: `parties`, `by_columns` (simulated), and `link`.
 `prepare` scales inputs over all sites. Names are resolved on first use, so that importing this package loads
@@ -19,6 +19,7 @@ _HOMES = {
     "fedray.data.shard_files": ("read_shards",),
     "fedray.data.shard_writer": ("write_shards", "made_up_sites"),
     "fedray.data.tables": ("csv", "from_frames", "from_datasets"),
+    "fedray.data.own_folders": ("at_sites",),
     "fedray.data.partition": ("iid", "dirichlet", "quantity", "shards", "feature_shift", "natural"),
     "fedray.data.prepare": ("Clip", "Preparation", "fit_preparation", "contract_of"),
     "fedray.data.synthetic": ("synthetic_icu",),

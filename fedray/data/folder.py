@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -271,6 +271,14 @@ class OpenSite:
     def contract(self) -> Contract:
         """The contract that the site's table keeps to."""
         return self.recipe.contract
+
+    def at(self, path: str | Path) -> "OpenSite":
+        """Return the opener that reads another file, or the file of this name in another folder."""
+        path = Path(path)
+        if path.is_dir():
+            inside = path / "sites" / Path(self.path).name  # of a whole data set
+            path = inside if inside.exists() else path / inside.name
+        return replace(self, path=str(path))
 
     def __call__(self) -> SiteData:
         """Read the site's file: `x` float32, NaN where missing, `y`, and `reference` and `patient` (whole

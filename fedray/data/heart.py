@@ -131,6 +131,10 @@ class OpenScaled:
         """The contract that the site's table keeps to."""
         return self.opener.contract
 
+    def at(self, path: str | Path) -> "OpenScaled":
+        """Return the opener that reads the site's file elsewhere."""
+        return replace(self, opener=self.opener.at(path))
+
     def __call__(self) -> SiteData:
         """Read and scale. Raises: DataError."""
         table = self.opener()

@@ -55,7 +55,7 @@ def csv(path: str | Path, contract: str | Path | Contract | None = None, *, targ
     looked at when a site is opened; here only their headers, and the site column, are read. Raises:
     DataError.
     """
-    files = _files(Path(path))
+    files = files_of(Path(path))
     if contract is None:
         agreed = _guess_contract(Path(path).stem, read_table(files[0], rows=_GUESS_ROWS), target, site_column)
     else:
@@ -63,7 +63,7 @@ def csv(path: str | Path, contract: str | Path | Contract | None = None, *, targ
     by = site_column or agreed.role("site")
     sites = _sites_by_column(files, by) if by else _sites_by_file(files)
     split = Split(valid_fraction=valid_fraction, test_fraction=test_fraction, seed=split_seed)
-    recipe = _recipe(agreed, features, split_seed)
+    recipe = recipe_of(agreed, features, split_seed)
     told = agreed.digest + repr((split, recipe.features)) + "".join(hash_file(file) for file in files)
     openers = {site: OpenTable(site, tuple(map(str, places)), by, recipe, split)
                for site, (places, _) in sites.items()}
@@ -83,7 +83,7 @@ def from_frames(frames: Mapping[str, "pd.DataFrame"], target: str | None = None,
     check_unique(list(frames), name)
     agreed = contract or _guess_contract(name, next(iter(frames.values())), target, None)
     split = Split(valid_fraction=valid_fraction, test_fraction=test_fraction, seed=split_seed)
-    recipe = _recipe(agreed, features, split_seed)
+    recipe = recipe_of(agreed, features, split_seed)
     told = agreed.digest + repr((split, recipe.features)) + "".join(
         f"{site}:{_hash_frame(frame)}" for site, frame in frames.items())
     return _dataset(name, recipe, {str(site): OpenFrame(str(site), frame, recipe, split)
@@ -120,6 +120,13 @@ class OpenTable:
     def contract(self) -> Contract:
         """The contract that the table must keep to."""
         return self.recipe.contract
+
+    def at(self, path: str | Path) -> "OpenTable":
+        """Return the opener that reads another file, or the files of these names in another folder."""
+        path = Path(path)
+        if not path.is_dir():
+            return replace(self, paths=(str(path),))
+        return replace(self, paths=tuple(str(path / Path(own).name) for own in self.paths))
 
     def frame(self) -> "pd.DataFrame":
         """Return the site's rows as they are in its files."""
@@ -217,7 +224,7 @@ def read_table(path: str | Path, rows: int | None = None,
                         "or Parquet file that you may read") from None
 
 
-def _files(path: Path) -> list[Path]:
+def files_of(path: Path) -> list[Path]:
     if not path.exists():
         raise DataError(f"there is no file or folder {path}. Fix: give the folder with one CSV or Parquet "
                         "file a site, or one file with a site column")
@@ -279,7 +286,7 @@ def _guess_contract(name: str, frame: "pd.DataFrame", target: str | None,
     return Contract(name=name, columns=(*map(Column, inputs), Column(target, role="outcome")), outcome=target)
 
 
-def _recipe(contract: Contract, features: Sequence[str] | None, seed: int) -> Recipe:
+def recipe_of(contract: Contract, features: Sequence[str] | None, seed: int) -> Recipe:
     chosen = tuple(contract.features if features is None else features)
     for name in chosen:
         if contract[name].role != "feature":
@@ -294,7 +301,12 @@ def _dataset(name: str, recipe: Recipe, sites: Mapping[str, Callable[[], SiteDat
     data = Dataset(sites, name=name, features=recipe.features, outcome=recipe.contract.task,
                    num_classes=recipe.contract.num_classes,
                    sizes={site: rows for site, rows in sizes.items() if rows is not None})
-    return replace(data, version=hashlib.sha256(told.encode()).hexdigest()[:16])
+    return replace(data, version=version_of(told))
+
+
+def version_of(told: str) -> str:
+    """Return the version of data that are what `told` says."""
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def _hash_frame(frame: "pd.DataFrame") -> str:

@@ -27,6 +27,7 @@ class Child:
     stages: list[Asked] = field(default_factory=list)  # of the attempt under way, where that has several
     starts: int = 0  # how often it was started again
     is_up: bool = True  # or it was lost and has not come back yet
+    keeps: bool = False  # its sites may have state, which is on their node alone
     is_there: bool = True  # its new process has given a sign of life
     to_tell: deque[Asked] = field(default_factory=deque)  # before it is up again
     telling: Any = None  # the call of the first of them, once it is under way

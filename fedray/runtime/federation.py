@@ -1,7 +1,8 @@
 """Federations: the running set of sites and their aggregator, in this process or on Ray.
 
-`simulate` makes one from a data set; `connect` does the same on a Ray cluster that runs already. The host
-tree is described by `HostSpec`s, which are small and pickle: sites are opened where their pack lives.
+`simulate` makes one from a data set; `connect` (fedray/cluster) does the same on a Ray cluster that runs
+already. The host tree is described by `HostSpec`s, which are small and pickle: sites are opened where their
+pack lives.
 """
 
 import heapq
@@ -16,6 +17,7 @@ from fedray.errors import ConfigError, FedrayError
 from fedray.runtime import devices
 from fedray.runtime import placement as placements
 from fedray.runtime.pack import Pack
+from fedray.runtime.place import Place
 from fedray.runtime.records import CallRecord
 from fedray.runtime.region import Region
 from fedray.runtime.round import Aggregator
@@ -40,6 +42,7 @@ class HostSpec:
     halvings: int = 0  # of the sites computed together: for a pack that was killed for memory
     gpu_share: float = 0.0  # of a Ray actor: what the packs on GPUs ask for, so that all of them find a place
     patience_s: float = PATIENCE_S
+    place: Place | None = None  # on a cluster: its node, and what it takes there; None is anywhere
 
     def smaller(self) -> "HostSpec":
         """Return the same host with half of the sites computed together, which needs less memory."""
@@ -119,9 +122,13 @@ class Federation:
         where: str,
         on_close: Callable[[], None] | None = None,
         regions: Mapping[str, str] | None = None,
+        layout: str = "",
+        lets_away: bool = False,
     ) -> None:
         self.aggregator, self.sites, self.where = aggregator, tuple(sites), where
         self.specs = tuple(specs)
+        self.layout = layout  # which site is on which node, in words
+        self.lets_away = lets_away  # whether programs beside a run go without sites whose node is away
         self.regions = dict(regions or {})
         self.learnt: Any = None  # a `Learnt` that several runs share: each has its own otherwise
         self._on_close = on_close
@@ -154,6 +161,12 @@ class Federation:
         """Pass every site's data through `transform(SiteData) -> SiteData`, where it lies."""
         self.call("prepare", transform)
         self._sizes = None
+
+    def refresh(self) -> tuple[str, ...]:
+        """Let sites join whose node has come, as every round does; return those whose node is away."""
+        away: tuple[str, ...] = self.call("refresh")
+        self._sizes = None
+        return away
 
     def calls(self) -> list[CallRecord]:
         """Return the calls that the aggregator's transport submitted since the last time: see
@@ -249,7 +262,7 @@ class Topology:
         return [
             HostSpec(
                 f"{prefix}pack{i}",
-                _part(data, sites),
+                openers_of(data, sites),
                 group_size=self.group_size,
                 allow_empty=self.allow_empty,
                 device=self.device,
@@ -275,7 +288,7 @@ def device_of(specs: Sequence[HostSpec]) -> str:
     return device_of(specs[0].children) if specs[0].children else specs[0].device
 
 
-def _part(data: Mapping[str, Any], sites: Sequence[str]) -> Mapping[str, Any]:
+def openers_of(data: Mapping[str, Any], sites: Sequence[str]) -> Mapping[str, Any]:
     """Return the openers of these sites; a data set may make them when they are asked for."""
     select = getattr(data, "select", None)
     return select(sites).sites if select is not None else {site: data[site] for site in sites}
@@ -355,38 +368,6 @@ def simulate(
     from fedray.runtime import ray_transport
 
     return ray_transport.federate(openers, topology, regions, "local", declared, num_cpus)
-
-
-def connect(
-    address: str,
-    data: Mapping[str, Any],
-    *,
-    packs: int | None = None,
-    sites_per_actor: int | None = None,
-    regions: Tree | None = None,
-    group_size: int = 256,
-    allow_empty: bool = False,
-    device: str = devices.CPU,
-    run: str = "",
-    patience_s: float = PATIENCE_S,
-) -> Federation:
-    """Run every site on a Ray cluster that runs already at `address` ("10.0.0.1:6379"); all sites are
-    simulated.
-
-    Under the name of a `run` the aggregator outlives this process: connect again under that name, and
-    `fit(..., resume=True)` goes on with it. A process that gives no sign of life for `patience_s` is lost.
-    One Ray cluster is one trust domain: whoever drives it can run code on every node.
-    Raises HostError where the cluster does not answer, or another process drives the run.
-    """
-    from fedray.runtime import ray_attach, ray_transport
-
-    topology = Topology(
-        packs, sites_per_actor, group_size, allow_empty, device, patience_s=patience_s
-    )
-    declared = declared_regions(data, regions)
-    return ray_transport.federate(
-        as_openers(data), topology, regions, address, declared, None, ray_attach.attached(run)
-    )
 
 
 OPTIONS = tuple(inspect.signature(simulate).parameters)

@@ -24,6 +24,7 @@ from fedray.core.rewrite import Pass, policies
 from fedray.core.trace import Algorithm
 from fedray.errors import QuorumError, SiteError
 from fedray.runtime import memory
+from fedray.runtime.absent import tell_away
 from fedray.runtime.buffered import Buffered
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.checks import (
@@ -114,7 +115,7 @@ def compute(
     check_regions((plan,), federation)
     federation.hello()
     Spending(ledger, None, plan, {}).pay(federation, ALL_SITES, seed)
-    outputs = federation.call("compute", plan, program.init(state), seed, 0, quorum)
+    outputs = federation.call("compute", plan, program.init(state), seed, 0, quorum, federation.lets_away)
     return outputs["metrics"] if outputs.get("metrics") is not None else outputs["state"]
 
 
@@ -156,6 +157,7 @@ class _Run:
         self.best_state: Any = None
         self.misses = 0
         self.is_stalled = self.has_taken = False
+        self.away: set[str] = set()  # sites whose node is not there
         self.started = time.monotonic()
 
     def begin(self, state: Any, schedule: Synchronous | Buffered, resume: bool, rounds: int) -> None:
@@ -212,7 +214,9 @@ class _Run:
     def check_memory(
         self, state: Any, schedule: Synchronous | Buffered, rows: Mapping[str, int], blank: Any
     ) -> None:
-        """Refuse with numbers what cannot fit."""
+        """Refuse with numbers what cannot fit on this machine; of nodes the site map says what is taken."""
+        if self.federation.layout:
+            return
         specs, num_sites = self.federation.specs, self.federation.num_sites
         cohort = schedule.expected_cohort(num_sites)
         if isinstance(schedule, Buffered):
@@ -267,6 +271,7 @@ class _Run:
         if record is None:
             return False
         _warn("round", round, record.asked, record.counted, record.failures)
+        self.away = tell_away(round, self.away, set(record.away))
         if self.result.metrics and self.result.metrics[-1].placement != record.placement:
             work_ms = 1e3 * self.result.metrics[-1].work_s
             logger.info(
@@ -319,7 +324,10 @@ class _Run:
     def _evaluate(self, split: str, round: int, state: Any = None) -> EvaluationRecord:
         started = time.monotonic()
         state = params_of(state) if state is not None else self.federation.call("call_with_state", params_of)
-        outputs = self.federation.call("compute", self.programs[split], state, self.seed, round, 0.5)
+        lets_away = self.federation.lets_away
+        outputs = self.federation.call(
+            "compute", self.programs[split], state, self.seed, round, 0.5, lets_away
+        )
         failures = outputs["failures"]
         asked = self.federation.num_sites
         _warn(f"evaluation on {split} rows after round", round, asked, asked - len(failures), failures)

@@ -17,6 +17,7 @@ from fedray.runtime.federation import HostSpec, made_inside, make_host, make_reg
 from fedray.runtime.host import Contribution, Load, StageCall
 from fedray.runtime.pack import Pack
 from fedray.runtime.ray_faults import FETCH_S
+from fedray.runtime.ray_relay import Relay
 from fedray.runtime.revival import reset
 from fedray.runtime.round import Aggregator
 
@@ -52,6 +53,7 @@ class HostActor:
 
         self._spec = spec
         self._host: Any = make_host(spec, make_transport)
+        self._relay = Relay()
         self._number = 0  # of the call that is being worked on, or was
         self._given_up: set[int] = set()
         self._last: tuple[int, Any] = (0, None)
@@ -105,7 +107,7 @@ class HostActor:
 
     def prepare(self, transform: Box) -> None:
         """See `Host.prepare`."""
-        self._host.prepare(transform.open() if isinstance(self._host, Pack) else transform)
+        self._host.prepare(transform.open())
 
     def load(self, load: Box | Load) -> None:
         """See `Host.load`."""
@@ -114,9 +116,12 @@ class HostActor:
     def run(self, call: StageCall, downlink: Box) -> Contribution:
         """See `Host.run`."""
         with tree.sharing():
-            opened = downlink.open() if isinstance(self._host, Pack) else downlink
-        answer: Contribution = self._host.run(call, opened)
-        return answer
+            opened = downlink.open()
+        if isinstance(self._host, Pack):
+            answer: Contribution = self._host.run(call, opened)
+            return answer
+        box = self._relay.box(downlink, opened, Box)
+        return self._relay.counted(self._host.run(call, box))
 
     def commit(self, commits: Sequence[Any]) -> None:
         """See `Host.commit`."""
@@ -134,6 +139,12 @@ class HostActor:
     def node(self) -> str:
         """Return the id of the Ray node that this process is on."""
         return str(ray.get_runtime_context().get_node_id())
+
+    def places(self) -> dict[str, str]:
+        """Return the id of the node that each site is on."""
+        if isinstance(self._host, Pack):
+            return dict.fromkeys(self._host.sites, self.node())
+        return dict(self._host.transport.places())
 
 
 class AggregatorActor:

@@ -24,6 +24,7 @@ from fedray.errors import AttemptLost, HostError
 from fedray.runtime.federation import HostSpec
 from fedray.runtime.history import History
 from fedray.runtime.lease import Driver, Taken
+from fedray.runtime.place import Place
 from fedray.runtime.ray_actors import with_control
 from fedray.runtime.ray_faults import CLOSE_S, FETCH_S, START_S, Pulses, beat_of, cause_of
 from fedray.runtime.ray_standing import NAMESPACE, WITHOUT, Attached, Emptied, StandingActor, name_of
@@ -47,7 +48,9 @@ class AttachedAggregator:
         regions: Mapping[str, str],
         run: str = "",
         abandoned_s: float = ABANDONED_S,
+        place: Place | None = None,
     ) -> None:
+        self._place = place  # of the aggregator; None is anywhere
         self._specs, self._regions, self._run = list(specs), dict(regions), run
         self._driver, self._numbers = Driver(), itertools.count(1)
         self._layout = layout_of(specs)
@@ -71,6 +74,7 @@ class AttachedAggregator:
 
     def _started(self, abandoned_s: float) -> Any:
         options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 0}
+        options |= self._place.options if self._place else {}
         if self._run:
             options |= {"name": name_of(self._run), "namespace": NAMESPACE, "lifetime": "detached",
                         "get_if_exists": True}  # fmt: skip
@@ -195,6 +199,11 @@ class AttachedAggregator:
         found: int = self._get(self._actor.asked_again.remote)
         return self._asked_again + found
 
+    def places(self) -> dict[str, str]:
+        """Return the id of the node that each site is on; without those whose node is away."""
+        found: dict[str, str] = self._get(self._actor.places.remote)
+        return found
+
     def close(self) -> None:
         """End the aggregator and its hosts."""
         self._beats.stop()
@@ -211,9 +220,11 @@ class AttachedAggregator:
         ray.kill(self._actor, no_restart=True)
 
 
-def attached(run: str) -> Callable[[Sequence[HostSpec], Mapping[str, str], str], AttachedAggregator]:
+def attached(
+    run: str, place: Place | None = None
+) -> Callable[[Sequence[HostSpec], Mapping[str, str], str], AttachedAggregator]:
     """Return how a federation on a cluster makes its aggregator; "" ends with the driver's job."""
-    return lambda specs, regions, _: AttachedAggregator(specs, regions, run)
+    return lambda specs, regions, _: AttachedAggregator(specs, regions, run, place=place)
 
 
 class _Beats:
@@ -239,6 +250,6 @@ def layout_of(specs: Sequence[HostSpec]) -> str:
 
     def told(spec: HostSpec) -> str:
         below = ",".join(map(told, spec.children)) or ",".join(spec.sites)
-        return f"{spec.name}({below};{spec.group_size};{spec.allow_empty};{spec.device})"
+        return f"{spec.name}({below};{spec.group_size};{spec.allow_empty};{spec.device};{spec.place})"
 
     return hashlib.sha256("|".join(map(told, specs)).encode()).hexdigest()[:16]

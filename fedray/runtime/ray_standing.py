@@ -148,6 +148,10 @@ class StandingActor:
             return 0
         return int(getattr(self._standing.aggregator.root.transport, "asked_again", 0))
 
+    def places(self) -> dict[str, str]:
+        """Return the id of the node that each site is on."""
+        return self._of_hosts("places")
+
     def _of_hosts(self, method: str) -> dict[str, Any]:
         if self._standing is None:
             return {}

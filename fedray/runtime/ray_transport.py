@@ -26,7 +26,7 @@ from fedray.runtime.federation import (
 )
 from fedray.runtime.ray_actors import AggregatorActor, Box, with_control
 from fedray.runtime.ray_faults import CLOSE_S, FETCH_S, GONE, START_S, Pulses, answered, cause_of, is_unsure
-from fedray.runtime.ray_hosts import start_hosts
+from fedray.runtime.ray_hosts import nowhere, start_hosts
 from fedray.runtime.ray_start import start_ray
 from fedray.runtime.round import Aggregator
 from fedray.runtime.shrinking import Shrinking, why
@@ -34,6 +34,7 @@ from fedray.runtime.transport import Lost
 
 START_TIMEOUT_S = START_S
 START_AGAIN_S = 30.0  # at least, for a process that was lost: importing torch on a busy machine takes ten
+LOOK_S = 0.5  # that what was seen of the cluster's nodes holds good
 RESTING_S, MOST_RESTING_S = 0.1, 2.0  # before a call is asked again: the first time, and at most
 
 
@@ -58,7 +59,9 @@ class RayTransport:
     placement = "actors"
 
     def __init__(self, specs: Sequence[HostSpec], actors: Mapping[str, Any] | None = None) -> None:
-        self._actors = dict(actors) if actors else start_hosts(specs)
+        self._actors = dict(actors) if actors is not None else start_hosts(specs)
+        self._specs = {spec.name: spec for spec in specs}
+        self._seen: tuple[float, set[str]] = (0.0, set())  # when nodes were looked at, and hosts without one
         self._boxes: dict[int, tuple[Any, Box]] = {}
         self._shrinking = Shrinking(specs)
         self._numbers = itertools.count(1)
@@ -78,6 +81,8 @@ class RayTransport:
         """Start a call; plans and transforms are put once, however many hosts get them."""
         if method in ("load", "prepare") and not isinstance(args[0], Box):
             args = (self._put_once(args[0]),)
+        if host not in self._actors:  # its node has come since it was to be started
+            self.restart(host)
         number = next(self._numbers)
         return Call(host, number, method, args, self._actors[host].ask.remote(number, method, *args))
 
@@ -105,7 +110,7 @@ class RayTransport:
                     yield call, answer
             for call in self._silent(pending.values()):
                 del pending[call.reference]
-                yield call, Lost(call.host, f"no sign of life for {self._pulses.patience_s:g} s")
+                yield call, Lost(call.host, self._why_lost(call.host))
             now = time.monotonic()
             if not ready and limit is not None and now >= limit:
                 return
@@ -131,9 +136,22 @@ class RayTransport:
             return []
         self._looks_at = time.monotonic() + self._pulses.beat_s
         calls = list(calls)
-        hosts = {call.host for call in calls}
-        alive = {host for host in hosts if self._pulses.is_within_patience(host, self._actors[host])}
+        alive = {host for host in {call.host for call in calls} if self._is_alive(host)}
         return [call for call in calls if call.host not in alive]
+
+    def _is_alive(self, host: str) -> bool:
+        return self.has_place(host) and self._pulses.is_within_patience(host, self._actors[host])
+
+    def _why_lost(self, host: str) -> str:
+        silence = f"no sign of life for {self._pulses.patience_s:g} s"
+        return silence if self.has_place(host) else "its node is gone"
+
+    def has_place(self, host: str) -> bool:
+        """Tell whether a living node has what a host was placed by."""
+        now = time.monotonic()
+        if self._specs[host].place is not None and now - self._seen[0] > LOOK_S:
+            self._seen = (now, nowhere(self._specs.values()))
+        return host not in self._seen[1]
 
     def _answer(self, call: Call) -> Any:
         """Return the answer, or the call itself where it is to be asked again."""
@@ -171,7 +189,8 @@ class RayTransport:
 
     def restart(self, host: str) -> None:
         """Start a lost host again, empty."""
-        ray.kill(self._actors[host])
+        if host in self._actors:
+            ray.kill(self._actors.pop(host))
         self._actors |= start_hosts([self._shrinking.spec_of(host)])
         self._signs.pop(host, None)
         self._pulses.starts(host, self._again_s)
@@ -179,12 +198,12 @@ class RayTransport:
     def is_there(self, host: str, seconds: float | None) -> bool:
         """Wait for a sign of life of a host that was started again; one that dies then is started anew."""
         limit = time.monotonic() + (self._again_s if seconds is None else seconds)
-        while True:
+        while self._has_actor(host):
             ticket = self._signs.get(host)
             if ticket is None:
                 ticket = self._signs[host] = self._actors[host].pulse.remote()
             left = max(0.0, limit - time.monotonic())
-            ready, _ = ray.wait([ticket], timeout=left)
+            ready, _ = ray.wait([ticket], timeout=min(left, self._pulses.beat_s))
             if ready:
                 del self._signs[host]
                 if answered(ticket):
@@ -192,8 +211,21 @@ class RayTransport:
                     return True
                 self.restart(host)
             if time.monotonic() >= limit:
-                return False
+                break
             time.sleep(min(RESTING_S, left))
+        return False
+
+    def _has_actor(self, host: str) -> bool:
+        """Tell whether a host has an actor, after one was started where its node has come; Ray would let one
+        whose node has gone wait for it.
+        """
+        if not self.has_place(host):
+            if host in self._actors:
+                ray.kill(self._actors.pop(host))
+            self._signs.pop(host, None)
+        elif host not in self._actors:
+            self.restart(host)
+        return host in self._actors
 
     def now(self) -> float:
         """Return the wall clock."""
@@ -222,6 +254,11 @@ class RayTransport:
                 strict=True,
             )
         )
+
+    def places(self) -> dict[str, str]:
+        """Return the id of the node that each site is on."""
+        found = ray.get([actor.places.remote() for actor in self._actors.values()], timeout=START_TIMEOUT_S)
+        return {site: node for places in found for site, node in places.items()}
 
     def close(self) -> None:
         """End the actors."""

@@ -33,6 +33,7 @@ class RoundRecord:
     staleness_max: int | None = None
     versions: int | None = None  # of the server's model that sites worked on meanwhile
     epsilon: float | None = None  # that the run had spent after it; None where it draws no noise
+    away: tuple[str, ...] = ()  # sites whose node was not there when they were asked last
     placement: str = "aggregator"  # whose process the sites were in, or "actors": see placement.py
 
 

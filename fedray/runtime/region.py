@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedray.errors import LATE, HostError, StorageError
+from fedray.errors import AWAY, LATE, HostError, StorageError
 from fedray.runtime.checkpoint import Parts, Saved
 from fedray.runtime.children import (
     HOST_LOST,
@@ -56,6 +56,8 @@ class Region:
         self.losses = Losses()
         self._away: dict[Any, Away] = {}
         self._failed: deque[tuple[StageCall, Contribution]] = deque()  # that no host was there for
+        for host, child in self.children.items():
+            child.is_up = child.is_there = transport.has_place(host)  # else its node has not come yet
 
     def by_child(self, sites: Iterable[str]) -> dict[str, list[str]]:
         """Deal sites to the hosts that hold them; a host without one is not in it."""
@@ -101,6 +103,8 @@ class Region:
             self.setup = [item for item in self.setup if item[0] != "load"]
             self._forget_run()
             self.restore = load.restore
+            for child in self.children.values():
+                child.keeps = load.restore is not None
         if load.plan.slots:
             self.stateful.add(load.plan.digest)
         if load.plan.fold == "regional":
@@ -136,14 +140,16 @@ class Region:
         for commit in commits:
             parts = self.by_child(commit.counted)
             for name, child in self.children.items():
-                child.owed.append(replace(commit, counted=frozenset(parts.get(name, ()))))
+                if child.is_up or name in parts:  # who is away would only be told to drop what it has not
+                    child.owed.append(replace(commit, counted=frozenset(parts.get(name, ()))))
 
     def save(self, address: str, round: int) -> Parts:
         """Let every host write its sites' state; what was kept for replay is then not needed any more.
 
         Raises StorageError where a host with state is lost and does not come back: it is saved another time.
         """
-        away = [name for name in self.children if self.stateful and not self._is_up(name)]
+        holding = [name for name, child in self.children.items() if child.keeps and self.stateful]
+        away = [name for name in holding if not self._is_up(name)]
         found = {} if away else self.call_all("save", address, round)  # not in part
         if away or any(isinstance(answer, Lost) for answer in found.values()):
             raise StorageError("a host is lost whose sites keep state: wait for it, or see its log")
@@ -162,13 +168,14 @@ class Region:
         """
         parts = self.by_child(sites)
         if not scattered or len(self.children) == 1:
-            return self.transport.put(downlink), len(parts) * sent_bytes(downlink)
+            up = sum(self.children[name].is_up for name in parts)
+            return self.transport.put(downlink), up * sent_bytes(downlink)
         own = {
             name: {**downlink, **{index: entries(downlink[index], asked) for index in scattered}}
             for name, asked in parts.items()
         }
         boxes = {name: self.transport.put(part) for name, part in own.items()}
-        return Dealt(boxes), sum(sent_bytes(part) for part in own.values())
+        return Dealt(boxes), sum(sent_bytes(part) for name, part in own.items() if self.children[name].is_up)
 
     def run(self, call: StageCall, downlink: Any) -> Contribution:
         """Ask the hosts that hold sites of the cohort and fold their answers to one partial sum a name."""
@@ -191,7 +198,7 @@ class Region:
                 child.stages = []
         for name, cohort in self.by_child(call.cohort).items():
             if not self._is_up(name, None if call.attempt else GLANCE_S):
-                absent.append(lost(call.of(cohort, ()), HOST_LOST))
+                absent.append(lost(call.of(cohort, ()), self._why(name, HOST_LOST)))
                 continue
             part = call.of(cohort, self._pay(name))
             if call.is_awaited:
@@ -210,7 +217,7 @@ class Region:
         if self._is_up(name, GLANCE_S):
             self._send(name, call.of(cohort, self._pay(name)), downlink)
         else:
-            self._failed.append((call, lost(call, HOST_LOST)))
+            self._failed.append((call, lost(call, self._why(name, HOST_LOST))))
 
     def _send(self, name: str, part: StageCall, downlink: Any) -> None:
         ticket = self.submit(name, "run", part, downlink)
@@ -239,7 +246,8 @@ class Region:
                 times[away.host] = times.get(away.host, 0) + 1
             is_back = times.get(away.host, 0) <= MAX_RESTARTS and self._is_back(away.host, is_first)
             if not is_back or (is_first and away.call.plan in self.one_shot):
-                return away.call, lost(away.call, f"{HOST_LOST} ({answered[1].reason})")
+                why = self._why(away.host, f"{HOST_LOST} ({answered[1].reason})")
+                return away.call, lost(away.call, why)
             self._send(away.host, away.call, away.downlink)
 
     def _is_back(self, name: str, is_lost: bool) -> bool:
@@ -265,7 +273,7 @@ class Region:
                 restarts += 1
                 is_back = restarts <= MAX_RESTARTS and self._revive(name, self._patience(call))
                 if not is_back or part.plan in self.one_shot:  # its keys are gone, and noise is drawn once
-                    parts.append(lost(part, f"{HOST_LOST} ({answer.reason})"))
+                    parts.append(lost(part, self._why(name, f"{HOST_LOST} ({answer.reason})")))
                 else:
                     tickets[self.submit(name, "run", part, sent_to(downlink, name))] = (name, part)
             if not answered:  # the deadline has passed: their sites are late
@@ -292,6 +300,7 @@ class Region:
     def _book(self, name: str, part: StageCall, downlink: Any, answer: Contribution) -> None:
         for lane, size in answer.bytes_by_name().items():
             self.bytes_up[lane] = self.bytes_up.get(lane, 0) + size
+        self.children[name].keeps |= part.plan in self.stateful
         if part.plan in self.one_shot or not self.transport.can_restart:
             return
         if part.plan in self.stateful:
@@ -341,6 +350,10 @@ class Region:
                     found[name] = None if is_replayed else self._wait_one(name, method, *args)
         return found
 
+    def _why(self, name: str, kind: str) -> str:
+        """Return the kind of failure of a lost host's sites: whether it is their node that is away."""
+        return kind if self.transport.has_place(name) else AWAY
+
     def _first(self, method: str, *args: Any) -> Any:
         """Call one host, whichever is there."""
         for name in (*self.children, *self.children):
@@ -349,6 +362,8 @@ class Region:
                     return self._wait_one(name, method, *args)
                 except HostLost:
                     self._revive(name)
+                except HostError:  # a region none of whose hosts is there
+                    continue
         raise HostError(f"none of {len(self.children)} hosts answers to {method}: see their logs for why")
 
     def _wait_one(self, name: str, method: str, *args: Any) -> Any:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 MAX_RESTARTS = 5  # of one host in one request
 GLANCE_S = 0.05  # for a host that was lost in an earlier request: has it come back?
+LOOK_S = 0.5  # between two looks whether nodes have come that are waited for
 
 
 def revive(region: "Region", name: str, seconds: float | None) -> bool:
@@ -46,16 +47,19 @@ def _start_again(region: "Region", name: str) -> None:
     child.starts += 1
     child.is_up = child.is_there = False
     child.telling = None
-    setup = (told(region, asked) for asked in region.setup)
+    setup = (told(region, asked, child.keeps) for asked in region.setup)
     child.to_tell = deque([*setup, *child.journal, *child.stages])
     region.transport.restart(name)
 
 
-def told(region: "Region", asked: Asked) -> Asked:
-    """Return a call of the set-up as a host that starts again is told it: with what its sites have saved."""
+def told(region: "Region", asked: Asked, keeps: bool = True) -> Asked:
+    """Return a call of the set-up as a host that starts again is told it: with what its sites have saved, if
+    they keep anything.
+    """
     method, arguments = asked
     is_start = method == "load" and arguments[0].is_start
-    return (method, (replace(arguments[0], restore=region.restore),)) if is_start else asked
+    restore = region.restore if keeps else None
+    return (method, (replace(arguments[0], restore=restore),)) if is_start else asked
 
 
 def _is_told(region: "Region", name: str, limit: float | None) -> bool:
@@ -81,12 +85,17 @@ def _left(limit: float | None) -> float | None:
 
 
 def wait_for(region: "Region", num_sites: int, seconds: float) -> None:
-    """Wait until hosts that hold so many sites answer. Raises HostError after `seconds`."""
-    tickets = {region.submit(name, "hello"): len(child.sites) for name, child in region.children.items()}
-    answered = 0
-    for ticket, answer in region.transport.wait(list(tickets), seconds):
-        answered += 0 if isinstance(answer, Lost) else tickets[ticket]
+    """Wait until hosts that hold so many sites answer; also for nodes that have not come yet."""
+    limit, answered = time.monotonic() + seconds, 0
+    tickets = [region.submit(name, "hello") for name, child in region.children.items()
+               if child.is_up or revive(region, name, GLANCE_S)]  # fmt: skip
+    for _, answer in region.transport.wait(tickets, seconds):
+        answered += 0 if isinstance(answer, Lost) else len(answer)
         if answered >= num_sites:
+            return
+    while time.monotonic() < limit:
+        time.sleep(min(LOOK_S, max(0.0, limit - time.monotonic())))
+        if (answered := len(region.hello())) >= num_sites:
             return
     raise HostError(
         f"{answered} of {len(region.sites)} sites answered within {seconds:.0f} s and schedule.wait_for "
@@ -96,13 +105,18 @@ def wait_for(region: "Region", num_sites: int, seconds: float) -> None:
 
 def without(region: "Region", name: str, method: str) -> Any:
     """Return what stands for the answer of a host that is lost. Raises HostError where it is needed."""
-    if method in ("prepare", "load"):
-        region.children[name].to_tell.append(told(region, region.setup[-1]))
-        return None
-    if method == "save":
-        return Lost(name, HOST_LOST) if region.stateful else None
+    child = region.children[name]
+    if method == "save":  # a host that never held state lacks none
+        return Lost(name, HOST_LOST) if region.stateful and child.keeps else None
     if method == "reset":
         return False
+    is_away = method == "hello" and not region.transport.has_place(name)
+    if method in ("prepare", "load") or (is_away and all(asked != method for asked, _ in child.to_tell)):
+        child.to_tell.append(told(region, region.setup[-1], child.keeps))
+    if is_away:
+        return {}
+    if method in ("prepare", "load"):
+        return None
     raise HostError(
         f"host {name} was lost in {method} and could not be started again: see its log for why, or the "
         "nodes of the cluster for one that it may run on"

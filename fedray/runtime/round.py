@@ -12,6 +12,7 @@ from typing import Any
 from fedray.errors import CheckpointError, FedrayError, QuorumError, SiteError
 from fedray.rng import SERVER, Key
 from fedray.runtime import checkpoint
+from fedray.runtime.absent import Absent, absences
 from fedray.runtime.ages import by_age, bytes_of, facts, told
 from fedray.runtime.attempt import Attempt, Setting
 from fedray.runtime.between import Between
@@ -54,6 +55,7 @@ class Aggregator:
         self._work = Work()
         self.sizes: dict[str, int] = {}
         self._names = tuple(sorted(root.sites))
+        self.absent = Absent(self._names)
         self.state: Any = None
         self.memory: dict[str, Any] = {}  # slot of a pass -> what it keeps at the server
         self.training: Training | None = None
@@ -70,7 +72,7 @@ class Aggregator:
 
     def hello(self) -> dict[str, int]:
         """Let every host open its data; return the training rows of each site."""
-        self.sizes = self.root.hello()
+        self.sizes = self.absent.met(self.root.hello())
         return self.sizes
 
     def wait_for(self, num_sites: int, seconds: float) -> None:
@@ -95,9 +97,8 @@ class Aggregator:
         Raises CheckpointError where the checkpoint belongs to another plan or another start.
         """
         self.training, self.state, self.memory, self.start_sha256 = training, state, {}, sha256_of(state)
-        self._work, self._sender, self._flights = (
-            Work(), Sender(), flights_of(training, self.root, self.latency, self._names, self.sizes)
-        )
+        self._work, self._sender, sizes = Work(), Sender(), self.absent.guessed(self.sizes)
+        self._flights = flights_of(training, self.root, self.latency, self._names, sizes)
         self._late = late_of(training, self.root, self.latency)
         self._between.storage = training.storage
         self._loaded.clear()
@@ -151,7 +152,7 @@ class Aggregator:
         up = sum(self.root.bytes_up.values())
         aged, missed = self._late.take(round) if self._late else ([], ())
         free = self._late.free(self._names) if self._late else self._names
-        known = free, self.sizes, self.memory, self.latency
+        known = free, self.absent.guessed(self.sizes), self.memory, self.latency
         candidates = schedule.candidates_of(round, training.seed, *known)
         cohort, silent, down = self._chosen(training, schedule, round, candidates)
         attempt, failures, error = self._ask(training, schedule, round, cohort, number, aged)
@@ -179,7 +180,6 @@ class Aggregator:
         landed, failures = flights.take(round, attempt.begin())
         attempt.finish(by_age(landed, round, schedule.discount, attempt.exponents))
         attempt.bytes_down, attempt.work_s = flights.bytes_down, flights.work_s
-        ages = facts(landed, round, len(flights.versions))
         self._trained = flights.processes
         self._accept(attempt, flights.commits(landed))
         return self._record(
@@ -190,11 +190,13 @@ class Aggregator:
             seconds=flights.now - started,
             bytes_up=bytes_of(landed),
             bytes_down=flights.bytes_down,
-            **ages,
+            **facts(landed, round, len(flights.versions)),
         )
 
     def _record(self, attempt: Attempt, *, counted: int, **others: Any) -> RoundRecord:
         plan = attempt.plan
+        if self.absent.note(others["failures"], attempt.counted):
+            self.hello()  # how many rows those have who came
         return RoundRecord(
             round=attempt.round,
             attempt=attempt.number,
@@ -206,6 +208,7 @@ class Aggregator:
             fold=plan.fold,
             work_s=attempt.work_s,
             placement=self.root.transport.placement,
+            away=tuple(sorted(self.absent.sites)),
             **others,
         )
 
@@ -324,14 +327,20 @@ class Aggregator:
         return self.training
 
     def compute(
-        self, plan: Plan, state: Any, seed: int = 0, round: int = 0, quorum: float = 1.0
+        self, plan: Plan, state: Any, seed: int = 0, round: int = 0, quorum: float = 1.0, lets: bool = False
     ) -> dict[str, Any]:
-        """Run one round of another program on all sites; nothing is committed. Return its outputs by slot."""
+        """Run a round of another program on all sites, or `lets` say on those there; return its outputs."""
         state = self.state if state is None else state
+        away = self.refresh() if lets and self.absent.sites else ()
         attempt = self._other(plan, state, seed, round, Synchronous(quorum=quorum))
-        attempt.run(self._names)
+        attempt.run([site for site in self._names if site not in away])
         self._grids.setdefault(plan.digest, {}).update(attempt.next_grids)
-        return {**attempt.outputs, "failures": tuple(attempt.failures)}
+        return {**attempt.outputs, "failures": (*absences(away, round), *attempt.failures)}
+
+    def refresh(self) -> tuple[str, ...]:
+        """Start hosts whose node has come; return the sites whose node is still away."""
+        self.hello()
+        return tuple(sorted(self.absent.sites))
 
     def _other(self, plan: Plan, state: Any, seed: int, round: int, schedule: Synchronous) -> Attempt:
         """Return an attempt at a program beside the run; nothing of it is committed."""
@@ -359,17 +368,7 @@ class Aggregator:
         """Write a checkpoint of the state after `round`."""
         training = self._in_training()
         parts = self._save_sites(address, round)
-        grids = {
-            kind.digest: {name: list(found) for name, found in self._grids.get(kind.digest, {}).items()}
-            for kind in training.plan.kinds
-        }
-        facts = {
-            "digest": training.plan.digest,
-            "seed": training.seed,
-            "run": training.run,
-            "start": self.start_sha256,
-            "grids": grids,
-        }
+        facts = training.facts(self._grids, self.start_sha256)
         under_way = {} if self._flights is None else {FLIGHTS: self._flights.saved()}
         under_way |= {} if self._late is None else {LATE: self._late.saved()}
         memory = {**self.memory, **under_way}

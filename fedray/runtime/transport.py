@@ -44,6 +44,10 @@ class Transport(Protocol):
         """Yield (ticket, answer) as answers come in; a lost host's answer is `Lost`; stop at the time-out."""
         ...
 
+    def has_place(self, host: str) -> bool:
+        """Tell whether there is a node that a host may run on."""
+        ...
+
     def give_up(self, tickets: Sequence[Ticket]) -> None:
         """Tell hosts that nobody waits for these answers any more: they stop where they can."""
         ...
@@ -100,6 +104,10 @@ class InProcess:
     def wait(self, tickets: Sequence[Ticket], timeout: float | None) -> Iterator[tuple[Ticket, Any]]:
         """Yield the answers."""
         yield from ((ticket, self._answers.pop(ticket)) for ticket in tickets)
+
+    def has_place(self, host: str) -> bool:
+        """Tell that there is one: it shares this process."""
+        return True
 
     def give_up(self, tickets: Sequence[Ticket]) -> None:
         """Forget the answers."""

@@ -253,6 +253,12 @@ class Falling:
             else:
                 yield from self._hosts.wait([ticket], timeout)
 
+    def has_place(self, host):
+        return True
+
+    def is_there(self, host, seconds):
+        return True
+
     def restart(self, host):
         self.restarts += 1
         self._dead.discard(host)
