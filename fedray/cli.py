@@ -32,6 +32,7 @@ fedray: federated learning for hospitals on Ray
   fedray clean [--keep 10]           remove older runs after asking
   fedray data build|get|synth|describe|validate
   fedray privacy plan|show|verify    plan noise; read a privacy ledger
+  fedray cluster check|certs         check a Ray cluster; make its certificates and token
   fedray doctor                      check this machine
   fedray completion bash|zsh|fish    print the tab completion of a shell
 
@@ -60,7 +61,8 @@ Flags:
 
 _ELSEWHERE = {"contribution": "fedray.contribution.commands", "report": "fedray.report.commands",
               "diff": "fedray.report.commands", "clean": "fedray.report.commands", "doctor": "fedray.doctor",
-              "data": "fedray.data.commands", "privacy": "fedray.accounting.commands"}
+              "cluster": "fedray.cluster.commands", "data": "fedray.data.commands",
+              "privacy": "fedray.accounting.commands"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,6 +123,8 @@ def _say(error: errors.FedrayError, as_json: bool) -> int:
 
 
 def _title(error: errors.FedrayError, count: int) -> str:
+    if isinstance(error, errors.ClusterError):
+        return "the cluster is not joined"
     if isinstance(error, errors.ConfigError):
         return f"the configuration cannot run{f', {count} problems' if count > 1 else ''}"
     titles = {errors.DataError: "the data cannot be used", errors.QuorumError: "too few sites were counted",

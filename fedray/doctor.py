@@ -15,14 +15,14 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import fedray
 from fedray.errors import HostError
+from fedray.runtime.findings import FAIL, NOTE, PASS, Finding
 
-PASS, NOTE, FAIL = "PASS", "NOTE", "FAIL"
 GIB = 2**30
 MEMORY = 2 * GIB  # what the default preset takes on Ray with two packs, rounded up
 SHARED = GIB // 2  # below it Ray puts its objects on disk
@@ -30,16 +30,6 @@ DISK = 2 * GIB
 SOCKET_PATH = 107  # characters that the system allows for the path of a socket
 RAY_PATH = 62  # of these go to Ray's own folders and socket names
 DATA_SETS = ("eicu-demo", "eicu-demo-hourly", "heart-disease")
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What a check came to; `fix` is empty where nothing is to be done."""
-
-    check: str
-    status: str
-    message: str
-    fix: str = ""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -55,8 +45,7 @@ def run(args: argparse.Namespace) -> int:
     for finding in examine(with_ray=not args.no_ray):
         findings.append(finding)
         if not args.json:
-            fix = f"\n{'':<20} fix: {finding.fix}" if finding.fix else ""
-            print(f"{finding.status}  {finding.check:<13} {finding.message}{fix}", flush=True)
+            print(finding, flush=True)
     failed = sum(finding.status == FAIL for finding in findings)
     if args.json:
         print(json.dumps({"ok": not failed, "checks": [asdict(finding) for finding in findings]}))

@@ -13,6 +13,7 @@
       FoldError         values or weights outside what an exact sum can hold
       DataError         a data set, a contract or a column is not what it must be
       ConfigError       a configuration cannot run; `problems` lists all that was found
+        ClusterError    a cluster may not or cannot be joined as things are
       MemoryForecastError  the run would not fit into memory
       CheckpointError   a checkpoint is missing, broken or of another plan
         DamagedError    a file of a checkpoint is not as it was written
@@ -92,6 +93,10 @@ class ConfigError(FedrayError):
     def __init__(self, problems: Sequence[str] | str) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class ClusterError(ConfigError):
+    """A Ray cluster may not or cannot be joined: credentials, versions, labels or data are not right."""
 
 
 class MemoryForecastError(FedrayError):

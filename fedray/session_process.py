@@ -117,7 +117,12 @@ def _train(asked: Asked, events: Events, view: View | None, is_over: threading.E
     with ThreadPoolExecutor(1) as pool:
         building = pool.submit(_build, asked, events, is_over)
         settings = asked.tree["runtime"]
-        ray_start.start_ray(settings.get("address", "local"), settings.get("num_cpus"))
+        try:
+            ray_start.start_ray(settings.get("address", "local"), settings.get("num_cpus"))
+        except FedrayError as error:  # told at once, while the experiment is still being built
+            is_over.set()
+            events.tell("refused", error)
+            raise
         phases.ended("Ray started")
         experiment = building.result()
     return run(asked, experiment, view, here=True)
