@@ -32,7 +32,7 @@ fedray: federated learning for hospitals on Ray
   fedray clean [--keep 10]           remove older runs after asking
   fedray data build|get|synth|describe|validate
   fedray privacy plan|show|verify    plan noise; read a privacy ledger
-  fedray cluster check|certs         check a Ray cluster; make its certificates and token
+  fedray cluster check|certs|plan    check a Ray cluster; make its certificates and token; plan its traffic
   fedray doctor                      check this machine
   fedray completion bash|zsh|fish    print the tab completion of a shell
 

@@ -116,9 +116,9 @@ def _train(asked: Asked, events: Events, view: View | None, is_over: threading.E
     phases.ended("Ray imported")
     with ThreadPoolExecutor(1) as pool:
         building = pool.submit(_build, asked, events, is_over)
-        settings = asked.tree["runtime"]
+        settings, sites = asked.tree["runtime"], _sites(asked.tree)
         try:
-            ray_start.start_ray(settings.get("address", "local"), settings.get("num_cpus"))
+            ray_start.start_ray(settings.get("address", "local"), settings.get("num_cpus"), sites)
         except FedrayError as error:  # told at once, while the experiment is still being built
             is_over.set()
             events.tell("refused", error)
@@ -126,6 +126,16 @@ def _train(asked: Asked, events: Events, view: View | None, is_over: threading.E
         phases.ended("Ray started")
         experiment = building.result()
     return run(asked, experiment, view, here=True)
+
+
+def _sites(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the sites of a cluster's site map, whose data must be where it says; none without a map."""
+    path = tree["runtime"].get("site_map")
+    if path is None:
+        return {}
+    from fedray.cluster.site_map import SiteMap
+
+    return SiteMap.read(path).sites
 
 
 def _build(asked: Asked, events: Events, is_over: threading.Event) -> Any:

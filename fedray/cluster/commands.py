@@ -1,4 +1,4 @@
-"""`fedray cluster check` and `certs`: is a cluster fit, and what its nodes know each other by."""
+"""`fedray cluster check`, `certs` and `plan`: is a cluster fit, what do its nodes know each other by."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedray.cluster import certs
+from fedray.cluster import certs, planner
 from fedray.errors import ConfigError
 from fedray.runtime.credentials import ENDS_SOON_DAYS, Certificate
 from fedray.runtime.findings import FAIL, Finding
@@ -17,10 +17,11 @@ from fedray.runtime.findings import FAIL, Finding
 def add_parser(subparsers: Any) -> None:
     """Add the command to argparse's subparsers."""
     parser = subparsers.add_parser(
-        "cluster", help="check a Ray cluster; make certificates and a token for it"
+        "cluster", help="check a Ray cluster; make its certificates; plan its traffic"
     )
     actions = parser.add_subparsers(dest="action", required=True)
     _add_check(actions)
+    planner.add_parser(actions)
     made = actions.add_parser("certs", help="an authority, certificates of nodes, and the token")
     kinds = made.add_subparsers(dest="certs_action", required=True)
     init = _add(kinds, "init", _init, "make an authority of one's own")

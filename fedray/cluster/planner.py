@@ -111,6 +111,7 @@ def add_parser(subparsers: Any) -> None:
         help="count what a round puts on each region's link, flat and regional, with and without compression",
         description="Count, on made-up rows, the bytes of a round over the link of each region.",
     )
+    parser.set_defaults(do=run)
     parser.add_argument("overrides", nargs="*", help="as of `fedray run`")
     parser.add_argument("--link", action="append", default=[], metavar="[REGION=]RTT_MS:MBIT:PRICE",
                         help="round trip, rate, price of a gigabyte (80:100:0.02)")  # fmt: skip

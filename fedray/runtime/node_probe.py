@@ -83,11 +83,16 @@ def credentials_there(address: str) -> list[tuple[str, str, str, str]]:
     return [(each.check, each.status, each.message, each.fix) for each in found if each.status != "PASS"]
 
 
-def count_entries(folder: str | None) -> int | None:
-    """Return the number of files and folders in a folder; None where there is no such folder here."""
-    folder = folder or os.environ.get("FEDRAY_DATA")
-    if not folder or not os.path.exists(folder):
-        return None
+def count_entries(folder: str | None) -> int | str:
+    """Return the number of entries of a site's folder; `missing`, or `unsaid` where nobody names one.
+
+    A site map names it, or the node's own environment.
+    """
+    folder = folder or os.environ.get("FEDRAY_SITE_DATA")
+    if not folder:
+        return "unsaid"
+    if not os.path.exists(folder):
+        return "missing"
     return len(os.listdir(folder)) if os.path.isdir(folder) else 1
 
 

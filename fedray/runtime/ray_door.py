@@ -71,14 +71,14 @@ class Door:
         return next((node for node in self.nodes if own_address(node.address)), None)
 
 
-def enter(address: str, sites: Mapping[str, SiteAt], environment: Mapping[str, str] = os.environ) -> Door:
-    """Return what there is to know of a cluster that this process may join and that has a node for each site.
+def enter(address: str, environment: Mapping[str, str] = os.environ) -> Door:
+    """Return what there is to know of a cluster that this process may join.
 
     Raises ClusterError with all that is wrong. Says that the cluster is one trust domain, at WARNING.
     """
     door = Door(address)
     findings = list(knock(door, from_environment(environment), environment))
-    if wrong := problems(findings) or problems(unmatched(door.nodes, sites)):
+    if wrong := problems(findings):
         raise ClusterError(wrong)
     for finding in findings:
         if finding.check == "secure":

@@ -19,11 +19,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray.errors import ClusterError
 from fedray.runtime import node_probe
-from fedray.runtime.findings import FAIL, PASS, Finding, problems
+from fedray.runtime.findings import FAIL, NOTE, PASS, Finding, problems
 from fedray.runtime.ray_door import Door, SiteAt
 from fedray.runtime.ray_gcs import Node
 
 CLOCKS_S = 2.0  # for the clocks of all nodes
+MOST_TOLD = 5  # sites
 EXCHANGES = 4  # the first takes longer: the node fetches the function
 LIMIT_S = 8.0  # a worker starts in 0.4 s on an idle node and in a few on a busy one
 
@@ -138,19 +139,28 @@ def _other_code(there: tuple[str, ...], here: tuple[str, str]) -> list[str]:
 
 def data(door: Door, looked: Mapping[str, Any], sites: Mapping[str, SiteAt]) -> Iterator[Finding]:
     """Yield each site whose data are not on its node; the number of entries is all that left the node."""
-    counted: dict[str, int] = {}
-    is_whole = True
-    for node, look in _answered(door, looked):
-        for site, entries in look["folders"].items():
-            if not entries:
-                is_whole = False
-                what = "its data folder is not there" if entries is None else "its data folder is empty"
-                fix = f"put the data of {site} on that node, or mend `data` of the site"
-                yield Finding("data", FAIL, f"site {site} on {node.name}: {what}", fix)
-            else:
-                counted[site] = entries
-    if is_whole and sites:
-        yield Finding("data", PASS, f"{len(counted)} of {len(sites)} sites have data on their node")
+    found = {
+        (site, node.name): told
+        for node, look in _answered(door, looked)
+        for site, told in look["folders"].items()
+    }
+    for (site, node), told in found.items():
+        if told in ("missing", 0):
+            what = "is empty" if told == 0 else "is not there"
+            fix = f"put the data of {site} on that node, or mend sites.{site}.data in the site map"
+            yield Finding("data", FAIL, f"site {site} on {node}: its data folder {what}", fix)
+    unsaid = sorted({site for (site, _), told in found.items() if told == "unsaid"})
+    if unsaid:
+        names = ", ".join(unsaid[:MOST_TOLD]) + (", ..." if len(unsaid) > MOST_TOLD else "")
+        yield Finding(
+            "data",
+            NOTE,
+            f"nobody says where the data of {names} lie ({len(unsaid)} of {len(sites)})",
+            "sites.NAME.data in the site map, or FEDRAY_SITE_DATA=FOLDER before ray start on the node",
+        )
+    there = {site for (site, _), told in found.items() if told not in ("missing", "unsaid", 0)}
+    if there:
+        yield Finding("data", PASS, f"{len(there)} of {len(sites)} sites have data on their node")
 
 
 def _answered(door: Door, looked: Mapping[str, Any]) -> Iterator[tuple[Node, Mapping[str, Any]]]:

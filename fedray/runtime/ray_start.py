@@ -31,8 +31,9 @@ def start_ray(address: str, num_cpus: int | None = None, sites: "Mapping[str, Si
     """Start a Ray of our own (`local`) or join the one at `address`; do nothing where this process has one
     already.
 
-    A cluster is asked at its door first, and then its nodes, for the `sites` of a site map too: see
-    ray_door.py. Raises HostError where it does not start or answer, ClusterError where it may not be joined.
+    A cluster is asked at its door first: see ray_door.py; then its nodes, for their code and the data of the
+    `sites` of a site map. Raises HostError where it does not start or answer, ClusterError where it may not
+    be joined.
     """
     if ray.is_initialized():
         return
@@ -66,7 +67,7 @@ def join_checked(address: str, sites: "Mapping[str, SiteAt]") -> None:
     """Join the cluster at an address after asking it, and then each node for its code and its sites' data."""
     from fedray.runtime import ray_door, ray_nodes
 
-    door = ray_door.enter(address, sites)
+    door = ray_door.enter(address)
     join(address)
     try:
         ray_nodes.require(door, sites)

@@ -13,14 +13,14 @@ from ray.cluster_utils import Cluster
 
 def main(address):
     plain = {"num_cpus": 1, "node_ip_address": address, "object_store_memory": 80 * 2**20}
-    data = os.environ.pop("FEDRAY_DATA")
+    data = os.environ.pop("FEDRAY_SITE_DATA")
     head = {**plain, "include_dashboard": False, "labels": {"fedray.role": "aggregator"}}
     cluster = Cluster(initialize_head=True, connect=False, head_node_args=head)
     added = None
     try:
-        os.environ["FEDRAY_DATA"] = data  # the second node alone has data
+        os.environ["FEDRAY_SITE_DATA"] = data  # the second node alone has data
         cluster.add_node(**plain, labels={"fedray.site": "h001"})
-        del os.environ["FEDRAY_DATA"]
+        del os.environ["FEDRAY_SITE_DATA"]
         print(cluster.address, flush=True)
         for line in sys.stdin:
             word, _, folder = line.strip().partition(" ")

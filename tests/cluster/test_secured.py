@@ -77,7 +77,7 @@ def secured(tmp_path_factory):
         certs.make_token(folder / authority / "token")
     (folder / "data").mkdir()
     (folder / "data" / SECRET).write_text(SECRET)
-    dropped = ("RAY_AUTH_TOKEN", "RAY_ADDRESS", INSECURE, "FEDRAY_DATA")
+    dropped = ("RAY_AUTH_TOKEN", "RAY_ADDRESS", INSECURE, "FEDRAY_SITE_DATA")
     environment = {name: value for name, value in os.environ.items() if name not in dropped} | {
         **credentials(folder / "ours", "all", folder / "ours" / "token"),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -85,7 +85,7 @@ def secured(tmp_path_factory):
     }
     holder = subprocess.Popen(
         [sys.executable, "-m", "tests.cluster.secured", address],
-        env={**environment, "FEDRAY_DATA": str(folder / "data")},
+        env={**environment, "FEDRAY_SITE_DATA": str(folder / "data")},
         cwd=REPOSITORY,
         text=True,
         stdin=subprocess.PIPE,
@@ -207,6 +207,20 @@ def test_other_fedray_on_a_node_is_named_by_the_check_and_by_a_run(secured, tmp_
         secured.tell("remove")
 
 
+def test_site_map_whose_data_are_missing_ends_a_run_before_a_site_is_opened(secured):
+    site_map = pytest.importorskip("fedray.cluster.site_map")
+    path = secured.folder / "missing.yaml"
+    path.write_text("sites:\n  h001: {data: /nowhere/at/all}\n")
+    program = ("import sys; from fedray.runtime.ray_start import start_ray; "
+               f"from {site_map.__name__} import SiteMap; "
+               "start_ray(sys.argv[1], sites=SiteMap.read(sys.argv[2]).sites)")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", program, secured.address, str(path)], cwd=secured.folder,
+                          env=secured.environment, text=True, capture_output=True, timeout=PATIENCE_S,
+                          check=False)  # fmt: skip
+    assert done.returncode == 1 and "One trust domain: All nodes of this Ray cluster" in done.stderr
+    assert "ClusterError: data: site h001 on" in done.stderr and "/nowhere" not in done.stderr
+
+
 def test_missing_label_and_missing_data_are_named_by_the_check(secured):
     pytest.importorskip("fedray.cluster.site_map")
     site_map = secured.folder / "site-map.yaml"
@@ -222,5 +236,5 @@ def test_data_are_looked_for_on_the_node_of_their_site(secured):
     site_map = secured.folder / "site-map.yaml"
     site_map.write_text("sites:\n  h001: {}\n  head: {labels: {fedray.role: aggregator}}\n")
     _, said, _ = check(secured, "--site-map", str(site_map))
-    missing = [line for line in said.splitlines() if "its data folder" in line]
-    assert len(missing) == 1 and "site head on" in missing[0], "only the second node's environment names data"
+    assert "1 of 2 sites have data on their node" in said, "the second node's environment names a folder"
+    assert "nobody says where the data of head lie (1 of 2)" in said

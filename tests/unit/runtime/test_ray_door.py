@@ -62,7 +62,7 @@ def test_address_of_both_kinds_is_parsed():
 def test_cluster_on_a_network_is_refused_before_it_is_asked(settings, missing):
     began = time.monotonic()
     with pytest.raises(ClusterError) as refused:
-        ray_door.enter("203.0.113.1:6379", {}, {"HOME": "/nowhere", **settings})
+        ray_door.enter("203.0.113.1:6379", {"HOME": "/nowhere", **settings})
     assert time.monotonic() - began < 1.0, "nothing was asked: that address never answers"
     (problem,) = refused.value.problems
     assert f"a cluster on a network is not joined without {missing}. Fix: " in problem and INSECURE in problem
@@ -97,7 +97,7 @@ def test_port_where_nothing_listens_is_named(listener):
     port = listener.getsockname()[1]
     listener.close()
     with pytest.raises(ClusterError, match=rf"nothing listens on port {port}. Fix: start Ray on the head"):
-        ray_door.enter(f"127.0.0.1:{port}", {}, {"HOME": "/nowhere"})
+        ray_door.enter(f"127.0.0.1:{port}", {"HOME": "/nowhere"})
 
 
 def test_name_that_is_not_known_is_named():
@@ -117,7 +117,7 @@ def test_port_of_something_else_is_told_from_a_head(listener):
     for thread in threads:
         thread.start()
     with pytest.raises(ClusterError, match=r"not as the head of a Ray cluster"):
-        ray_door.enter(f"127.0.0.1:{listener.getsockname()[1]}", {}, {"HOME": "/nowhere"})
+        ray_door.enter(f"127.0.0.1:{listener.getsockname()[1]}", {"HOME": "/nowhere"})
     assert time.monotonic() - began < PATIENCE_S
 
 
