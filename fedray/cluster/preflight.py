@@ -51,8 +51,11 @@ def check(asked: Asked) -> Iterator[Finding]:
     if asked.sites and all(_has_node(door, site) for site in asked.sites.values()):
         yield Finding("labels", PASS, f"every selector of {len(asked.sites)} sites has a node")
     yield from _dashboard(door)
-    yield from _ports(door, credentials)
-    yield from _joined(door, asked)
+    shut = _ports(door.nodes, credentials)
+    yield from (finding for findings in shut.values() for finding in findings)
+    if not shut:
+        yield Finding("ports", PASS, f"{len(door.nodes)} nodes answer from here, with certificates that fit")
+    yield from _joined(door, asked, [node for node in door.nodes if node.id not in shut])
 
 
 def _has_node(door: ray_door.Door, site: ray_door.SiteAt) -> bool:
@@ -87,17 +90,11 @@ def _dashboard(door: ray_door.Door) -> Iterator[Finding]:
         yield Finding("dashboard", PASS, "on loopback")
 
 
-def _ports(door: ray_door.Door, credentials: Credentials) -> Iterator[Finding]:
-    """Check each node's ports from here, and TLS with each; all at once."""
-    with ThreadPoolExecutor(min(64, len(door.nodes))) as pool:
-        found = [
-            each
-            for part in pool.map(lambda node: list(_port(node, credentials)), door.nodes)
-            for each in part
-        ]
-    yield from found
-    if not found:
-        yield Finding("ports", PASS, f"{len(door.nodes)} nodes answer from here, with certificates that fit")
+def _ports(nodes: Sequence[ray_gcs.Node], credentials: Credentials) -> dict[str, list[Finding]]:
+    """Check each node's ports from here, and TLS with each, all at once; return what is wrong by node id."""
+    with ThreadPoolExecutor(min(64, len(nodes))) as pool:
+        found = pool.map(lambda node: list(_port(node, credentials)), nodes)
+        return {node.id: findings for node, findings in zip(nodes, found, strict=True) if findings}
 
 
 def _port(node: ray_gcs.Node, credentials: Credentials) -> Iterator[Finding]:
@@ -108,7 +105,7 @@ def _port(node: ray_gcs.Node, credentials: Credentials) -> Iterator[Finding]:
     yield from shake(node.address, node.port, credentials, f"node {node.name}")
 
 
-def _joined(door: ray_door.Door, asked: Asked) -> Iterator[Finding]:
+def _joined(door: ray_door.Door, asked: Asked, nodes: Sequence[ray_gcs.Node]) -> Iterator[Finding]:
     import ray
 
     from fedray.runtime.ray_start import join
@@ -117,7 +114,7 @@ def _joined(door: ray_door.Door, asked: Asked) -> Iterator[Finding]:
     try:
         if not was_there:
             join(door.address, JOIN_S)
-        yield from _nodes(door, asked)
+        yield from _nodes(door, asked, nodes)
     except HostError as error:
         yield Finding(
             "join", FAIL, str(error), "run it again; then look at Ray's own log on the head, gcs_server.out"
@@ -127,11 +124,11 @@ def _joined(door: ray_door.Door, asked: Asked) -> Iterator[Finding]:
             ray.shutdown()
 
 
-def _nodes(door: ray_door.Door, asked: Asked) -> Iterator[Finding]:
+def _nodes(door: ray_door.Door, asked: Asked, open_nodes: Sequence[ray_gcs.Node]) -> Iterator[Finding]:
     sites = asked.sites or {}
-    looked = ray_nodes.looks(door, sites)
+    looked = ray_nodes.looks(door, sites, open_nodes)
     yield from ray_nodes.silent(door, looked)
-    nodes = [node for node in door.nodes if not isinstance(looked[node.id], ray_nodes.Silent)]
+    nodes = [node for node in open_nodes if not isinstance(looked[node.id], ray_nodes.Silent)]
     yield from ray_nodes.versions(door, looked)
     yield from machines.examine(nodes, looked)
     yield from machines.clocks(nodes, ray_nodes.skews(nodes))

@@ -78,6 +78,14 @@ def shake(host: str, port: int, credentials: Credentials, whose: str) -> Iterato
     `whose` is how the port is called in a message, such as "the head".
     """
     answer = greet(host, port, credentials if credentials.uses_tls else None)
+    if answer.refusal == TimeoutError.__name__ and (credentials.uses_tls or answer.speaks_tls):
+        yield Finding(
+            "tls",
+            FAIL,
+            f"{whose} takes connections and says nothing for {LIMIT_S:.0f} s",
+            "Ray hangs or is stopped there: look at its processes, and start it again",
+        )
+        return
     if not credentials.uses_tls:
         if answer.speaks_tls:
             yield Finding(

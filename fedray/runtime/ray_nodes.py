@@ -26,6 +26,7 @@ from fedray.runtime.ray_gcs import Node
 CLOCKS_S = 2.0  # for the clocks of all nodes
 MOST_TOLD = 5  # sites
 EXCHANGES = 4  # the first takes longer: the node fetches the function
+START_S = 20.0  # for a run, which starts once: a node that is slow to answer has its say
 LIMIT_S = 8.0  # a worker starts in 0.4 s on an idle node and in a few on a busy one
 
 logger = logging.getLogger(__name__)
@@ -89,21 +90,23 @@ def _why(node: Node, limit_s: float) -> str:
     )
 
 
-def looks(door: Door, sites: Mapping[str, SiteAt], limit_s: float = LIMIT_S) -> dict[str, Any]:
-    """Return what each node is like, by node id."""
+def looks(
+    door: Door, sites: Mapping[str, SiteAt], nodes: Sequence[Node], limit_s: float = LIMIT_S
+) -> dict[str, Any]:
+    """Return what nodes are like, by node id."""
 
     def arguments(node: Node) -> tuple[Any, ...]:
         folders = {name: site.data for name, site in sites.items() if site.place.selects(node.labels)}
         return door.address, node.address, folders
 
-    return Sent(node_probe.look).on(door.nodes, arguments, limit_s)
+    return Sent(node_probe.look).on(nodes, arguments, limit_s)
 
 
 def silent(door: Door, looked: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield a failure for each node that did not answer."""
     fix = "open the ports of docs/cluster-security.md both ways, or take the node out: ray stop there"
     for node in door.nodes:
-        if isinstance(answer := looked[node.id], Silent):
+        if isinstance(answer := looked.get(node.id), Silent):
             yield Finding("node", FAIL, f"{node.name}: {answer.why}", fix)
 
 
@@ -164,17 +167,21 @@ def data(door: Door, looked: Mapping[str, Any], sites: Mapping[str, SiteAt]) -> 
 
 
 def _answered(door: Door, looked: Mapping[str, Any]) -> Iterator[tuple[Node, Mapping[str, Any]]]:
-    return ((node, looked[node.id]) for node in door.nodes if not isinstance(looked[node.id], Silent))
+    return (
+        (node, looked[node.id])
+        for node in door.nodes
+        if node.id in looked and not isinstance(looked[node.id], Silent)
+    )
 
 
-def require(door: Door, sites: Mapping[str, SiteAt], limit_s: float = LIMIT_S) -> None:
+def require(door: Door, sites: Mapping[str, SiteAt], limit_s: float = START_S) -> None:
     """Check the code of every node and the data of every site before a run starts.
 
     Raises ClusterError with all that is wrong. A node that does not answer is only warned of: sites elsewhere
     may do without it.
     """
     began = time.monotonic()
-    looked = looks(door, sites, limit_s)
+    looked = looks(door, sites, door.nodes, limit_s)
     for finding in silent(door, looked):
         logger.warning("%s. Fix: %s", finding.message, finding.fix)
     if wrong := problems((*versions(door, looked), *data(door, looked, sites))):

@@ -1,11 +1,13 @@
 """A Ray cluster of two nodes with token and mutual TLS on this machine's own address, held by a process.
 
 python -m tests.cluster.secured ADDRESS  prints the address of the head, then obeys its standard input:
-`add FOLDER` starts a third node whose Python path is FOLDER, `remove` ends it; the end of input ends all.
+`add FOLDER` starts a third node whose Python path is FOLDER, `stop` stops its raylet as a machine that hangs,
+`remove` ends it; the end of input ends all.
 Token and certificate are those of its environment.
 """
 
 import os
+import signal
 import sys
 
 from ray.cluster_utils import Cluster
@@ -28,7 +30,10 @@ def main(address):
                 path, os.environ["PYTHONPATH"] = os.environ["PYTHONPATH"], folder
                 added = cluster.add_node(**plain, labels={"fedray.site": "h009"})
                 os.environ["PYTHONPATH"] = path
+            elif word == "stop":
+                os.kill(added.all_processes["raylet"][0].process.pid, signal.SIGSTOP)
             else:
+                os.kill(added.all_processes["raylet"][0].process.pid, signal.SIGCONT)
                 cluster.remove_node(added)
             print("done", flush=True)
     finally:

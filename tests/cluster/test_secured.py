@@ -192,21 +192,6 @@ def test_run_names_a_wrong_credential_in_its_first_lines(secured, other, message
     assert any("fix: " in line for line in lines[:5]) and in_time(seconds)
 
 
-def test_other_fedray_on_a_node_is_named_by_the_check_and_by_a_run(secured, tmp_path):
-    (tmp_path / "fedray").mkdir()
-    (tmp_path / "fedray" / "__init__.py").write_text('__version__ = "0.0.1"\n')
-    secured.tell(f"add {tmp_path}")
-    try:
-        code, said, seconds = check(secured, "--json")
-        failed = [each for each in json.loads(said.splitlines()[-1])["checks"] if each["status"] == FAIL]
-        assert code == 1 and [each["check"] for each in failed] == ["versions"], said
-        assert "(h009): fedray 0.0.1, " in failed[0]["message"] and in_time(seconds)
-        code, said, seconds = run(secured)
-        assert code == 2 and "(h009): fedray 0.0.1, " in said and in_time(seconds)
-    finally:
-        secured.tell("remove")
-
-
 def test_site_map_whose_data_are_missing_ends_a_run_before_a_site_is_opened(secured):
     site_map = pytest.importorskip("fedray.cluster.site_map")
     path = secured.folder / "missing.yaml"
@@ -238,3 +223,36 @@ def test_data_are_looked_for_on_the_node_of_their_site(secured):
     _, said, _ = check(secured, "--site-map", str(site_map))
     assert "1 of 2 sites have data on their node" in said, "the second node's environment names a folder"
     assert "nobody says where the data of head lie (1 of 2)" in said
+
+
+@pytest.fixture(scope="module")
+def with_another_fedray(secured):
+    """Return the cluster with a third node for a while, whose fedray is another."""
+    package = secured.folder / "other" / "fedray"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text('__version__ = "0.0.1"\n')
+    secured.tell(f"add {package.parent}")
+    yield secured
+    secured.tell("remove")
+
+
+def failures(secured):
+    code, said, seconds = check(secured, "--json")
+    assert code == 1 and in_time(seconds), said
+    return [each for each in json.loads(said.splitlines()[-1])["checks"] if each["status"] == FAIL]
+
+
+def test_other_fedray_on_a_node_is_named_by_the_check(with_another_fedray):
+    (failed,) = failures(with_another_fedray)
+    assert failed["check"] == "versions" and "(h009): fedray 0.0.1, " in failed["message"]
+
+
+def test_other_fedray_on_a_node_ends_a_run_in_its_first_lines(with_another_fedray):
+    code, said, seconds = run(with_another_fedray)
+    assert code == 2 and "(h009): fedray 0.0.1, " in said and in_time(seconds)
+
+
+def test_node_that_hangs_is_named_and_not_waited_for(with_another_fedray):
+    with_another_fedray.tell("stop")
+    (failed,) = failures(with_another_fedray)
+    assert "(h009) takes connections and says nothing for 3 s" in failed["message"]
