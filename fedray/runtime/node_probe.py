@@ -30,7 +30,7 @@ def look(cluster: str, address: str, folders: Mapping[str, str | None]) -> dict[
         "other_rays": other_rays(cluster),
         "reports_usage": os.environ.get("RAY_USAGE_STATS_ENABLED", "1") not in ("0", "false"),
         "credentials": credentials_there(address),
-        "folders": {site: count_entries(folder) for site, folder in folders.items()},
+        "folders": {site: count_entries(site, folder) for site, folder in folders.items()},
     }
 
 
@@ -83,12 +83,14 @@ def credentials_there(address: str) -> list[tuple[str, str, str, str]]:
     return [(each.check, each.status, each.message, each.fix) for each in found if each.status != "PASS"]
 
 
-def count_entries(folder: str | None) -> int | str:
+def count_entries(site: str, folder: str | None) -> int | str:
     """Return the number of entries of a site's folder; `missing`, or `unsaid` where nobody names one.
 
-    A site map names it, or the node's own environment.
+    A site map names it, or the node's own environment: the folder there, or the one of the site's name in it.
     """
-    folder = folder or os.environ.get("FEDRAY_SITE_DATA")
+    own = os.environ.get("FEDRAY_SITE_DATA")
+    if not folder and own:
+        folder = os.path.join(own, site) if os.path.isdir(os.path.join(own, site)) else own
     if not folder:
         return "unsaid"
     if not os.path.exists(folder):

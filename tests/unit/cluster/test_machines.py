@@ -76,9 +76,12 @@ def test_clocks_that_agree_are_one_line_with_the_worst_of_them():
 def test_only_a_count_of_a_folder_is_returned(tmp_path, monkeypatch):
     monkeypatch.delenv("FEDRAY_SITE_DATA", raising=False)
     (tmp_path / "patient").write_text("4711")
-    assert node_probe.count_entries(str(tmp_path)) == 1
-    assert node_probe.count_entries(str(tmp_path / "none")) == "missing"
-    assert node_probe.count_entries(None) == "unsaid"
+    assert node_probe.count_entries("h001", str(tmp_path)) == 1
+    assert node_probe.count_entries("h001", str(tmp_path / "none")) == "missing"
+    assert node_probe.count_entries("h001", None) == "unsaid"
+    monkeypatch.setenv("FEDRAY_SITE_DATA", str(tmp_path))
+    (tmp_path / "h002").mkdir()
+    assert [node_probe.count_entries(site, None) for site in ("h001", "h002")] == [2, 0]
 
 
 def test_digest_of_the_source_changes_with_a_file(tmp_path, monkeypatch):
