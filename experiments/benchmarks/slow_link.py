@@ -3,11 +3,11 @@
     python -m experiments.benchmarks.slow_link [--megabytes 10,50] [--folds regional,fast,exact] [--rounds 5]
 
 Needs root: two regions of test hosts (experiments/testbed), joined by a link of 80 ms and 100 Mbit. In the
-one is the aggregator with half of the sites, in the other are the other sites. Sites make an update of the
-model's size without training, so what is measured is the way of the model there and of the sums back.
-After each round two plain TCP streams of the model's size pass the same link, one there, then one back, each
-from connecting to its last byte. Bytes are those of the link's own counters, with headers and
-acknowledgements, in models. The first round, which brings the plan, is left out.
+one is the aggregator with half of the sites, in the other are the other sites; Ray has token and mutual TLS.
+Sites make an update of the model's size without training, so what is measured is the way of the model there
+and of the sums back. After each round two plain TCP streams of the model's size pass the same link, one
+there, then one back, each from connecting to its last byte. Bytes are those of the link's own counters, with
+headers and acknowledgements, in models. The first round, which brings the plan, is left out.
 """
 
 import argparse
@@ -237,19 +237,19 @@ def main() -> None:
     link = wide_area(given.rtt_ms / 1000, given.mbit * 1e6)
     far = [f"far{number + 1}" for number in range(given.far_nodes)]
     settings = dict(line.split("=", 1) for line in given.set)
-    with Hosts({"hq": ["head"], "far": far}, links={REGIONS: link}) as hosts:
-        labels = {host.name: {"fedray.region": host.region} for host in hosts}
-        cluster = RayOnHosts(hosts, "head", labels=labels, object_store_mib=600, environment=settings)
-        cluster.start()
-        found = [
-            measure(hosts, cluster, given, Case(int(megabytes), fold))
-            for megabytes in given.megabytes.split(",")
-            for fold in given.folds.split(",")
-        ]
     asked = {name: value for name, value in vars(given).items() if name not in ("drive", "out")}
     facts = {"machine": platform.platform(), "cores": os.cpu_count(), "ray": ray.__version__, **asked}
-    write(Path(given.out), [{**each, "facts": facts} for each in found])
-    print(json.dumps([{key: each[key] for key in each if key != "rounds"} for each in found]))
+    found = []
+    with Hosts({"hq": ["head"], "far": far}, links={REGIONS: link}) as hosts:
+        labels = {host.name: {"fedray.region": host.region} for host in hosts}
+        options = {"labels": labels, "object_store_mib": 600, "environment": settings}
+        cluster = RayOnHosts(hosts, "head", has_tls=True, **options)
+        cluster.start()
+        for megabytes in map(int, given.megabytes.split(",")):
+            for fold in given.folds.split(","):
+                found.append(measure(hosts, cluster, given, Case(megabytes, fold)) | {"facts": facts})
+                write(Path(given.out), found)
+    print(json.dumps([{key: each[key] for key in each if key not in ("rounds", "facts")} for each in found]))
 
 
 if __name__ == "__main__":
