@@ -119,13 +119,17 @@ class Host:
                 hit.append(pid)
         return hit
 
+    def path(self, path: str) -> Path:
+        """Return where a path of the host, on its own /tmp for example, is found from here."""
+        return Path(f"/proc/{self.first}", "root", path.lstrip("/"))
+
     def read(self, path: str) -> str:
         """Return the text of a file of the host."""
-        return (Path(f"/proc/{self.first}/root") / path.lstrip("/")).read_text(errors="replace")
+        return self.path(path).read_text(errors="replace")
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
         """Write a file on the host: its own /tmp, /run and /dev/shm are those of the host."""
-        target = Path(f"/proc/{self.first}/root") / path.lstrip("/")
+        target = self.path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)
         target.chmod(mode)

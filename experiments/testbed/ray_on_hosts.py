@@ -157,5 +157,5 @@ class RayOnHosts:
 
     def log_files(self, name: str) -> list[Path]:
         """Return the files of Ray's log on a host, of all its sessions."""
-        root = Path(f"/proc/{self.hosts[name].first}/root")
-        return sorted(path for path in root.glob("tmp/ray/session_2*/logs/*") if path.is_file())
+        found = self.hosts[name].path("/tmp/ray").glob("session_2*/logs/*")
+        return sorted(path for path in found if path.is_file())

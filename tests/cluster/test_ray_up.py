@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.ray, pytest.mar
 ROOT = Path(__file__).resolve().parents[2]
 REGIONS = {"hq": ["laptop", "head"], "eu": ["worker1"], "us": ["worker2"]}
 MACHINES = {"10.0.0.1": "head", "10.0.0.2": "worker1", "10.0.0.3": "worker2"}  # of local.yaml
+ROLES = {"head": "aggregator", "worker1": "site", "worker2": "site"}
 NO_V2 = {"RAY_UP_enable_autoscaler_v2": "0"}
 DEMO = "fedray run experiment=eicu_demo"
 
@@ -67,19 +68,15 @@ def in_process(folder):
 def test_a_cluster_of_ssh_hosts_comes_up_trains_the_demo_with_equal_bits_and_goes(hosts, tmp_path):
     expected = in_process(tmp_path)
     for name in MACHINES.values():  # each machine has its hospitals' data on its own disk
-        shutil.copytree(tmp_path / "data", f"/proc/{hosts[name].first}/root/tmp/data")
+        shutil.copytree(tmp_path / "data", hosts[name].path("/tmp/data"))
     on_laptop(hosts, "ray", "up", "-y", "--no-config-cache", "local.yaml")
-    head = f"{hosts['head'].address}:6379"
-    ask = f"python -m experiments.testbed.nodes {head} 3 90"
-    said = on_laptop(hosts, "ray", "exec", "--no-config-cache", "local.yaml", ask)
-    nodes = json.loads(next(line for line in said.splitlines() if line.startswith("[{")))
-    labels = {node["address"]: node["labels"].get("fedray.role") for node in nodes if node["is_alive"]}
-    assert labels == {hosts["head"].address: "aggregator", hosts["worker1"].address: "site",
-                      hosts["worker2"].address: "site"}  # fmt: skip
-
-    folders = f"data_dir=/tmp/data runs_dir={tmp_path}/on_cluster"
+    head, folders = f"{hosts['head'].address}:6379", f"data_dir=/tmp/data runs_dir={tmp_path}/on_cluster"
+    wait = "python -m experiments.testbed.nodes $FEDRAY_HEAD 3 90"
     run = f"{DEMO} runtime=ray_cluster runtime.address=$FEDRAY_HEAD report=none {folders}"
-    on_laptop(hosts, "ray", "exec", "--no-config-cache", "local.yaml", run)
+    said = on_laptop(hosts, "ray", "exec", "--no-config-cache", "local.yaml", f"{wait} && {run}")
+    nodes = json.loads(next(line for line in said.splitlines() if line.startswith("[{")))
+    roles = {node["address"]: node["labels"].get("fedray.role") for node in nodes if node["is_alive"]}
+    assert roles == {hosts[name].address: ROLES[name] for name in MACHINES.values()}
     files = list(tmp_path.glob("on_cluster/2*/result.json"))  # beside `latest`
     assert [json.loads(file.read_text())["params_sha256"] for file in files] == [expected]
 
