@@ -114,8 +114,8 @@ def test_a_changed_latency_holds_from_now_on(hosts, link):
 @pytest.mark.parametrize("direction", ["both", "out", "in"])
 def test_a_cut_lets_nothing_through_and_says_so_until_it_heals(hosts, link, direction):
     lost = "in" if direction == "both" else direction
-    before = {way: link.traffic(way) for way in ("out", "in")}
     link.cut(direction)
+    before = {way: link.traffic(way) for way in ("out", "in")}
     assert not reaches(hosts, "head" if lost == "out" else "a", "a" if lost == "out" else "head", 0.5)
     after = {way: link.traffic(way) for way in ("out", "in")}
     assert after[lost].cut_frames > before[lost].cut_frames and after[lost].bytes == before[lost].bytes
