@@ -96,11 +96,26 @@ flags_of() { # fills the array `flags`
   flags+=("$@")
 }
 
-has_raylet() { # of the `ray start` process $1
+children_of() { # prints a process id a line
   local status
-  while read -r status; do
-    if [[ "$(cat "${status%/status}/comm" 2>/dev/null)" == raylet ]]; then return 0; fi
-  done < <(grep -ls "^PPid:[[:space:]]*$1\$" /proc/[0-9]*/status)
+  while read -r status; do basename "${status%/status}"; done < <(
+    grep -ls "^PPid:[[:space:]]*$1\$" /proc/[0-9]*/status
+  )
+}
+
+family_of() { # children, theirs, and so on
+  local child
+  for child in $(children_of "$1"); do
+    echo "$child"
+    family_of "$child"
+  done
+}
+
+has_raylet() { # of the `ray start` process $1
+  local child
+  for child in $(children_of "$1"); do
+    if [[ "$(cat "/proc/$child/comm" 2>/dev/null)" == raylet ]]; then return 0; fi
+  done
   return 1
 }
 
@@ -118,42 +133,36 @@ watch_notice() { # ends by itself with the drain, or with the node
   watcher=$!
 }
 
-give_up() { # on SIGTERM and SIGINT: the node's work is taken away first
+give_up() { # on SIGTERM and SIGINT: `ray start` takes the node's work away itself, at most FEDRAY_DRAIN_S
   trap '' TERM INT
-  local role="$1" child="$2" grace="${FEDRAY_DRAIN_S:-100}" _
   [[ -z "${watcher:-}" ]] || kill "$watcher" 2>/dev/null || true
-  if [[ "$role" == worker && "$grace" -gt 0 ]]; then
-    if drain "$grace" preemption; then
-      for ((_ = 0; _ < grace; _++)); do
-        has_raylet "$child" || break # it leaves as soon as nothing runs any more
-        sleep 1
-      done
-    else
-      echo "fedray node: could not drain, stopping all the same" >&2
-    fi
-  fi
-  end_child "$child"
+  end_child "$1" "$2"
   exit 0
 }
 
-end_child() {
-  kill -TERM "$1" 2>/dev/null || return 0
-  local _
-  for _ in {1..100}; do
-    kill -0 "$1" 2>/dev/null || return 0
+end_child() { # $1 with all that it started; by force where it takes longer than $2 seconds and some
+  local family tick
+  family="$1 $(family_of "$1" | tr '\n' ' ')"
+  kill -TERM "$1" 2>/dev/null || true
+  for ((tick = 0; tick < ($2 + 15) * 10; tick++)); do
+    # shellcheck disable=SC2086 # words are process ids
+    kill -0 $family 2>/dev/null || return 0 # fails where none of them is left
     sleep 0.1
   done
-  kill -KILL "$1" 2>/dev/null || true
+  # shellcheck disable=SC2086
+  kill -KILL $family 2>/dev/null || true
 }
 
 run() { # one life of the node; ends with the exit code of `ray start --block`, or 1 where its raylet is gone
-  local role="$1" child had_raylet="" code=0 watcher="" pause=0.2 _
+  local role="$1" child had_raylet="" code=0 watcher="" pause=0.2 grace="${FEDRAY_DRAIN_S:-100}" _
   flags_of "$@"
+  [[ "$role" == worker ]] || grace=0 # nobody takes the head's work
+  export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="$grace"
   ulimit -n "$(ulimit -Hn)" || true # a node holds a socket per process that it talks to
   ray start "${flags[@]}" &
   child=$!
-  # shellcheck disable=SC2064 # role and child are those of now
-  trap "give_up $role $child" TERM INT
+  # shellcheck disable=SC2064 # child and grace are those of now
+  trap "give_up $child $grace" TERM INT
   while kill -0 "$child" 2>/dev/null; do
     # `ray start --block` stays when its raylet leaves in peace: drained, or told to stop by another
     if has_raylet "$child"; then
@@ -161,7 +170,7 @@ run() { # one life of the node; ends with the exit code of `ray start --block`, 
       had_raylet=yes pause=2
     elif [[ -n "$had_raylet" ]]; then
       echo "fedray node: the raylet is gone" >&2
-      end_child "$child"
+      end_child "$child" 0
       code=1
       if [[ -n "$watcher" ]] && ! kill -0 "$watcher" 2>/dev/null && wait "$watcher"; then
         echo "fedray node: the cloud takes this machine back; not joining again for 5 minutes" >&2
@@ -209,11 +218,11 @@ again() { # for ever: a region that comes back joins by itself
 }
 
 stop() {
-  local pid _
+  local pid tick
   pid="$(cat "$state/pid" 2>/dev/null || true)"
   if [[ -z "$pid" ]] || ! grep -qs "node" "/proc/$pid/cmdline"; then return 0; fi
   kill -TERM "$pid" 2>/dev/null || return 0
-  for ((_ = 0; _ < ${FEDRAY_DRAIN_S:-100} + 30; _++)); do
+  for ((tick = 0; tick < ${FEDRAY_DRAIN_S:-100} + 30; tick++)); do
     kill -0 "$pid" 2>/dev/null || break
     sleep 1
   done

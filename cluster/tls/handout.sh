@@ -31,7 +31,7 @@ node() {
   shift
   for address in "$@"; do ips+=(--ip "$address"); done
   [[ -e "$folder/nodes/$name/node.key" ]] && again=(--renew)
-  certs node "$name" "${ips[@]}" "${again[@]}" >&2
+  certs node "$name" "${ips[@]}" "${again[@]}" >/dev/null # its advice is for folders without a token
   hand_out "$name"
 }
 

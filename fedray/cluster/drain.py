@@ -94,23 +94,33 @@ def drain(address: str, node_ip: str, seconds: float, reason: str = "preemption"
 def _node_at(head: Any, node_ip: str) -> str:
     from ray.core.generated.gcs_pb2 import GcsNodeInfo
 
-    living = GcsNodeInfo.GcsNodeState.ALIVE
     nodes = head.get_all_node_info(timeout=CALL_WITHIN_S).items()
-    found = [str(node_id.hex()) for node_id, node in nodes
-             if node.node_manager_address == node_ip and node.state == living]  # fmt: skip
+    found = [
+        (node.start_time_ms, str(node_id.hex()))
+        for node_id, node in nodes
+        if node.node_manager_address == node_ip and node.state == GcsNodeInfo.GcsNodeState.ALIVE
+    ]
     if not found:
         raise HostError(f"no living node at {node_ip}. Fix: --node-ip as in `ray start --node-ip-address`")
-    if len(found) > 1:
-        raise HostError(f"{len(found)} nodes at {node_ip}. Fix: ray drain-node --node-id of `ray list nodes`")
-    return found[0]
+    return max(found)[1]  # the head may not have seen yet that an older one died
 
 
 def watch(cloud: str, address: str, node_ip: str, base: str = METADATA, every_s: float = ASK_EVERY_S) -> str:
-    """Wait for the cloud's notice, then drain this node; return its id."""
+    """Wait for the cloud's notice, then drain this node; return its id.
+
+    A head that does not answer is asked again while there is time. Raises HostError where there is none left.
+    """
     service = CLOUDS[cloud]
     while not is_noticed(service, base):
         time.sleep(every_s)
-    return drain(address, node_ip, service.notice_s - SPARE_S)
+    deadline = time.monotonic() + service.notice_s - SPARE_S
+    while True:
+        try:
+            return drain(address, node_ip, max(deadline - time.monotonic(), 1.0))
+        except HostError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(every_s)
 
 
 def _fetch(url: str, headers: dict[str, str], method: str) -> str:

@@ -59,7 +59,6 @@ def simulated_cloud(folder: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     settings = {
-        "MOTO_IAM_LOAD_MANAGED_POLICIES": "true",
         "MOTO_EC2_LOAD_DEFAULT_AMIS": "false",
         "MOTO_RECORDER_FILEPATH": str(folder / "recording"),
     }

@@ -1,6 +1,7 @@
 """Real Ray nodes started by `cluster/node.sh` on loopback, with a token and mutual TLS.
 
 A node that dies joins again; one whose cloud takes it back drains and stays away; a stop leaves no process.
+The two machines are 127.0.0.2 and 127.0.0.3: Ray takes 127.0.0.1 for "find my address".
 """
 
 import os
@@ -20,17 +21,27 @@ import pytest
 
 CLUSTER = Path(__file__).resolve().parents[2] / "cluster"
 NODE = CLUSTER / "node.sh"
-PATIENCE_S = 90.0
-# what the head knows of its nodes: address, is alive, is draining, and whether it has the label
-NODES = """
-import sys
+PATIENCE_S = 120.0
+# keeps what the head knows of living nodes in a file: id, address and the label
+WATCH = """
+import os, sys, time
 from ray._raylet import GcsClient
 from ray.core.generated.gcs_pb2 import GcsNodeInfo
-head = GcsClient(address=sys.argv[1])
-draining = head.get_draining_nodes()
-for node_id, node in head.get_all_node_info(timeout=20).items():
-    alive = node.state == GcsNodeInfo.GcsNodeState.ALIVE
-    print(node.node_manager_address, alive, node_id.hex() in draining, node.labels.get("fedray.site", "-"))
+address, place = sys.argv[1:]
+while True:
+    try:
+        head = GcsClient(address=address)
+        while True:
+            with open(place + ".new", "w") as file:
+                for node_id, node in head.get_all_node_info(timeout=20).items():
+                    if node.state == GcsNodeInfo.GcsNodeState.ALIVE:
+                        site, address = node.labels.get("fedray.site", "-"), node.node_manager_address
+                        print(node_id.hex(), address, site, file=file)
+            os.replace(place + ".new", place)
+            time.sleep(0.3)
+    except Exception as error:
+        print("not yet:", type(error).__name__, file=sys.stderr, flush=True)
+        time.sleep(0.5)
 """
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -45,11 +56,11 @@ def free_ports(count):
     return found
 
 
-def until(true, what, patience_s=PATIENCE_S):
-    """Wait until something is true; return the seconds that it took."""
+def until(true, what, told=str, patience_s=PATIENCE_S):
+    """Wait until something is true; return the seconds it took. Where it is not, show what `told` returns."""
     began = time.monotonic()
     while not true():
-        assert time.monotonic() - began < patience_s, f"not within {patience_s} s: {what}"
+        assert time.monotonic() - began < patience_s, f"not within {patience_s} s: {what}\n{told()}"
         time.sleep(0.3)
     return time.monotonic() - began
 
@@ -99,6 +110,10 @@ class Machine:
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(words, env=self.environment, stdout=log, stderr=log)
 
+    def said(self):
+        """Return the end of what it has logged."""
+        return self.log.read_text()[-3000:]
+
     def raylets(self):
         family = psutil.Process(self.process.pid).children(recursive=True)
         return [one for one in family if one.name() == "raylet"]
@@ -122,50 +137,66 @@ def cluster():
     keep = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "FEDRAY_"))}
     root = str(CLUSTER.parent)
     environment = keep | {"PATH": path, "PYTHONPATH": root, "FOLDER": str(folder / "authority")}
-    for words in (["init"], ["node", "here", "127.0.0.1", "127.0.0.2"]):
+    for words in (["init"], ["node", "here", "127.0.0.2", "127.0.0.3"]):
         subprocess.run(
             [CLUSTER / "tls" / "handout.sh", *words], env=environment, check=True, stdout=subprocess.DEVNULL
         )
     (gcs_port,) = free_ports(1)
     environment |= {"FEDRAY_SECRETS": str(folder / "authority" / "handout" / "here"), "FEDRAY_DRAIN_S": "2",
-                    "FEDRAY_GCS_PORT": str(gcs_port), "FEDRAY_HEAD": "127.0.0.1"}  # fmt: skip
-    head = Machine(folder, "127.0.0.1", gcs_port, environment)
-    head.start("run", "head", "--include-dashboard=false", "--min-worker-port=0", "--max-worker-port=0")
-    yield head, Machine(folder, "127.0.0.2", gcs_port, environment)
-    assert head.stop() == []
+                    "FEDRAY_GCS_PORT": str(gcs_port), "FEDRAY_HEAD": "127.0.0.2"}  # fmt: skip
+    head = Machine(folder, "127.0.0.2", gcs_port, environment)
+    head.start("again", "head", "--include-dashboard=false", "--min-worker-port=0", "--max-worker-port=0")
+    worker = Machine(folder, "127.0.0.3", gcs_port, environment)
+    try:
+        yield head, worker
+        assert head.stop() == []
+    finally:
+        for machine in (worker, head):
+            if machine.process and machine.process.poll() is None:
+                machine.stop()
     subprocess.run(["rm", "-rf", folder], check=True)
 
 
-def known(head):
-    """Return what the head says of its nodes, a line each; nothing while it does not answer."""
-    told = subprocess.run(
-        [NODE, "env"], env=head.environment, capture_output=True, text=True, check=True
-    ).stdout
-    environment = head.environment | dict(line.split("=", 1) for line in told.splitlines())
-    asked = [sys.executable, "-c", NODES, f"127.0.0.1:{head.gcs_port}"]
-    done = subprocess.run(asked, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    return done.stdout.splitlines()
+@contextmanager
+def watched(head):
+    """Yield a function that returns the ids of living nodes, as the head says, at an address with a site."""
+    told = subprocess.run([NODE, "env"], env=head.environment, capture_output=True, text=True, check=True)
+    environment = head.environment | dict(line.split("=", 1) for line in told.stdout.splitlines())
+    place = head.log.with_name("nodes")
+    asked = [sys.executable, "-c", WATCH, f"127.0.0.2:{head.gcs_port}", str(place)]
+    with open(head.log.with_name("watch"), "w") as log:
+        process = subprocess.Popen(asked, env=environment, stdout=log, stderr=log)
+
+    def known(address, site="-"):
+        rows = place.read_text().splitlines() if place.exists() else []
+        return {words[0] for words in map(str.split, rows) if words[1:] == [address, site]}
+
+    try:
+        yield known
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_node_that_dies_joins_again_and_one_that_is_taken_back_stays_away(cluster):
     head, worker = cluster
-    alive, draining = "127.0.0.2 True False h001", "127.0.0.2 True True h001"
-    with metadata_service() as (address, paths):
+    with metadata_service() as (address, paths), watched(head) as known:
         worker.environment |= {"FEDRAY_LABELS": "fedray.region=eu,fedray.site=h001", "FEDRAY_CLOUD": "aws",
                                "FEDRAY_METADATA": address}  # fmt: skip
-        until(lambda: "127.0.0.1 True False -" in known(head), "head is up")
+        until(lambda: known("127.0.0.2"), "head is up", head.said)
         worker.start("again", "worker", "--min-worker-port=0", "--max-worker-port=0")
-        joined_s = until(lambda: alive in known(head), "worker has joined")
+        joined_s = until(lambda: known("127.0.0.3", "h001"), "worker has joined", worker.said)
+        first = known("127.0.0.3", "h001")
 
         (raylet,) = worker.raylets()
         raylet.kill()
-        until(lambda: alive not in known(head), "the head has seen the raylet die")
-        again_s = until(lambda: alive in known(head), "worker has joined again")
-        assert worker.raylets() and worker.raylets()[0].pid != raylet.pid
+        again_s = until(lambda: known("127.0.0.3", "h001") - first, "worker has joined again", worker.said)
+        second = known("127.0.0.3", "h001") - first
+        assert worker.raylets()[0].pid != raylet.pid
 
         paths.add("/latest/meta-data/spot/instance-action")
-        left_s = until(lambda: not {alive, draining} & set(known(head)), "worker has drained and left")
-        print(f"joined {joined_s:.1f} s, again {again_s:.1f} s, left on notice {left_s:.1f} s")
-        until(lambda: "takes this machine back" in worker.log.read_text(), "it stays away")
+        left_s = until(lambda: not second & known("127.0.0.3", "h001"), "worker has left", worker.said)
+        until(lambda: "takes this machine back" in worker.log.read_text(), "it stays away", worker.said)
         assert worker.raylets() == []
+    print(f"joined {joined_s:.1f} s, again {again_s:.1f} s, left on notice {left_s:.1f} s")
     assert worker.stop() == []

@@ -58,15 +58,20 @@ class Account:
         return aws_left.left(self.ec2, self.iam, "fedray")
 
 
+@pytest.fixture(scope="module")
+def simulation():
+    """A simulated cloud in this process: nothing is asked over a network."""
+    with pytest.MonkeyPatch.context() as patch, mock_aws() as cloud:
+        patch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # a second per test
+        patch.delenv("AWS_ENDPOINT_URL", raising=False)
+        yield cloud
+
+
 @pytest.fixture
-def account(tmp_path, monkeypatch):
-    """A simulated account, in this process: nothing is asked over a network."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "simulated")
-    monkeypatch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")  # a second per test
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    with mock_aws():
-        yield Account(tmp_path)
+def account(simulation, tmp_path):
+    """A new account of the simulated cloud; clients keep their models, half a second apiece."""
+    simulation.reset()
+    return Account(tmp_path)
 
 
 def test_group_lets_in_its_own_nodes_peers_and_operators_alone(account):

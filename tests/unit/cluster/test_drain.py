@@ -85,11 +85,19 @@ def test_service_that_does_not_answer_has_said_nothing():
 def test_watch_drains_within_the_notice_once_it_comes(service, monkeypatch):
     base, kind = service
     asked = []
-    monkeypatch.setattr(drain, "drain", lambda *words: asked.append(words) or "node")
+
+    def takes_it_the_second_time(address, node_ip, seconds):
+        asked.append((address, node_ip))
+        assert 100.0 < seconds <= 110.0
+        if len(asked) == 1:
+            raise HostError("the head did not answer")
+        return "node"
+
+    monkeypatch.setattr(drain, "drain", takes_it_the_second_time)
     monkeypatch.setattr(drain.time, "sleep", lambda _: kind.answers.update(NOTICE))
     kind.answers = dict(TOKEN)
     assert drain.watch("aws", "10.0.8.1:6379", "10.0.8.7", base) == "node"
-    assert asked == [("10.0.8.1:6379", "10.0.8.7", 110.0)]
+    assert asked == [("10.0.8.1:6379", "10.0.8.7")] * 2
 
 
 def test_drain_without_time_is_refused(capsys):

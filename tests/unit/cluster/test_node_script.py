@@ -18,7 +18,9 @@ RAY = """#!/bin/sh
 printf '%s\\n' "$@" > "$STAND_IN/flags"
 env > "$STAND_IN/env"
 echo life >> "$STAND_IN/lives"
-exec sleep "${STAND_IN_S:-0}"
+trap 'sleep 0.5; kill $!; exit 0' TERM  # in its own time, as Ray does
+sleep "${STAND_IN_S:-0}" &
+wait
 """
 
 
