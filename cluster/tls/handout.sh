@@ -40,7 +40,7 @@ addresses_of() { # every address of a subnet that a machine may have
 import ipaddress
 import sys
 
-LARGEST = 1024  # addresses: some 8 kB of certificate, sent at each handshake
+LARGEST = 1024  # addresses: some 7 kB of certificate, sent at each handshake
 try:
     subnet = ipaddress.ip_network(sys.argv[1])
 except ValueError as error:

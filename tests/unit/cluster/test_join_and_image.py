@@ -13,7 +13,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 CLUSTER = ROOT / "cluster"
-SCRIPTS = sorted(CLUSTER.rglob("*.sh"))
+SCRIPTS = [path for path in sorted(CLUSTER.rglob("*.sh")) if path.read_text("utf-8").startswith("#!")]
 DOCKERFILE = (CLUSTER / "Dockerfile").read_text("utf-8")
 CLOUD_INIT = yaml.safe_load((CLUSTER / "join" / "cloud-init.yaml").read_text("utf-8"))
 UNIT = (CLUSTER / "join" / "fedray-node.service").read_text("utf-8")
