@@ -33,10 +33,10 @@ def server(tmp_path_factory):
         yield url
 
 
-@pytest.fixture(scope="module", params=["aws.yaml", "aws-private.yaml"])
-def operator(request, server, tmp_path_factory):
+@pytest.fixture(scope="module")
+def operator(server, tmp_path_factory):
     """The operator after aws_prepare.py, `ray up`, and a worker of each kind started as the head would."""
-    one = Operator(tmp_path_factory.mktemp("operator"), server, request.param)
+    one = Operator(tmp_path_factory.mktemp("operator"), server, "aws.yaml")
     one.prepare()
     one.record("reset-recording")
     one.record("start-recording")
@@ -44,6 +44,18 @@ def operator(request, server, tmp_path_factory):
     one.calls_of_operator = one.calls()
     one.run(sys.executable, "-c", START_WORKERS, str(one.file), *WORKERS)
     one.calls_of_head = one.calls()[len(one.calls_of_operator) :]
+    return one
+
+
+@pytest.fixture(scope="module")
+def private(server, tmp_path_factory):
+    """The operator of the private file: machines of each kind, started by Ray's class without `ray up`."""
+    one = Operator(tmp_path_factory.mktemp("private"), server, "aws-private.yaml")
+    one.prepare()
+    one.record("reset-recording")
+    one.record("start-recording")
+    one.run(sys.executable, "-c", START_WORKERS, str(one.file), "head", *WORKERS)
+    one.calls_of_operator = one.calls()
     return one
 
 
@@ -109,9 +121,21 @@ def test_ray_makes_no_group_role_or_key_of_its_own(operator):
     assert changes == {"ec2:RunInstances", "ec2:CreateTags"}
 
 
-def test_private_machines_have_no_public_address(operator):
-    has_address = ["PublicIpAddress" in one for one in operator.machines().values()]
-    assert has_address == [operator.name == "fedray"] * (1 + len(WORKERS))
+def test_private_machines_have_no_public_address(private, operator):
+    assert set(private.machines()) == {"head", *WORKERS}
+    assert not any("PublicIpAddress" in one for one in private.machines().values())
+    assert all(
+        "PublicIpAddress" in one for one in operator.machines().values()
+    )  # in a subnet of the same kind
+
+
+def test_private_machines_are_in_their_clusters_group_and_are_allowed_by_its_policy(private):
+    named = [{"Name": "group-name", "Values": [private.name]}]
+    (group,) = private.client("ec2").describe_security_groups(Filters=named)["SecurityGroups"]
+    starts = [words for action, words in private.calls_of_operator if action == "ec2:RunInstances"]
+    asked = [value for words in starts for name, value in words.items() if "SecurityGroupId." in name]
+    assert asked == [group["GroupId"]] * (1 + len(WORKERS))
+    assert refused(policy_of_operator(private), private.calls_of_operator, private.name) == []
 
 
 def test_operators_policy_allows_what_ray_up_asked_for(operator):
@@ -181,8 +205,6 @@ def test_container_is_the_pinned_image_without_privilege(operator):
 
 
 def test_down_ends_every_machine_and_leaves_nothing_that_costs(operator):
-    if operator.name != "fedray":
-        pytest.skip("`ray down` does the same for both files: once is enough")
     assert len(operator.machines()) == 1 + len(WORKERS)
     before = len(operator.calls())
     operator.run("ray", "down", "-y", str(operator.file))
