@@ -26,6 +26,8 @@ fedray: federated learning for hospitals on Ray
   fedray run [key=value ...]         train; `fedray run --help` lists groups and options
   fedray resume RUN [key=value ...]  go on with a run: its directory, or its address in a store
   fedray sweep key=a,b [...]         train once per combination, in one session
+  fedray status RUN                  say what a run is doing now, or how it ended
+  fedray logs RUN [--site ID]        show its log: driver, aggregator and hosts; --follow goes on
   fedray contribution RUN            say what each site adds to the model of a run
   fedray report RUN                  write report.html of a run again
   fedray diff A B                    name the first round and value in which two runs differ
@@ -61,7 +63,8 @@ Flags:
 
 _ELSEWHERE = {"contribution": "fedray.contribution.commands", "report": "fedray.report.commands",
               "diff": "fedray.report.commands", "clean": "fedray.report.commands", "doctor": "fedray.doctor",
-              "cluster": "fedray.cluster.commands", "data": "fedray.data.commands",
+              "cluster": "fedray.cluster.commands", "status": "fedray.observe.commands",
+              "logs": "fedray.observe.commands", "data": "fedray.data.commands",
               "privacy": "fedray.accounting.commands"}
 
 
@@ -280,6 +283,7 @@ function __fedray
 end
 complete -c fedray -x -a '(__fedray)'""",
 }
+FLAGS = {"status": "--json", "logs": "--site --round --level --follow --json"}
 SCRIPTS["zsh"] = "autoload -U +X bashcompinit && bashcompinit\n" + SCRIPTS["bash"]
 
 
@@ -307,8 +311,10 @@ def _complete(words: list[str]) -> int:
         os.environ["COMP_LINE"] = f"{program}{rest}"
         os.environ["COMP_POINT"] = str(len(os.environ["COMP_LINE"]))
         return _through_hydra(words, None)
-    elif parts[1] in ("resume", "report", "diff", "contribution") and os.path.isdir("runs"):
-        print("\n".join(sorted(f"runs/{entry.name}" for entry in os.scandir("runs") if entry.is_dir())))
+    elif parts[1] in ("resume", "report", "diff", "contribution", "status", "logs"):
+        runs = os.scandir("runs") if os.path.isdir("runs") else ()
+        print("\n".join([*sorted(f"runs/{entry.name}" for entry in runs if entry.is_dir()),
+                         *FLAGS.get(parts[1], "").split()]))
     elif parts[1] == "completion":
         print("\n".join(SCRIPTS))
     return DONE

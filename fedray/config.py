@@ -166,7 +166,8 @@ def _checked_rest(lines: Sequence[str], allow: Sequence[str]) -> list[str]:
         return []  # the overrides that compose one by one clash with each other; the first list says enough
 
 
-RESUMABLE = ("rounds", "runtime", "tracker", "report")  # what cannot change a bit of what is computed
+# what cannot change a bit of what is computed
+RESUMABLE = ("rounds", "runtime", "tracker", "report", "metrics")
 
 
 def recompose(saved: str, overrides: Sequence[str], allow: Sequence[str] = ()) -> DictConfig:
@@ -182,7 +183,8 @@ def recompose(saved: str, overrides: Sequence[str], allow: Sequence[str] = ()) -
                 f"Fix: fedray run {text}" for text, part in fixed.items()]
     if problems:
         raise ConfigError(problems)
-    kept = {group: _option_of(group, before[group]) for group in RESUMABLE[1:] if group not in keys.values()}
+    kept = {group: _option_of(group, before[group]) for group in RESUMABLE
+            if group in SCHEMAS and group not in keys.values()}
     options = [f"{group}={option}" for group, option in kept.items() if option is not None]
     after = compose("experiment=none", *options, *overrides, allow=allow)
     for key in sorted(keys.values(), key=lambda key: key.count(".")):  # groups before single values

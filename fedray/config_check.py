@@ -332,6 +332,17 @@ def _site_map(tree: Tree) -> Iterator[str]:
             yield from error.problems
 
 
+def _metrics(tree: Tree) -> Iterator[str]:
+    asked, kind = tree.get("metrics") or {}, (tree.get("runtime") or {}).get("kind")
+    for name in ("enabled", "sites"):
+        if asked.get(name) and str(kind).rpartition(".")[2] == "in_process":
+            yield (f"metrics.{name}=true: figures go to Prometheus through Ray, and runtime=in_process has "
+                   "none. Fix: runtime=ray_local")
+    if asked.get("sites") and asked.get("enabled") is False:
+        yield ("metrics.sites=true names sites in figures that metrics.enabled=false switches off. "
+               "Fix: metrics.enabled=true")
+
+
 def _privacy(tree: Tree) -> Iterator[str]:
     privacy, algorithm = tree.get("privacy") or {}, tree.get("algorithm") or {}
     if not str(privacy.get("_target_")).startswith("fedray.passes.site_dp"):
@@ -364,4 +375,4 @@ def _kinds_of_rounds(tree: Tree) -> Iterator[str]:
 
 
 FINDERS = (_unset, _strangers, _targets, _numbers, _schedule, _rates, _data, _runs_dir, _storage, _extras,
-           _words, _pairs, _kinds_of_rounds, _site_map, _privacy, _ledger)
+           _words, _pairs, _kinds_of_rounds, _site_map, _privacy, _ledger, _metrics)

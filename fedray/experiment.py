@@ -6,6 +6,7 @@
 Nothing is written before every part is built and every site has answered: bad input leaves nothing behind.
 """
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import fedray as fr
 from fedray import phases, stored, track
 from fedray.errors import ConfigError, DataError, StorageError
+from fedray.observe import chrome
+from fedray.observe.observer import Observer
 from fedray.rundir import RunDirectory
 
 if TYPE_CHECKING:
@@ -293,17 +296,21 @@ def _train(ready: Ready, federation: Any, run: RunDirectory, *, show: Show | Non
     rules = policies(experiment.passes)
     also = [fr.compile(program, rules) for program in (*ready.programs, *training.evaluate.values())]
     view = show(_title(experiment), experiment.rounds, directory=str(run.path)) if show else None
-    tracker = track.combine(run.plan_tracker(also), _tracker(experiment, run), view, also_tell)
+    metrics = _metrics(experiment, run)
+    observer = _observer(experiment, federation, run, metrics, is_alone=also_tell is None)
+    tracker = track.combine(run.plan_tracker(also), _tracker(experiment, run), observer, metrics, view,
+                            also_tell)
     checkpoints = stored.checkpoints_of(tree, run)
     if isinstance(checkpoints.also, stored.Copies):
         log.info("kept in %s too; `fedray resume` goes on from there", checkpoints.also.address)
-    with _noted(run), run.log():
+    with _noted(run), run.log(), observer:
         result = fr.fit(training.algorithm, federation, init=training.init, rounds=experiment.rounds,
                         passes=experiment.passes, schedule=experiment.schedule, tracker=tracker,
                         every=experiment.every, evaluate=training.evaluate, early_stop=experiment.early_stop,
                         checkpoint=checkpoints, resume=resume,
                         ledger=experiment.ledger(), seed=experiment.seed, fold=experiment.fold)
         summary = run.write_result(result, _facts(experiment, ready.preparation))
+    chrome.write(run.path)
     opening = _report(experiment, run)
     if result.stopped == "interrupted":
         opening = f"go on with: fedray resume {run.path}"
@@ -355,6 +362,28 @@ def _title(experiment: "Experiment") -> str:
 def _tracker(experiment: "Experiment", run: RunDirectory) -> Any:
     settings = experiment.tree["tracker"]
     return track.jsonl(run.path, suppress=False) if settings else None
+
+
+def _observer(experiment: "Experiment", federation: Any, run: RunDirectory, metrics: Any,
+              is_alone: bool) -> Observer:
+    """Return who writes the run's status, log and timeline; trials of a sweep have no heartbeat."""
+    federation.run_name = run.path.resolve().name
+    aggregator = federation.aggregator  # one in another process answers this only where its handle says so
+    progress = aggregator.progress if inspect.getattr_static(aggregator, "progress", None) else None
+    return Observer(run.path, experiment.rounds, progress, on_beat=metrics.beat if metrics else None,
+                    beats=is_alone)
+
+
+def _metrics(experiment: "Experiment", run: RunDirectory) -> Any:
+    """Return what shows the run to Prometheus; None where that is not asked for, or there is no Ray."""
+    asked, kind = experiment.tree.get("metrics") or {}, experiment.tree["runtime"]["kind"]
+    is_wanted = asked.get("enabled")
+    if is_wanted is None:
+        is_wanted = kind == "cluster" or bool(asked.get("sites"))
+    if not is_wanted or kind == "in_process":
+        return None
+    from fedray.runtime.ray_metrics import RayMetrics
+    return RayMetrics(run.path.resolve().name, experiment.rounds, bool(asked.get("sites")))
 
 
 def _facts(experiment: "Experiment", preparation: "Preparation | None") -> dict[str, Any]:

@@ -3,6 +3,7 @@
     runs/20261123-171200-icu_mortality-7f3a91/
       config.yaml overrides.txt env.json        what was asked for, on what
       STATUS log.txt                            running, done, failed or interrupted, and why
+      log.jsonl status.json timeline.json       what driver and hosts said and did: see observe/
       plan.json egress.txt trust.txt            the round, all that leaves a site in it, what is protected
       rounds.jsonl evaluations.jsonl sites.jsonl  (and .parquet): see track.py
       stored-in.txt                             where it is kept besides: see stored.py

@@ -60,7 +60,8 @@ class View:
 
     def round(self, record: Any) -> None:
         """Tell a round."""
-        self._tell("round", replace(record, metrics=plain(record.metrics), hashes={}, grids={}))
+        shown = replace(record, metrics=plain(record.metrics), hashes={}, grids={}, observed=None)
+        self._tell("round", shown)
 
     def evaluation(self, record: Any) -> None:
         """Tell an evaluation."""

@@ -29,7 +29,11 @@ SOMETIMES = (*AGES, "epsilon")  # what rows of some runs have
 
 
 class Tracker(Protocol):
-    """What `fit` tells while it runs; called in the driver only."""
+    """What `fit` tells while it runs; called in the driver only.
+
+    A tracker may also have `saved(round)`, a checkpoint was written, and `observed(seen)`, what hosts were
+    seen to do after the last round (`runtime.observed.Observed`); a round's is its record's `observed`.
+    """
 
     def start(self, plan: Any, facts: Mapping[str, Any]) -> None:
         """Take the plan, and facts such as the number of sites, before the first round."""
@@ -72,6 +76,7 @@ def round_row(record: Any) -> dict[str, Any]:
             "counted": record.counted,
             "seconds": record.seconds,
             "work_s": getattr(record, "work_s", 0.0),
+            "waited_s": getattr(record, "waited_s", 0.0),
             "placement": getattr(record, "placement", "aggregator"),
             "bytes_up": record.bytes_up,
             "bytes_down": record.bytes_down,
@@ -200,6 +205,17 @@ class _Combined:
     def finish(self, result: Any) -> None:
         for tracker in self.trackers:
             tracker.finish(result)
+
+    def saved(self, round: int) -> None:
+        self._tell("saved", round)
+
+    def observed(self, seen: Any) -> None:
+        self._tell("observed", seen)
+
+    def _tell(self, event: str, content: Any) -> None:
+        for tracker in self.trackers:
+            if hasattr(tracker, event):
+                getattr(tracker, event)(content)
 
 
 def combine(*trackers: Tracker | None) -> Tracker:

@@ -39,6 +39,15 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def folder_of_tracebacks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let sites that fail in tests leave their tracebacks where the tests' other files are."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("FEDRAY_TRACEBACKS", str(tmp_path_factory.mktemp("hosts") / "tracebacks"))
+    yield
+    patch.undo()
+
+
 @pytest.fixture(scope="session")
 def fedray_data() -> Path:
     """Return the folder of real data, or skip the test."""

@@ -16,7 +16,6 @@ from fedray.contribution.replays import Replay, Replays
 from fedray.errors import ConfigError
 from fedray.learn.together import Meeting
 from fedray.runtime.federation import device_of
-from fedray.runtime.transport import InProcess
 from fedray.sweep.together import STOP_S, one_thread_each
 
 MOST = 32  # coalitions of one program, as trials of a sweep
@@ -60,7 +59,7 @@ def beside(federation: Any) -> Any:
 def _packs(region: Any) -> Any:
     """Yield the packs below a region of this process."""
     transport = region.transport
-    assert isinstance(transport, InProcess)
+    assert transport.placement == "aggregator"
     for host in transport.hosts.values():
         yield from [host] if hasattr(host, "sites") and not hasattr(host, "children") else _packs(host)
 

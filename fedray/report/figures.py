@@ -50,7 +50,7 @@ STYLE: dict[Any, Any] = {
 Rows = Sequence[Mapping[str, Any]]
 
 
-def _svg(draw: Any, title: str, width: float, height: float) -> str:
+def svg(draw: Any, title: str, width: float, height: float) -> str:
     """Draw on a new figure and return its SVG; `title` is read out to who cannot see it."""
     with mpl.rc_context({**STYLE, "svg.hashsalt": title}):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -107,7 +107,7 @@ def discrimination(evaluations: Rows) -> str:
         axes.legend(loc="lower right")
         _by_round(axes, "AUROC on validation patients")
 
-    return _svg(draw, "AUROC on validation patients over rounds", 4.6, 2.9)
+    return svg(draw, "AUROC on validation patients over rounds", 4.6, 2.9)
 
 
 def loss(rounds: Rows, evaluations: Rows) -> str:
@@ -138,7 +138,7 @@ def loss(rounds: Rows, evaluations: Rows) -> str:
         axes.legend(loc="upper right")
         _by_round(axes, "Loss")
 
-    return _svg(draw, "loss over rounds", 4.6, 2.9)
+    return svg(draw, "loss over rounds", 4.6, 2.9)
 
 
 def attendance(rounds: Rows) -> str:
@@ -164,7 +164,7 @@ def attendance(rounds: Rows) -> str:
         axes.legend(loc="lower right")
         _by_round(axes, "Sites per round")
 
-    return _svg(draw, "sites asked and counted per round", 4.6, 2.9)
+    return svg(draw, "sites asked and counted per round", 4.6, 2.9)
 
 
 def cost(rounds: Rows) -> str:
@@ -181,7 +181,7 @@ def cost(rounds: Rows) -> str:
         axes.set_ylim(bottom=0)
         _by_round(axes, "Seconds per round")
 
-    return _svg(draw, "seconds per round", 4.6, 2.9)
+    return svg(draw, "seconds per round", 4.6, 2.9)
 
 
 def caterpillar(sites: Rows, pooled: float | None, expected: Mapping[str, Any] | None) -> str:
@@ -208,7 +208,7 @@ def caterpillar(sites: Rows, pooled: float | None, expected: Mapping[str, Any] |
         axes.grid(axis="x", visible=False)
         axes.legend(loc="lower right", ncols=2)
 
-    return _svg(draw, "AUROC of each hospital with 95 % intervals, sorted", 9.4, 3.6)
+    return svg(draw, "AUROC of each hospital with 95 % intervals, sorted", 9.4, 3.6)
 
 
 def _hospitals(axes: Axes, shown: Rows) -> None:
@@ -260,7 +260,7 @@ def calibration(curve: Rows) -> str:
         )
         axes.legend(loc="upper left")
 
-    return _svg(draw, "observed against predicted risk", 4.6, 3.4)
+    return svg(draw, "observed against predicted risk", 4.6, 3.4)
 
 
 def calibration_of_sites(sites: Rows) -> str:
@@ -287,7 +287,7 @@ def calibration_of_sites(sites: Rows) -> str:
             title=f"In the large, by hospital (≥ {ENOUGH} of each outcome)",
         )
 
-    return _svg(draw, "calibration in the large of each hospital against its size", 4.6, 3.4)
+    return svg(draw, "calibration in the large of each hospital against its size", 4.6, 3.4)
 
 
 def arms(comparison: Mapping[str, Mapping[str, Any]]) -> str:
@@ -305,7 +305,7 @@ def arms(comparison: Mapping[str, Mapping[str, Any]]) -> str:
         axes.set(ylim=(-0.6, len(names) - 0.4), xlabel="AUROC")
         axes.grid(axis="y", visible=False)
 
-    return _svg(draw, "AUROC of each arm of the comparison", 7.0, 0.8 + 0.33 * len(comparison))
+    return svg(draw, "AUROC of each arm of the comparison", 7.0, 0.8 + 0.33 * len(comparison))
 
 
 METHODS = {"shapley": ("Shapley, exact", TEAL), "tmc_shapley": ("Shapley, truncated Monte Carlo", "#5aa9a1"),
@@ -315,7 +315,7 @@ MAX_NAMED = 12  # sites whose names are level below their bars
 
 def contribution(told: Mapping[str, Any]) -> str:
     """Draw what each site adds, one bar a method, with 95 % intervals where orders were drawn."""
-    return _svg(lambda figure: _bars(figure, told), "what each site adds, by method", 9.4, 3.4)
+    return svg(lambda figure: _bars(figure, told), "what each site adds, by method", 9.4, 3.4)
 
 
 def contribution_png(told: Mapping[str, Any]) -> bytes:

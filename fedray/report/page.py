@@ -102,6 +102,7 @@ def _context(folder: Path) -> dict[str, Any]:
         "figures": _figures(rounds, evaluations, split, result),
         "contribution": _contribution(folder),
         "attacks": attacks.shown(folder, _config(folder)),
+        "timeline": _timeline(folder),
         "hospitals": _hospitals(split),
         "egress": plan.get("egress", []),
         "measured": plan.get("evaluations", []),
@@ -126,6 +127,12 @@ def _contribution(folder: Path) -> dict[str, Any] | None:
     from fedray.report import figures
 
     return {**found, "figure": figures.contribution(found), "labels": figures.METHODS}
+
+
+def _timeline(folder: Path) -> dict[str, Any] | None:
+    from fedray.report import timeline
+
+    return timeline.context(folder)
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from fedray.runtime.records import CallRecord
 from fedray.runtime.region import Region
 from fedray.runtime.round import Aggregator
 from fedray.runtime.schedule import Latency
+from fedray.runtime.timeline import Stamped
 from fedray.runtime.transport import InProcess
 
 PATIENCE_S = 90.0  # of silence of a process of Ray: a link that is cut for a minute is borne
@@ -72,7 +73,8 @@ def make_host(spec: HostSpec, make_transport: MakeTransport) -> Pack | Region:
 
 def make_region(name: str, children: Sequence[HostSpec], make_transport: MakeTransport) -> Region:
     """Make a region over children."""
-    return Region(name, {child.name: child.all_sites for child in children}, make_transport(children))
+    sites = {child.name: child.all_sites for child in children}
+    return Region(name, sites, Stamped(make_transport(children)))
 
 
 def in_process_transport(latency: Latency | None = None) -> MakeTransport:
@@ -130,6 +132,7 @@ class Federation:
         self.layout = layout  # which site is on which node, in words
         self.lets_away = lets_away  # whether programs beside a run go without sites whose node is away
         self.regions = dict(regions or {})
+        self.run_name = ""  # of the run directory, where there is one
         self.learnt: Any = None  # a `Learnt` that several runs share: each has its own otherwise
         self._on_close = on_close
         self._sizes: dict[str, int] | None = None

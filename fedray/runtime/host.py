@@ -12,6 +12,7 @@ from fedray.core.graph import IN_REGION
 from fedray.errors import SiteError
 from fedray.runtime.checkpoint import Parts, Saved
 from fedray.runtime.fold import LaneSum, added, joined
+from fedray.runtime.observed import Note, Span, Stamps
 from fedray.runtime.plan import Plan
 
 Exponents = Mapping[str, tuple[int, ...]]
@@ -98,6 +99,9 @@ class Contribution:
     processes: tuple[int, ...] = ()
     work_s: float = field(default=0.0, compare=False)  # that packs computed: see placement.py
     opened_bytes: int = field(default=0, compare=False)  # that packs read besides the downlink: see kept.py
+    spans: tuple[Span, ...] = field(default=(), compare=False)  # when it worked, by its own clock
+    notes: tuple[Note, ...] = field(default=(), compare=False)  # for the log of the run
+    stamps: Stamps | None = field(default=None, compare=False)  # where its clock may be another
 
     def bytes_by_name(self) -> dict[str, int]:
         """Return the payload bytes under each name."""
@@ -119,7 +123,8 @@ class Load:
 
     `is_start` begins a run: plans and site state of the run before are forgotten, and `restore` names the
     checkpoint (address, round, parts) to go on from, if there is one. `journal` is the folder, at the host,
-    or the address where answers of one-shot rounds are written down; "" writes none (made-up sites).
+    or the address where answers of one-shot rounds are written down; "" writes none (made-up sites). `run`
+    names the run for the file on the host's own disk that full tracebacks go to; "" writes none.
     """
 
     plan: Plan
@@ -128,6 +133,7 @@ class Load:
     restore: Saved | None = None
     regions: Mapping[str, str] = field(default_factory=dict)
     journal: str = ""
+    run: str = ""
 
 
 class Host(Protocol):
@@ -205,6 +211,8 @@ def join(parts: Sequence[Contribution], exponents: Exponents) -> Contribution:
         processes=tuple(pid for part in parts for pid in part.processes),
         work_s=sum(part.work_s for part in parts),
         opened_bytes=sum(part.opened_bytes for part in parts),
+        spans=tuple(span for part in parts for span in part.spans),
+        notes=tuple(note for part in parts for note in part.notes),
     )
 
 

@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -171,7 +171,8 @@ class _Run:
         self.learn_sizes(state, blank)
         follows, row_invariant = self.spending.schedule_of(schedule), self.result.row_invariant
         run, folder = uuid.uuid4().hex, self.saving.address if self.federation.is_standing else ""
-        training = Training(self.plan, follows, self.seed, run, row_invariant, self.saving.shared, folder)
+        named = row_invariant, self.saving.shared, folder, self.federation.run_name
+        training = Training(self.plan, follows, self.seed, run, *named)
         self.next_round = self.result.first_round = self.saving.begin(
             resume, partial(self.federation.call, "start", training, state)
         )
@@ -263,6 +264,7 @@ class _Run:
         try:
             record = self.spending.round(round, partial(self.federation.call, "run_round", round))
         except QuorumError as error:
+            self.tell("observed", lambda: self.federation.call("observed"))
             if not self.rehearsal:
                 raise
             raise QuorumError(
@@ -279,12 +281,12 @@ class _Run:
                 work_ms,
                 round,
             )
-        self.result.metrics.append(record)
+        self.result.metrics.append(replace(record, observed=None))  # it would grow with sites and rounds
         if self.tracker is not None:
             self.tracker.round(record)
         is_one_shot = self.plan.of_round(round).is_one_shot  # that is never run again to get back to a state
         if self.saving.is_due or is_one_shot:
-            self.saving.save(round, self.best_round, is_needed=is_one_shot)
+            self.save(self.saving.save, round, is_needed=is_one_shot)
         return True
 
     @property
@@ -297,9 +299,21 @@ class _Run:
         if not (self.has_taken and is_done):
             self.evaluate_valid(round)
 
+    def save(self, write: Callable[..., None], round: int, **more: bool) -> None:
+        """Write a checkpoint, in one of the ways of `saving`, and tell of it where it was written."""
+        before = self.saving.saved_round
+        write(round, self.best_round, **more)
+        if self.saving.saved_round != before:
+            self.tell("saved", lambda: round)
+
+    def tell(self, event: str, content: Callable[[], Any]) -> None:
+        """Tell a tracker what not every tracker listens to."""
+        if hasattr(self.tracker, event):
+            getattr(self.tracker, event)(content())
+
     def evaluate_valid(self, round: int) -> None:
         if self.server_evaluate is not None:
-            metrics = self.federation.call("call_with_state", _OnParams(self.server_evaluate))
+            metrics = self.federation.call("call_with_state", partial(_on_params, self.server_evaluate))
             self._log(EvaluationRecord(round=round, split="server", metrics=dict(metrics)))
         if "valid" not in self.programs or not self.spending.evaluation("valid", round):
             return
@@ -318,7 +332,7 @@ class _Run:
             return False
         self.best = (value, record.round)
         self.best_state = self.federation.call("call_with_state", _whole)
-        self.saving.save(record.round, record.round)
+        self.save(self.saving.save, record.round)
         return True
 
     def _evaluate(self, split: str, round: int, state: Any = None) -> EvaluationRecord:
@@ -354,12 +368,13 @@ class _Run:
         last = self.result.metrics[-1].round if self.result.metrics else self.next_round - 1
         if last >= 0:
             self.evaluate_once(last)
-            self.saving.end(last, self.best_round)
+            self.save(self.saving.end, last)
         chosen = self.best_state if select == "best_valid" and self.best_state is not None else None
         self.result.state = chosen if chosen is not None else self.federation.call("call_with_state", _whole)
         if "test" in self.programs and self.spending.evaluation("test", max(last, 0)):
             self._evaluate("test", max(last, 0), self.result.state)
         self.result.seconds, self.result.privacy = time.monotonic() - self.started, self.spending.end()
+        self.tell("observed", lambda: self.federation.call("observed"))
         if self.tracker is not None:
             self.tracker.finish(self.result)
 
@@ -372,16 +387,13 @@ def _warn(what: str, round: int, asked: int, counted: int, failures: Sequence[Si
             failure.kind == "not finite" for failure in failures
         )
         logger.warning(
-            "%s %d: %d of %d sites counted (%s%s%s)", what, round, counted, asked, failures[0], more, hint
-        )
+            "%s %d: %d of %d sites counted (%s%s%s)", what, round, counted, asked, failures[0], more, hint,
+            extra={"round": round},
+        )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _OnParams:
-    fn: Callable[[Any], Mapping[str, float]]
-
-    def __call__(self, state: Any) -> Mapping[str, float]:
-        return self.fn(params_of(state))
+def _on_params(fn: Callable[[Any], Mapping[str, float]], state: Any) -> Mapping[str, float]:
+    return fn(params_of(state))
 
 
 def _whole(state: Any) -> Any:

@@ -4,7 +4,6 @@ Traffic is one record per pack, not per site. Site state written in a round stay
 that counts the site; a call that is asked twice is answered with the same bytes.
 """
 
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,31 +24,14 @@ from fedray.runtime.host import Commit, Contribution, Load, StageCall
 from fedray.runtime.interpret import Interpreter, Step, steps_of
 from fedray.runtime.kept import Kept
 from fedray.runtime.memory import LARGE_BYTES, keep_freed_memory, sites_together
+from fedray.runtime.notes import Times, Tracebacks
 from fedray.runtime.plan import Plan, lane_names
+from fedray.runtime.site_rows import is_table, num_rows, together
 from fedray.runtime.site_table import SiteTable
 
 KEPT_GROUPS = 64  # groups whose sites' data are kept as a sequence
 KEPT_COMMITS = 32
 BLANK_ROWS = 4  # of a made-up site
-
-
-def _is_table(data: Any) -> bool:
-    """Tell whether a site's data are a plain mapping of columns: all of its rows are training rows."""
-    columns = data.values() if isinstance(data, Mapping) and not hasattr(data, "splits") else ()
-    return bool(columns) and all(isinstance(column, torch.Tensor) and column.dim() for column in columns)
-
-
-def _num_rows(data: Any) -> int:
-    """Return the number of a site's training rows; of data of another kind, its length."""
-    if hasattr(data, "splits"):
-        return int(data.train.num_rows)
-    return len(next(iter(data.values()))) if _is_table(data) else len(data)
-
-
-def _together(opened: Sequence[Any]) -> None:
-    """Let the sites' rows lie in one table, where their data can."""
-    if opened and all(type(data) is type(opened[0]) and hasattr(data, "together") for data in opened):
-        opened[0].together(opened)
 
 
 class Pack:
@@ -86,6 +68,7 @@ class Pack:
         self._answered: Answered | None = None  # of one-shot rounds
         self._committed: dict[RoundKey, list[Commit]] = {}  # lately: a call that comes again brings its own
         self.is_given_up: Callable[[], bool] | None = None  # tells whether nobody waits for the call any more
+        self._times, self._tracebacks = Times(name), Tracebacks("", name)
 
     def hello(self) -> dict[str, int]:
         """Open every site's data and return its number of training rows.
@@ -114,14 +97,14 @@ class Pack:
         if known is not None and not self._transforms:
             return dict(known())
         opened = [(site, self._open(site)) for site in self.sites]
-        return {site: _num_rows(data) for site, data in opened}
+        return {site: num_rows(data) for site, data in opened}
 
     def blank(self) -> Any:
         """Return a made-up site: the columns of one site with zeros in a few rows. None where data cannot
         make one.
         """
         data = self._open(next(iter(self.sites)))
-        if _is_table(data):
+        if is_table(data):
             return {name: it.new_zeros((BLANK_ROWS, *it.shape[1:])) for name, it in data.items()}
         return data.blank() if hasattr(data, "blank") else None
 
@@ -139,7 +122,7 @@ class Pack:
 
     def _lay_together(self) -> None:
         """Let the sites' rows lie in one table, where their data can."""
-        _together(list(self._data.values()))
+        together(list(self._data.values()))
         if self._tables is not None:
             self._tables.clear()
 
@@ -157,6 +140,7 @@ class Pack:
             self._kept.forget()
             self._answered = None
             self._committed.clear()
+            self._tracebacks = Tracebacks(load.run, self.name)
         self._plans[load.plan.digest] = load
         if load.journal and load.plan.is_one_shot and self._answered is None:
             kinds = checkpoint.record_kinds(*load.initial.values())
@@ -207,7 +191,7 @@ class Pack:
         """Run a stage for the cohort and return what leaves, folded. Raises HostError where the plan is
         unknown.
         """
-        started = time.monotonic()
+        self._times.start()
         self.commit(call.commits)
         if call.plan not in self._plans:
             raise HostError(f"pack {self.name} was asked to run a plan that it was never given")
@@ -222,6 +206,7 @@ class Pack:
             self._last = None  # before the stage runs: an answer can be as large as four models
             with one_thread():
                 self._last = (identity, self._compute(call, downlink))
+            self._tracebacks.write(self.first_error, call)
         assert self._last is not None
         with one_thread():
             answer = self._last[1].answer(call)
@@ -229,8 +214,8 @@ class Pack:
             key = (call.plan, call.round, call.attempt)
             is_counted = call.stage == self._plans[call.plan].plan.counting_stage
             self._answered.record(call, answer, self._pending.get(key, ()) if is_counted else ())
-        work_s, opened = time.monotonic() - started, self._kept.take_opened()
-        return replace(answer, work_s=work_s, opened_bytes=opened)
+        opened, notes = self._kept.take_opened(), self._tracebacks.take()
+        return replace(answer, opened_bytes=opened, notes=notes, **self._times.told(call))
 
     def _compute(self, call: StageCall, downlink: Mapping[int, Any]) -> Folded:
         sent = {index: self._kept.whole(call.plan, index, value) for index, value in downlink.items()}
@@ -261,6 +246,7 @@ class Pack:
         for group in groups:
             interpreter.run(group)
             folded.take(group, interpreter)
+            self._times.group(group.ids)
             group.largest = {}  # it holds what was reduced, and the group lives until the next round
             written = list(group.alive)  # later stages may lose one that is counted
             pending.extend((slot, group, written, group.values[index]) for slot, index in outputs if written)
@@ -372,7 +358,7 @@ class Pack:
             found = self._opened(tuple(sites))
             if is_placed and self._tables is not None:
                 pairs = zip(sites, found, strict=True)
-                return [self._tables.of(site, data, self._data, _together) for site, data in pairs]
+                return [self._tables.of(site, data, self._data, together) for site, data in pairs]
             return found
         if slot == "id":
             return sites

@@ -7,6 +7,7 @@ thread for torch, reads the downlink from the object store without a copy, and a
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -15,6 +16,8 @@ from fedray import tree
 from fedray.runtime.checkpoint import Parts
 from fedray.runtime.federation import HostSpec, made_inside, make_host, make_region
 from fedray.runtime.host import Contribution, Load, StageCall
+from fedray.runtime.notes import NoteHandler
+from fedray.runtime.observed import Span, Stamps, clock
 from fedray.runtime.pack import Pack
 from fedray.runtime.ray_faults import FETCH_S
 from fedray.runtime.ray_relay import Relay
@@ -57,6 +60,7 @@ class HostActor:
         self._number = 0  # of the call that is being worked on, or was
         self._given_up: set[int] = set()
         self._last: tuple[int, Any] = (0, None)
+        self._notes = NoteHandler(spec.name).attach()
         self._let_be_given_up()
 
     def _let_be_given_up(self) -> None:
@@ -115,13 +119,18 @@ class HostActor:
 
     def run(self, call: StageCall, downlink: Box) -> Contribution:
         """See `Host.run`."""
+        received = clock()
         with tree.sharing():
             opened = downlink.open()
+        down = Span(self._host.name, "downlink", received, clock(), call.round, call.stage)
         if isinstance(self._host, Pack):
             answer: Contribution = self._host.run(call, opened)
-            return answer
-        box = self._relay.box(downlink, opened, Box)
-        return self._relay.counted(self._host.run(call, box))
+            spans = (down, *answer.spans)
+        else:
+            answer = self._relay.counted(self._host.run(call, self._relay.box(downlink, opened, Box)))
+            spans = answer.spans
+        notes = (*answer.notes, *self._notes.take())
+        return replace(answer, spans=spans, notes=notes, stamps=Stamps(received, clock()))
 
     def commit(self, commits: Sequence[Any]) -> None:
         """See `Host.commit`."""
@@ -159,6 +168,7 @@ class AggregatorActor:
 
         root = make_region("aggregator", specs, lambda _: RayTransport(specs, actors))
         self._aggregator = Aggregator(root, regions, make_inside=made_inside(specs, placement))
+        self._notes = NoteHandler("aggregator").attach()
 
     @ray.method(concurrency_group=CONTROL)
     def pulse(self) -> int:
@@ -167,7 +177,7 @@ class AggregatorActor:
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the aggregator."""
-        return getattr(self._aggregator, method)(*args)
+        return self._notes.onto(getattr(self._aggregator, method)(*args))
 
     def pids(self) -> dict[str, int]:
         """Return the process ids of the aggregator and of its hosts, by name (tests and `status`)."""

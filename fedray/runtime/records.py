@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedray.errors import SiteError
+from fedray.runtime.observed import Observed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,8 @@ class RoundRecord:
     epsilon: float | None = None  # that the run had spent after it; None where it draws no noise
     away: tuple[str, ...] = ()  # sites whose node was not there when they were asked last
     placement: str = "aggregator"  # whose process the sites were in, or "actors": see placement.py
+    waited_s: float = 0.0  # for the slowest hosts, after half of them had answered
+    observed: Observed | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,7 @@ from fedray.runtime.region import Region
 from fedray.runtime.result import params_of
 from fedray.runtime.schedule import Latency, Synchronous
 from fedray.runtime.storage import below
+from fedray.runtime.timeline import Watch
 from fedray.runtime.training import Training
 from fedray.runtime.under_way import flights_of, late_of
 
@@ -68,6 +69,8 @@ class Aggregator:
         self._turn = 0  # of programs beside the run: a host takes what has the names of the last call for it
         self._sender = Sender()  # of what hosts hold
         self._flights: Flights | None = None  # of a buffered run
+        self.watch = Watch(root)
+        self.observed, self.progress = self.watch.take, self.watch.progress
         self._late: LateWork | None = None  # of a synchronous one that waits for it
 
     def hello(self) -> dict[str, int]:
@@ -137,7 +140,9 @@ class Aggregator:
             if plan.is_one_shot and self.root.transport.can_restart:
                 run = f"-{self.training.run}" if self.training is not None else ""
                 journal = below(self._between.place, f"answered{run}")
-            self.root.load(Load(plan=shipped, initial=initial, regions=regions, journal=journal, **start))
+            start |= {"regions": regions, "journal": journal}
+            start |= {"run": self.training.name} if self.training else {}
+            self.root.load(Load(plan=shipped, initial=initial, **start))
             self._loaded.add(plan.digest)
 
     def run_round(self, round: int, number: int = 0) -> RoundRecord:
@@ -146,6 +151,7 @@ class Aggregator:
         """
         training = self._in_training()
         schedule, started = training.schedule, self.root.transport.now()
+        self.watch.begin(round)
         if isinstance(schedule, Buffered):
             return self._run_buffered(training, schedule, round)
         self._move_in_where_small(training, round)
@@ -158,6 +164,7 @@ class Aggregator:
         attempt, failures, error = self._ask(training, schedule, round, cohort, number, aged)
         self._trained = attempt.processes
         if error is not None and schedule.on_failure != "skip":
+            self.watch.failed(silent + failures)
             raise error
         is_counted = not error and bool(cohort or aged)
         return self._record(
@@ -209,6 +216,7 @@ class Aggregator:
             work_s=attempt.work_s,
             placement=self.root.transport.placement,
             away=tuple(sorted(self.absent.sites)),
+            **self.watch.end(is_over=self._flights is None and self._late is None),
             **others,
         )
 
@@ -287,18 +295,10 @@ class Aggregator:
     ) -> Attempt:
         plan = training.plan.of_round(round)
         return Attempt(
-            setting=self._setting(),
-            plan=plan,
-            schedule=schedule,
-            state=self.state,
-            memory=self.memory,
-            seed=training.seed,
-            round=round,
-            number=number,
-            exponents=self._grids.get(plan.digest, {}),
-            late=self._late,
-            aged=aged,
-        )
+            setting=self._setting(), plan=plan, schedule=schedule, state=self.state, memory=self.memory,
+            seed=training.seed, round=round, number=number, exponents=self._grids.get(plan.digest, {}),
+            late=self._late, aged=aged,
+        )  # fmt: skip
 
     def _setting(self) -> Setting:
         run = self.training.run if self.training else ""
@@ -333,7 +333,8 @@ class Aggregator:
         state = self.state if state is None else state
         away = self.refresh() if lets and self.absent.sites else ()
         attempt = self._other(plan, state, seed, round, Synchronous(quorum=quorum))
-        attempt.run([site for site in self._names if site not in away])
+        with self.watch.during("evaluation" if self.training else "preparation", round):
+            attempt.run([site for site in self._names if site not in away])
         self._grids.setdefault(plan.digest, {}).update(attempt.next_grids)
         return {**attempt.outputs, "failures": (*absences(away, round), *attempt.failures)}
 
@@ -367,12 +368,13 @@ class Aggregator:
     def save(self, address: str, round: int) -> None:
         """Write a checkpoint of the state after `round`."""
         training = self._in_training()
-        parts = self._save_sites(address, round)
-        facts = training.facts(self._grids, self.start_sha256)
-        under_way = {} if self._flights is None else {FLIGHTS: self._flights.saved()}
-        under_way |= {} if self._late is None else {LATE: self._late.saved()}
-        memory = {**self.memory, **under_way}
-        checkpoint.write_server(address, round, facts, self.state, memory, parts)
+        with self.watch.during("checkpoint", round):
+            parts = self._save_sites(address, round)
+            facts = training.facts(self._grids, self.start_sha256)
+            under_way = {} if self._flights is None else {FLIGHTS: self._flights.saved()}
+            under_way |= {} if self._late is None else {LATE: self._late.saved()}
+            memory = {**self.memory, **under_way}
+            checkpoint.write_server(address, round, facts, self.state, memory, parts)
 
     def training_processes(self) -> set[int]:
         """Return the ids of the processes that trained in the last round."""

@@ -20,6 +20,7 @@ class Training:
     row_invariant: bool | None = None  # as the probe found
     storage: str = ""  # where every machine of the run can write and read; "" where there is no such place
     folder: str = ""  # of the checkpoints, where the aggregator writes down itself what it does
+    name: str = ""  # of the run directory, where there is one
 
     @property
     def is_layout_free(self) -> bool:

@@ -26,10 +26,11 @@ from fedray.sweep.trials import Trial
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(?P<tag>[^\n`]*)\n(?P<text>.*?)^```$", re.M | re.S)
-INLINE = re.compile(r"`(fedray (?:run|sweep|resume|data|diff|contribution|privacy) [^`]*)`")
+INLINE = re.compile(r"`(fedray (?:run|sweep|resume|status|logs|data|diff|contribution|privacy) [^`]*)`")
 PLAIN = {"contribution": "fedray.contribution.commands", "data": "fedray.data.commands",
          "report": "fedray.report.commands", "diff": "fedray.report.commands",
          "clean": "fedray.report.commands", "doctor": "fedray.doctor",
+         "status": "fedray.observe.commands", "logs": "fedray.observe.commands",
          "privacy": "fedray.accounting.commands"}
 FOLDERS = ("hospitals", "data/eicu-demo", "data/heart-disease")  # what the pages' own earlier steps make
 PRINT_END = "print('<end of block>')"

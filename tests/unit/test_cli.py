@@ -29,7 +29,8 @@ def test_help_and_cfg_load_neither_torch_nor_ray(words):
 def test_top_help_names_every_command(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    commands = ("run", "resume", "sweep", "report", "diff", "clean", "data", "doctor", "completion")
+    commands = ("run", "resume", "sweep", "status", "logs", "report", "diff", "clean", "data", "doctor",
+                "completion")
     assert all(f"fedray {name}" in out for name in commands)
 
 
@@ -72,7 +73,8 @@ def test_explain_prints_value_origin_and_meaning(capsys):
     ("fedray r", "run"), ("fedray run experiment=", "experiment=debug"),
     ("fedray run algorithm=fedp", "fedprox"),
     ("fedray run rounds=3 schedule.qu", "schedule.quorum="), ("fedray run ", "algorithm="),
-    ("fedray sweep exp", "experiment="), ("fedray completion ", "zsh")])
+    ("fedray sweep exp", "experiment="), ("fedray completion ", "zsh"),
+    ("fedray logs runs/latest --", "--follow"), ("fedray sta", "status")])
 def test_completion_works_below_a_subcommand(capsys, monkeypatch, line, offered):
     monkeypatch.setenv("COMP_LINE", line)
     monkeypatch.setenv("COMP_POINT", str(len(line)))
