@@ -1,4 +1,4 @@
-"""`fedray cluster check`, `certs` and `plan`: is a cluster fit, what do its nodes know each other by."""
+"""`fedray cluster check`, `certs`, `plan`, `runs` and `stop`: is it fit, who may join, what runs there."""
 
 import argparse
 import json
@@ -22,6 +22,7 @@ def add_parser(subparsers: Any) -> None:
     actions = parser.add_subparsers(dest="action", required=True)
     _add_check(actions)
     planner.add_parser(actions)
+    _add_runs(actions)
     made = actions.add_parser("certs", help="an authority, certificates of nodes, and the token")
     kinds = made.add_subparsers(dest="certs_action", required=True)
     init = _add(kinds, "init", _init, "make an authority of one's own")
@@ -52,6 +53,17 @@ def _add_check(actions: Any) -> None:
     check.add_argument("--node-ip", action="append", default=[], metavar="IP",
                        help="without --address: what others will call this node; several")  # fmt: skip
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def _add_runs(actions: Any) -> None:
+    runs = actions.add_parser("runs", help="list the runs that stand on a cluster, and who drives them")
+    runs.add_argument("--json", action="store_true", help="print them as JSON")
+    runs.set_defaults(do=_runs)
+    stop = actions.add_parser("stop", help="end a run's aggregator and its hosts, for good")
+    stop.add_argument("run", metavar="RUN", help="name of the run, as `fedray cluster runs` lists it")
+    stop.set_defaults(do=_stop)
+    for parser in (runs, stop):
+        parser.add_argument("--address", metavar="HOST:PORT", required=True, help="the head's")
 
 
 def _add(
@@ -88,6 +100,37 @@ def _check(args: argparse.Namespace) -> int:
         if not args.json:
             print(finding, flush=True)
     return _told(findings, time.monotonic() - began, args.json)
+
+
+def _runs(args: argparse.Namespace) -> int:
+    """Print the runs that stand on a cluster, with or without a driver."""
+    from fedray.runtime import ray_standing
+    from fedray.runtime.ray_start import start_ray
+
+    start_ray(args.address)
+    found = ray_standing.leftovers()
+    if args.json:
+        print(json.dumps(found))
+        return 0
+    for run_name, facts in found.items():
+        driver = facts.get("driver") or "nobody"
+        silent = facts.get("silent_s")
+        since = f", silent for {silent:.0f} s" if silent is not None else ""
+        print(f"{run_name}: driven by {driver}{since}")
+    if not found:
+        print("no run's aggregator is there")
+    return 0
+
+
+def _stop(args: argparse.Namespace) -> int:
+    """End what a run has left on a cluster."""
+    from fedray.runtime import ray_standing
+    from fedray.runtime.ray_start import start_ray
+
+    start_ray(args.address)
+    ray_standing.stop(args.run)
+    print(f"{args.run}: its aggregator and its hosts are ended; checkpoints stay")
+    return 0
 
 
 def _told(findings: Sequence[Finding], seconds: float, as_json: bool) -> int:

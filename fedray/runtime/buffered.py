@@ -55,8 +55,8 @@ class Buffered:
 
     def check(self, plan: Any, num_sites: int | None = None) -> None:
         """Raise ScheduleError where a plan cannot be run with answers of several ages."""
-        check_ages(plan, self.discount, "buffered()", "synchronous()")
         check_asked(plan, self, num_sites)
+        check_ages(plan, self.discount, "buffered()", "synchronous()")
 
 
 def buffered(

@@ -72,14 +72,17 @@ def ledger(folder):
     return [entry["round"] for entry in entries if "round" in entry]
 
 
-def leftovers(nodes, end=""):
-    """Return the runs whose aggregator is there, after one was ended."""
-    program = ("import json, sys; from fedray.runtime.ray_start import start_ray; "
-               "from fedray.runtime.ray_standing import leftovers, stop; start_ray(sys.argv[1]); "
-               "sys.argv[2] and stop(sys.argv[2]); print(json.dumps(leftovers()))")
-    asked = subprocess.run([sys.executable, "-c", program, nodes.address, end], text=True, timeout=LIMIT_S,
-                           env=several_nodes.environment(), capture_output=True, check=True)
-    return json.loads(asked.stdout.splitlines()[-1])
+def cluster(nodes, *words):
+    """Return what `fedray cluster` prints."""
+    command = [sys.executable, "-m", "fedray", "cluster", *words, "--address", nodes.address]
+    asked = subprocess.run(command, text=True, timeout=LIMIT_S, env=several_nodes.environment(),
+                           capture_output=True, check=True)  # fmt: skip
+    return asked.stdout
+
+
+def leftovers(nodes):
+    """Return the runs whose aggregator is there."""
+    return json.loads(cluster(nodes, "runs", "--json").splitlines()[-1])
 
 
 @pytest.mark.parametrize("where", WHERE)
@@ -115,7 +118,9 @@ def test_second_driver_is_refused_by_the_name_of_the_first_and_what_is_left_can_
     first.kill()
     first.communicate()
     assert list(leftovers(nodes)) == ["contested"]
-    assert leftovers(nodes, end="contested") == {}
+    assert "contested: driven by" in cluster(nodes, "runs")
+    assert "checkpoints stay" in cluster(nodes, "stop", "contested")
+    assert leftovers(nodes) == {}
 
 
 @pytest.mark.slow

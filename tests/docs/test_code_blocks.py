@@ -26,10 +26,13 @@ from fedray.sweep.trials import Trial
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(?P<tag>[^\n`]*)\n(?P<text>.*?)^```$", re.M | re.S)
-INLINE = re.compile(r"`(fedray (?:run|sweep|resume|status|logs|data|diff|contribution|privacy) [^`]*)`")
+INLINE = re.compile(
+    r"`(fedray (?:run|sweep|resume|status|logs|data|diff|contribution|privacy|cluster) [^`]*)`"
+)
 PLAIN = {"contribution": "fedray.contribution.commands", "data": "fedray.data.commands",
          "report": "fedray.report.commands", "diff": "fedray.report.commands",
          "clean": "fedray.report.commands", "doctor": "fedray.doctor",
+         "cluster": "fedray.cluster.commands",
          "status": "fedray.observe.commands", "logs": "fedray.observe.commands",
          "privacy": "fedray.accounting.commands"}
 FOLDERS = ("hospitals", "data/eicu-demo", "data/heart-disease")  # what the pages' own earlier steps make
@@ -128,8 +131,9 @@ def test_python_blocks_run_and_print_what_the_page_shows(page: Path, small_run: 
 
 
 def test_every_page_has_python_that_runs() -> None:
-    tables = {"pass-matrix.md"}  # one table, which its own test compares
-    assert {page.name for page in PAGES if not script(page)} == tables
+    table = "pass-matrix.md"  # which its own test compares
+    commands = {"cluster-security.md", "cluster-testbed.md", "observing.md", "planner.md"}
+    assert {page.name for page in PAGES if not script(page)} == {table, *commands}
 
 
 @pytest.mark.parametrize("line", commands())
