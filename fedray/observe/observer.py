@@ -80,6 +80,7 @@ class Observer:
         before = _sums(self.folder, first)
         self.facts |= {"bytes_up": before[0], "bytes_down": before[1]}
         self.log.say(f"{plan.name} on {facts.get('sites')} sites, rounds {first} to {self.rounds - 1}")
+        self.write()  # who asks in the first second is told of this run, not of its start
 
     def round(self, record: Any) -> None:
         """Take a round."""
