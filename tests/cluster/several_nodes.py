@@ -35,7 +35,8 @@ class Nodes:
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_TOKEN": "0" * 64,
-            "RAY_AUTH_MODE": "token", "PYTHONUNBUFFERED": "1"}  # fmt: skip
+            "RAY_AUTH_MODE": "token", "PYTHONUNBUFFERED": "1",
+            "FEDRAY_INSECURE_CLUSTER": "1"}  # no TLS among these nodes; see test_secured.py  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -111,6 +111,7 @@ def test_driver_killed_is_followed_by_one_that_takes_what_it_had_not_seen(nodes,
 def test_second_driver_is_refused_by_the_name_of_the_first_and_what_is_left_can_be_ended(nodes, tmp_path):
     first = started(nodes, tmp_path, "contested", rounds=10**6)
     while not (tmp_path / "trained").exists():
+        assert first.poll() is None, first.communicate()
         time.sleep(0.05)
     second = told(started(nodes, tmp_path, "contested", resume=True))
     assert second["code"] == 1 and f"is driven by process {first.pid} on " in second["err"], second["err"]
