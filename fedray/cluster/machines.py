@@ -66,7 +66,7 @@ def _others(node: Node, look: Look) -> Iterator[Finding]:
         yield Finding(
             "other Ray",
             NOTE,
-            f"{node.name}: {look['other_rays']} more Ray there; `ray stop` would end it too",
+            f"{node.name}: {look['other_rays']} more Ray there",
             "give each Ray its own --temp-dir and ports, and end it by its process",
         )
     if look["reports_usage"] and node.is_head:

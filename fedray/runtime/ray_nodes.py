@@ -104,7 +104,7 @@ def looks(
 
 def silent(door: Door, looked: Mapping[str, Any]) -> Iterator[Finding]:
     """Yield a failure for each node that did not answer."""
-    fix = "open the ports of docs/cluster-security.md both ways, or take the node out: ray stop there"
+    fix = "open the ports of docs/cluster-security.md both ways, or end that node's own raylet"
     for node in door.nodes:
         if isinstance(answer := looked.get(node.id), Silent):
             yield Finding("node", FAIL, f"{node.name}: {answer.why}", fix)

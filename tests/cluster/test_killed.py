@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import fedray as fr
+from tests.cluster.trackers import Silent
 from tests.equivalence import study
 from tests.unit.algorithms.cases import own_models
 
@@ -125,20 +126,11 @@ def test_packs_killed_under_apfl_lose_neither_model_nor_share_of_a_site(ray_sess
     assert found[0] == found[1]
 
 
-class KillsBetween:
+class KillsBetween(Silent):
     """A tracker that kills one pack after some rounds: it has answered, and its commit has not come yet."""
 
     def __init__(self, federation: Any, rounds: list[int]) -> None:
         self.federation, self.rounds, self.killed = federation, rounds, 0
-
-    def start(self, plan: Any, facts: Any) -> None:
-        pass
-
-    def evaluation(self, record: Any) -> None:
-        pass
-
-    def finish(self, result: Any) -> None:
-        pass
 
     def round(self, record: Any) -> None:
         if record.round in self.rounds:

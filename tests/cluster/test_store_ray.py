@@ -7,25 +7,17 @@ from typing import Any
 import fedray as fr
 from fedray.runtime.checkpoint import Checkpoints
 from fedray.runtime.ray_transport import federate_here
+from tests.cluster.trackers import Silent
 from tests.equivalence import study
 
 ROUNDS = 6
 
 
-class Kills:
+class Kills(Silent):
     """A tracker that kills a pack after some rounds."""
 
     def __init__(self, federation: Any, rounds: tuple[int, ...]) -> None:
         self.federation, self.rounds, self.killed = federation, rounds, 0
-
-    def start(self, plan: Any, facts: Any) -> None:
-        pass
-
-    def evaluation(self, record: Any) -> None:
-        pass
-
-    def finish(self, result: Any) -> None:
-        pass
 
     def round(self, record: Any) -> None:
         if record.round in self.rounds:
