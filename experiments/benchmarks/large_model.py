@@ -1,6 +1,6 @@
 """How much private memory does each process need for a large model, added up in float32?
 
-    python experiments/benchmarks/large_model.py [--mib 256] [--packs 2] [--sites 2] [--fold fast]
+    python -m experiments.benchmarks.large_model [--mib 256] [--packs 2] [--sites 2] [--fold fast]
 
 Sites make an update of the model's size without training, so that what is measured is the engine: the
 received model, the update, the sum, and what travels. Prints for the aggregator and the packs the peak of
@@ -19,51 +19,14 @@ import os
 import platform
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import fedray as fr
-from fedray.core.trace import Algorithm, Outputs
-from fedray.tree import Flat
+from experiments.benchmarks.made_up import Rows, averaging
 
 MIB = 2**20
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A site's data: a number of rows."""
-
-    num_rows: int
-
-    def __len__(self) -> int:
-        return self.num_rows
-
-
-@dataclass(frozen=True)
-class Learnt:
-    """An update."""
-
-    delta: Flat
-    num_examples: int
-
-
-def update(params: Flat, data: Rows) -> Learnt:
-    """Return an update of the model's size, made in one buffer."""
-    return Learnt(Flat(torch.full_like(params.buffer, 1e-3 * data.num_rows), params.schema), data.num_rows)
-
-
-def algorithm() -> Algorithm:
-    """Average the updates."""
-
-    def round(server: Any, site: Any) -> Outputs:
-        learnt = fr.map(update, fr.broadcast(server), site.data)
-        mean = fr.mean(learnt.delta, weight=learnt.num_examples)
-        return Outputs(server=server + mean)
-
-    return Algorithm(lambda params: params, round, name="large")
 
 
 def private_bytes(pid: int) -> int:
@@ -104,7 +67,7 @@ def main() -> None:
         time.sleep(1)
         peaks = Peaks(federation.call("pids"))
         peaks.start()
-        result = fr.fit(algorithm(), federation, init=model, rounds=given.rounds, fold=given.fold)
+        result = fr.fit(averaging(), federation, init=model, rounds=given.rounds, fold=given.fold)
         peaks.is_over.set()
         peaks.join()
     print(f"{platform.platform()}, {os.cpu_count()} cores, torch {torch.__version__}, fold={given.fold}")

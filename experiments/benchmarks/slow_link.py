@@ -19,7 +19,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,52 +26,16 @@ import ray
 import torch
 
 import fedray as fr
+from experiments.benchmarks.made_up import Rows, averaging
 from experiments.testbed import Hosts, Link, wide_area
 from experiments.testbed.ray_on_hosts import RayOnHosts
 from experiments.testbed.stream import stream_s
-from fedray.core.trace import Algorithm, Outputs
-from fedray.runtime import ray_transport
-from fedray.runtime.federation import Federation, Topology
-from fedray.runtime.ray_actors import HostActor
-from fedray.tree import Flat
+from fedray.cluster.site_map import REGION_LABEL, SiteMap
 
 RESULTS = Path(__file__).parent / "results" / "slow_link.json"
 REGIONS = ("hq", "far")
 QUIET_S = 0.5  # after a round: acknowledgements are still under way
 STREAM_PORT = 5201
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A site's data: a number of rows."""
-
-    num_rows: int
-
-    def __len__(self) -> int:
-        return self.num_rows
-
-
-@dataclass(frozen=True)
-class Learnt:
-    """An update."""
-
-    delta: Flat
-    num_examples: int
-
-
-def update(params: Flat, data: Rows) -> Learnt:
-    """Return an update of the model's size, made in one buffer; no two sites' are equal."""
-    return Learnt(Flat(torch.full_like(params.buffer, 1e-3 * data.num_rows), params.schema), data.num_rows)
-
-
-def algorithm() -> Algorithm:
-    """Average the updates."""
-
-    def round(server: Any, site: Any) -> Outputs:
-        learnt = fr.map(update, fr.broadcast(server), site.data)
-        return Outputs(server=server + fr.mean(learnt.delta, weight=learnt.num_examples))
-
-    return Algorithm(lambda params: params, round, name="slow link")
 
 
 class InTurns:
@@ -103,46 +66,14 @@ class InTurns:
 
 
 def drive(address: str, megabytes: int, fold: str, rounds: int, sites: int) -> None:
-    """Train on the cluster, a round each time that a line comes in; the aggregator is in this process."""
-    data = {f"h{i:03d}": Rows(10 + i) for i in range(sites)}
-    names = sorted(data)
-    layout = {"hq": names[: sites // 2], "far": names[sites // 2 :]}
-    with federation_of(address, data, layout) as federation:
+    """Train on the cluster, a round each time that a line comes in."""
+    data = {f"h{number:03d}": Rows(10 + number) for number in range(sites)}
+    homes = {site: REGIONS[2 * number >= sites] for number, site in enumerate(data)}
+    placed = {site: {"region": region, "labels": {REGION_LABEL: region}} for site, region in homes.items()}
+    site_map = SiteMap.of({"regions": {name: {} for name in REGIONS}, "sites": placed})
+    with fr.connect(site_map, data, address=address, packs=1, group_size=1) as federation:
         model = {"w": torch.zeros(megabytes * 10**6 // 4)}
-        fr.fit(algorithm(), federation, init=model, rounds=rounds + 1, fold=fold, tracker=InTurns())
-
-
-def start_hosts(specs: Any) -> dict[str, Any]:
-    """Start actors on nodes of their region, whose name theirs begins with."""
-    options = {"num_cpus": 0.001, "max_restarts": 0, "max_task_retries": 0}
-    started = {}
-    for spec in specs:
-        place = {"fedray.region": spec.name.split(".")[0]}
-        started[spec.name] = ray.remote(Placed).options(**options, label_selector=place).remote(spec)
-    return started
-
-
-class Placed(HostActor):
-    """A host whose children are on nodes of its region too."""
-
-    def __init__(self, spec: Any) -> None:
-        ray_transport.start_hosts = start_hosts
-        super().__init__(spec)
-
-
-def federation_of(address: str, data: dict[str, Rows], layout: dict[str, list[str]]) -> Any:
-    """Connect, with a region's hosts on nodes of the region and the aggregator in this process."""
-    ray_transport.start_hosts = start_hosts
-    ray_transport.start_ray(address)
-    openers = {site: partial(opened, rows) for site, rows in data.items()}
-    specs = Topology(group_size=1).specs(openers, layout, 1)
-    regions = {site: name for name, sites in layout.items() for site in sites}
-    return Federation(ray_transport.aggregator_here(specs, regions, "actors"), specs, tuple(data), "ray")
-
-
-def opened(rows: Rows) -> Rows:
-    """Open a site."""
-    return rows
+        fr.fit(averaging(), federation, init=model, rounds=rounds + 1, fold=fold, tracker=InTurns())
 
 
 @dataclass(frozen=True)

@@ -155,12 +155,14 @@ class Hosts:
         shm_mib: int = 1024,
         tmp_mib: int = 2048,
         has_sshd: bool = True,
+        network: Mapping[str, str] | None = None,
         seed: int = 0,
     ) -> None:
         """Describe the hosts. Pairs of regions without an entry in `links` are joined without any delay.
 
         `shared` are paths below /tmp, /run or /dev/shm that the hosts see as well; the repository, the
         environment of Python and FEDRAY_DATA are. `environment` is added to that of all commands and shells.
+        `network` are settings of the hosts' kernel below /proc/sys/net, such as {"ipv4/tcp_retries2": "8"}.
         """
         names = [name for hosts in regions.values() for name in hosts]
         if len(set(names)) != len(names) or not 0 < len(names) <= 250:
@@ -170,7 +172,7 @@ class Hosts:
         self._settings = self._paired(links or {})
         self._shared, self._environment = [str(path) for path in shared], dict(environment or {})
         self._sizes = {"shm_mib": shm_mib, "tmp_mib": tmp_mib}
-        self._has_sshd, self._seed = has_sshd, seed
+        self._has_sshd, self._network, self._seed = has_sshd, dict(network or {}), seed
         self.hosts: dict[str, Host] = {}
         self.links: dict[frozenset[str], Link] = {}
 
@@ -254,7 +256,7 @@ class Hosts:
         kept += [os.environ["FEDRAY_DATA"]] if os.environ.get("FEDRAY_DATA") else []
         sshd = program("sshd") if self._has_sshd else ""
         return {"folder": str(self.folder), "hosts": hosts, "links": links, "kept": kept, "sshd": sshd,
-                "environment": self._of_commands()}  # fmt: skip
+                "network": self._network, "environment": self._of_commands()}  # fmt: skip
 
     def _of_commands(self) -> dict[str, str]:
         own = [str(Path(sys.executable).parent), *SYSTEM]

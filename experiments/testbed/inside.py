@@ -63,6 +63,8 @@ def set_up(host: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
     run("ip", "link", "set", "eth0", "up")
     run("ethtool", "-K", "eth0", *(word for name in OFFLOADS for word in (name, "off")))
     mounts(host, spec["kept"])
+    for name, value in spec["network"].items():
+        Path("/proc/sys/net", name).write_text(value)
     names(spec)
     home(host, spec["environment"])
 

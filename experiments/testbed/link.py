@@ -26,6 +26,7 @@ class Traffic:
     cut_frames: int
     cut_bytes: int
     full_frames: int
+    doubled_frames: int
     last_cut_s: float
     last_s: float
 
@@ -43,7 +44,7 @@ class Link:
         return Link((self.sides[1], self.sides[0]), self.door, not self.is_reversed)
 
     def set(self, direction: str = "both", **setting: Any) -> None:
-        """Change latency_s (one way), bits_per_s, loss, is_cut or queue_bytes, from now on."""
+        """Change latency_s (one way), bits_per_s, loss, is_cut, doubled or queue_bytes, from now on."""
         unknown = set(setting) - set(NAMES)
         if unknown:
             raise ValueError(f"a link has no {', '.join(sorted(unknown))}: it has {', '.join(NAMES)}")

@@ -31,6 +31,7 @@ class Setting:
     bits_per_s: float = 0.0  # 0: no limit
     loss: float = 0.0  # share of frames
     is_cut: bool = False
+    doubled: float = 0.0  # share of frames that are delivered twice
     queue_bytes: int = 2 * 2**20  # waiting for the rate; more is dropped, as a router would
 
 
@@ -44,6 +45,7 @@ class Counters:
     cut_frames: int = 0
     cut_bytes: int = 0
     full_frames: int = 0  # the queue was full, or the kernel's
+    doubled_frames: int = 0  # by `doubled`
     last_cut_s: float = 0.0  # wall clock of the last frame that a cut has taken
     last_s: float = 0.0  # wall clock of the last frame delivered
 
@@ -96,6 +98,9 @@ class Direction:
         if self.waiting and self.waiting[-1][0] > due:  # the latency fell: frames keep their order
             due = self.waiting[-1][0]
         self.waiting.append((due, frame))
+        if setting.doubled and self.draws.random() < setting.doubled:
+            counters.doubled_frames += 1
+            self.waiting.append((due, frame))
 
     def receive(self, now: float) -> None:
         """Take what has come in."""
