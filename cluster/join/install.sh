@@ -51,8 +51,14 @@ install_node() {
   [[ -e /etc/fedray/node.env ]] || install -m 644 "$(find_file node.env)" /etc/fedray/node.env
 }
 
+install_network() { # a cut link is used again seconds after its heal, not after as long as it was cut (Linux 6.15)
+  echo "-net.ipv4.tcp_rto_max_ms = 5000" >/etc/sysctl.d/90-fedray.conf
+  sysctl -q -e -p /etc/sysctl.d/90-fedray.conf || true
+}
+
 check "$@"
 install_packages "$1"
 install_node "$2"
+install_network
 systemctl daemon-reload
 echo "install: edit /etc/fedray/node.env, then: systemctl enable --now fedray-node; journalctl -fu fedray-node"
