@@ -26,7 +26,7 @@ from experiments.faults.field import HEAD, NUM_ACTORS, Ended, Field, Late, wait
 from experiments.faults.injure import Missed, injure
 from experiments.faults.one import Play
 
-EVERY_S, PAUSE_S = 5.0, 0.1  # between checkpoints; after each round
+EVERY_S, PAUSE_S = 5.0, 0.4  # between checkpoints; after each round
 GAPS_S = (2.0, 12.0)  # between two faults
 QUIET_S = 8.0  # without a fault, before anything is measured
 MEASURED_EVERY_S = 90.0

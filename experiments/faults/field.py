@@ -7,7 +7,6 @@ system of their own that all hosts see and that can be filled.
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -187,8 +186,3 @@ def is_gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
-
-
-def load_average() -> float:
-    """Return the load of this machine."""
-    return os.getloadavg()[0]

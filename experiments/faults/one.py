@@ -150,7 +150,7 @@ def play(field: Field, schedule: Schedule) -> Outcome:
 def _through(one: Play) -> Seen:
     """See a run through with its fault. Raises Missed, Ended and Late."""
     schedule = one.schedule
-    limit_s = LIMIT_S + CUT_TWICE * schedule.seconds + MORE_S.get(schedule.kind, 0.0)
+    limit_s = (LIMIT_S + MORE_S.get(schedule.kind, 0.0)) * judge.slowness() + CUT_TWICE * schedule.seconds
     twice_in = max(0, schedule.round) if schedule.kind == "duplicate_calls" else None
     gates.ask(one.on.folder, one.marks, schedule.point, schedule.round, schedule.who, twice_in)
     healer: threading.Thread | None = None
