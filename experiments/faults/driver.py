@@ -53,6 +53,8 @@ class Tells:
 def run(federation: Any, asked: dict[str, Any]) -> None:
     """Train one run; resume it where that is asked for and there is something to resume."""
     is_resumed, pause_s = asked.pop("is_resumed"), asked.pop("pause_s", 0.0)
+    if asked.pop("is_opened") and not is_resumed:
+        federation.aggregator._build()  # hosts as new, in their processes: they open their data again
     resume = is_resumed and bool(Checkpoints(asked["folder"]).rounds())
     started = time.monotonic()
     result = study.train(federation, **asked, resume=resume, tracker=Tells(pause_s))

@@ -62,7 +62,8 @@ class Play:
         """Give the run to a driver."""
         asked = {"name": self.schedule.algorithm, "rounds": self.rounds, "folder": str(self.checkpoints),
                  "every_s": self.schedule.every_s, "deadline_s": self.schedule.deadline_s,
-                 "is_resumed": is_resumed, "pause_s": self.schedule.pause_s}  # fmt: skip
+                 "is_resumed": is_resumed, "is_opened": self.schedule.point == "open",
+                 "pause_s": self.schedule.pause_s}  # fmt: skip
         self.driver = self.on.driver()
         self.first_event = len(self.driver.events)
         self.driver.tell(asked)
@@ -121,8 +122,6 @@ def play(field: Field, schedule: Schedule) -> Outcome:
     seen = Seen(0.0, "not seen")
     problems: list[str] = []
     is_missed = False
-    if schedule.point == "open":
-        field.end_driver()  # sites are opened by new processes
     try:
         seen = _through(one)
     except Missed as error:

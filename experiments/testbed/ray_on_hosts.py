@@ -41,6 +41,7 @@ QUICK = {  # for tests that wait until a node is given up: 8.5 s
     "RAY_health_check_failure_threshold": "3",
 }
 PROCESSES = {  # what a process of Ray has in its command line
+    "service": "while :; do ray start",
     "raylet": "/raylet/raylet ",
     "gcs": "/gcs/gcs_server ",
     "start": "/bin/ray start ",
@@ -94,8 +95,8 @@ class RayOnHosts:
             self.start_node(name)
         self.wait_for_nodes(1 + len(nodes))
 
-    def start_head(self) -> None:
-        """Start the head, once: a head that dies stays dead until this is called again."""
+    def start_head(self, is_kept: bool = True) -> None:
+        """Start the head, again and again where it does not come up or ends, unless `is_kept` is false."""
         host = self.hosts[self.head]
         own = {}
         if self.has_redis:
@@ -104,13 +105,12 @@ class RayOnHosts:
                 host.start("redis-server", *shlex.split(words), stdout=subprocess.DEVNULL)
             own = {"RAY_REDIS_ADDRESS": f"127.0.0.1:{REDIS_PORT}", "RAY_external_storage_namespace": "fedray"}
         words = self._words(self.head, "--head", f"--port={PORT}", "--include-dashboard=false")
-        host.start("bash", "-c", f"exec {words} >>{LOG} 2>&1", env=own)
+        host.start("bash", "-c", _service(words, is_kept), env=own)
 
     def start_node(self, name: str, is_kept: bool = True) -> None:
         """Start a node, as a service would: again and again when it ends, unless `is_kept` is false."""
         words = self._words(name, f"--address={self.address}")
-        loop = f"while :; do {words}; sleep 2; done" if is_kept else f"exec {words}"
-        self.hosts[name].start("bash", "-c", f"{{ {loop}; }} >>{LOG} 2>&1")
+        self.hosts[name].start("bash", "-c", _service(words, is_kept))
 
     def _words(self, name: str, *words: str) -> str:
         labels = ",".join(f"{key}={value}" for key, value in self.labels.get(name, {}).items())
@@ -142,13 +142,15 @@ class RayOnHosts:
         return self.hosts[name].run(sys.executable, *words, limit_s=limit_s, **options)
 
     def kill(self, name: str, *kinds: str) -> list[int]:
-        """Kill processes of Ray on a host, by SIGKILL: "raylet", "gcs", "worker", "start" (the loop's)."""
+        """Kill processes of Ray on a host, by SIGKILL: "raylet", "gcs", "worker", "start", and the
+        "service" that starts it again.
+        """
         return [pid for kind in kinds for pid in self.hosts[name].kill(PROCESSES[kind])]
 
     def kill_head(self) -> list[int]:
         """Kill all of Ray on the head, by SIGKILL, as if the machine's power went; a Redis there lives on."""
         host = self.hosts[self.head]
-        hit = self.kill(self.head, "start", "raylet", "gcs", "worker")
+        hit = self.kill(self.head, "service", "start", "raylet", "gcs", "worker")
         hit += host.kill("/site-packages/ray/")  # agents, log monitor
         limit = time.monotonic() + 10
         while set(hit) & set(host.pids("ray")) and time.monotonic() < limit:
@@ -159,3 +161,9 @@ class RayOnHosts:
         """Return the files of Ray's log on a host, of all its sessions."""
         found = self.hosts[name].path("/tmp/ray").glob("session_2*/logs/*")
         return sorted(path for path in found if path.is_file())
+
+
+def _service(words: str, is_kept: bool) -> str:
+    """Return a line of a shell that starts a node, again and again as a service would, or once."""
+    loop = f"while :; do {words}; sleep 2; done" if is_kept else f"exec {words}"
+    return f"{{ {loop}; }} >>{LOG} 2>&1"
