@@ -15,17 +15,19 @@ import secrets
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.testbed.certificates import certificates
 from experiments.testbed.hosts import Hosts
+from fedray.cluster import certs
 from fedray.runtime.ray_environment import WORKER_ENVIRONMENT
 
 PORT, REDIS_PORT = 6379, 6390
 SECRETS = "/run/fedray-secrets"  # on each host: token, ca.crt, node.crt, node.key
+SECRET_FILES = ("ca.crt", "node.crt", "node.key")
 LOG = "/tmp/ray-start.log"
 PATIENT = {"RAY_health_check_failure_threshold": "20"}  # as fedray ships: a cut of a minute ends no node
 TLS = {
@@ -48,6 +50,17 @@ PROCESSES = {  # what a process of Ray has in its command line
     "worker": "ray::",
 }
 STARTS_WITHIN_S = 120.0
+
+
+def credentials(addresses: Mapping[str, Sequence[str]]) -> dict[str, dict[str, str]]:
+    """Return ca.crt, node.crt and node.key of each name, as text, made as `fedray cluster certs` does."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        certs.make_authority(folder)
+        for name, own in addresses.items():
+            certs.make_node(folder, name, own)
+        return {name: {file: (folder / "nodes" / name / file).read_text() for file in SECRET_FILES}
+                for name in addresses}  # fmt: skip
 
 
 class RayOnHosts:
@@ -81,7 +94,7 @@ class RayOnHosts:
         if has_redis:
             shared["RAY_gcs_rpc_server_reconnect_timeout_s"] = "120"
         token = secrets.token_hex(32)
-        made = certificates({host.name: [host.address] for host in hosts}) if has_tls else {}
+        made = credentials({host.name: [host.address] for host in hosts}) if has_tls else {}
         for host in hosts:
             host.environment |= shared
             for name, text in {"token": token, **made.get(host.name, {})}.items():

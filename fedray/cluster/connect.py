@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedray.cluster import layout, matching
+from fedray.cluster import layout, matching, node_data
 from fedray.cluster.site_map import SiteMap
 from fedray.errors import ConfigError
 from fedray.runtime import devices
@@ -118,8 +118,9 @@ class _Join:
         from fedray.runtime import ray_attach, ray_hosts
         from fedray.runtime.ray_start import start_ray
 
-        start_ray(self.address)
-        site_map, nodes = self.site_map, ray_hosts.living_nodes()
+        site_map = self.site_map
+        start_ray(self.address, sites=node_data.read_there(openers, site_map.sites))
+        nodes = ray_hosts.living_nodes()
         problems = list(matching.selector_problems(site_map, list(data), nodes, self.absent, self.regional))
         if problems:
             raise ConfigError(problems)

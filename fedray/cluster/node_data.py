@@ -45,6 +45,11 @@ def own_path(site: str) -> str | None:
     return str(below) if below.is_dir() else folder
 
 
+def read_there(openers: Mapping[str, Callable[[], Any]], sites: Mapping[str, Site]) -> dict[str, Site]:
+    """Return the sites whose data are read from a path on their node, which must be there before a run."""
+    return {site: sites[site] for site, opener in openers.items() if hasattr(opener, "at")}
+
+
 def at_node(openers: Mapping[str, Callable[[], Any]], sites: Mapping[str, Site]
             ) -> Mapping[str, Callable[[], Any]]:
     """Let every site be opened from its own path, where the data are read from one. Raises ConfigError where

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments.testbed import Hosts, why_not, wide_area
-from experiments.testbed.certificates import certificates
+from experiments.testbed.ray_on_hosts import credentials
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600),
               pytest.mark.skipif(bool(why_not()), reason=why_not())]  # fmt: skip
@@ -42,7 +42,7 @@ def provide(hosts):
     for file, text in filled.items():
         hosts["laptop"].write(f"/tmp/home/cluster/{file}", text)
     addresses = [hosts[name].address for name in MACHINES.values()]
-    secrets = certificates({"all": addresses})["all"]
+    secrets = credentials({"all": addresses})["all"]
     for file, text in {"token": "5" * 64, **secrets}.items():
         hosts["laptop"].write(f"/tmp/home/.fedray/cluster/handout/all/{file}", text, mode=0o600)
 

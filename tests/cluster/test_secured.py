@@ -193,13 +193,13 @@ def test_run_names_a_wrong_credential_in_its_first_lines(secured, other, message
 
 
 def test_site_map_whose_data_are_missing_ends_a_run_before_a_site_is_opened(secured):
-    site_map = pytest.importorskip("fedray.cluster.site_map")
-    path = secured.folder / "missing.yaml"
+    path, contract = secured.folder / "missing.yaml", secured.folder / "contract.yaml"
     path.write_text("sites:\n  h001: {data: /nowhere/at/all}\n")
-    program = ("import sys; from fedray.runtime.ray_start import start_ray; "
-               f"from {site_map.__name__} import SiteMap; "
-               "start_ray(sys.argv[1], sites=SiteMap.read(sys.argv[2]).sites)")  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", program, secured.address, str(path)], cwd=secured.folder,
+    contract.write_text("name: vitals\noutcome: died\ncolumns: [{name: age}, {name: died, role: outcome}]\n")
+    program = ("import sys; import fedray as fr; data = fr.data.at_sites(sys.argv[3], ['h001']); "
+               "fr.connect(sys.argv[2], data, address=sys.argv[1])")  # fmt: skip
+    words = [secured.address, str(path), str(contract)]
+    done = subprocess.run([sys.executable, "-c", program, *words], cwd=secured.folder,
                           env=secured.environment, text=True, capture_output=True, timeout=PATIENCE_S,
                           check=False)  # fmt: skip
     assert done.returncode == 1 and "One trust domain: All nodes of this Ray cluster" in done.stderr
