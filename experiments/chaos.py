@@ -15,6 +15,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -94,6 +95,7 @@ def main() -> None:
     if reason := why_not():
         sys.exit(reason)
     logging.getLogger("fedray").setLevel(logging.ERROR)  # of the runs that are compared with, here
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # hosts and folders go with us
     began = time.monotonic()
     with Field(given.seed) as field:
         if given.hours:
