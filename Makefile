@@ -13,7 +13,7 @@ demo: ## train a mortality model on 208 simulated ICU hospitals
 	$(RUN) fedray run
 
 test: test-fast ## run all tests (data tests need FEDRAY_DATA)
-	$(RUN) pytest -q -m "ray or slow or cluster"
+	$(RUN) pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "ray or slow or cluster"
 
 test-fast: ## run the tests that need neither Ray nor much time, in two processes
 	$(RUN) pytest -q -n 2 --dist worksteal -m "not ray and not slow and not cluster"

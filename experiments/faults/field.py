@@ -128,11 +128,6 @@ class Field:
     def __exit__(self, *failed: Any) -> None:
         self._stack.__exit__(*failed)
 
-    @property
-    def num_hosts(self) -> int:
-        """Number of hosts, each a node of the cluster."""
-        return len(self.hosts.hosts)
-
     def driver(self) -> Driver:
         """Return the driver; a new one where there is none."""
         if self._driver is None or self._driver.has_ended:

@@ -80,6 +80,7 @@ def kill_raylet(field: Field, schedule: Schedule, folder: Path) -> Seen:
 
 def kill_head(field: Field, schedule: Schedule, folder: Path) -> Seen:
     """Kill all on the head but Redis: GCS, raylet, aggregator, driver. To heal is to start it again."""
+    before = [node["id"] for node in field.cluster.known_nodes()]
     pids = field.cluster.kill_head()
     driver = list(field.hosts[HEAD].pids("experiments.faults.driver"))
     for pid in driver:
@@ -88,7 +89,7 @@ def kill_head(field: Field, schedule: Schedule, folder: Path) -> Seen:
 
     def heal() -> None:
         field.cluster.start_head()
-        field.cluster.wait_for_nodes(field.num_hosts)
+        field.cluster.wait_for_another(HEAD, before)
 
     return Seen(time.time(), f"{len(pids)} processes of Ray on the head are gone, and the driver", heal)
 

@@ -124,7 +124,8 @@ def sound_ledger(course: Course, is_whole: bool, rounds: int) -> Iterator[str]:
     """Yield what is wrong with the ledger of rounds."""
     path = course.checkpoints / "rounds-ledger.jsonl"
     entries = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    lines = [entry for entry in entries if "round" in entry]
+    starts = [number for number, entry in enumerate(entries) if "ledger" in entry]
+    lines = [entry for entry in entries[starts[-1] if starts else 0 :] if "round" in entry]
     last = {entry["round"]: entry for entry in lines}
     if is_whole and sorted(last) != list(range(rounds)):
         yield f"the ledger has rounds {sorted(last)}"

@@ -1,6 +1,7 @@
-"""Wait on a host until so many nodes of its Ray cluster are alive, and print them as JSON.
+"""Wait on a host until so many nodes of its Ray cluster are alive, or until a new node is; print all as JSON.
 
 python -m experiments.testbed.nodes ADDRESS COUNT SECONDS
+python -m experiments.testbed.nodes ADDRESS NODE_ADDRESS SECONDS ID...     one there that has none of these ids
 """
 
 import json
@@ -30,14 +31,16 @@ def known(address: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Wait and print."""
-    address, count, limit = sys.argv[1], int(sys.argv[2]), time.monotonic() + float(sys.argv[3])
+    address, wanted, limit = sys.argv[1], sys.argv[2], time.monotonic() + float(sys.argv[3])
     while True:
         nodes = known(address)
-        if sum(node["is_alive"] for node in nodes) == count:
+        alive = [node for node in nodes if node["is_alive"]]
+        new = [node for node in alive if node["address"] == wanted and node["id"] not in sys.argv[4:]]
+        if new or (wanted.isdigit() and len(alive) == int(wanted)):
             print(json.dumps(nodes))
             return
         if time.monotonic() > limit:
-            sys.exit(f"{sum(node['is_alive'] for node in nodes)} of {count} nodes: {nodes}")
+            sys.exit(f"{len(alive)} nodes are alive, waited for {wanted}: {nodes}")
         time.sleep(0.5)
 
 

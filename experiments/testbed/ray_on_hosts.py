@@ -136,9 +136,22 @@ class RayOnHosts:
 
         Raises RuntimeError after the limit, with the end of what `ray start` said on each host.
         """
-        words = ("-m", "experiments.testbed.nodes", self.address, str(count), str(limit_s))
+        return self._nodes(str(count), str(limit_s), limit_s=limit_s)
+
+    def wait_for_another(self, name: str, before: Sequence[str], limit_s: float = STARTS_WITHIN_S) -> None:
+        """Wait until a host has a living node that is none of those `before`, by id; its old one may take
+        long to be given up. Raises RuntimeError as `wait_for_nodes` does.
+        """
+        self._nodes(self.hosts[name].address, str(limit_s), *before, limit_s=limit_s)
+
+    def known_nodes(self) -> list[dict[str, Any]]:
+        """Return all nodes that the cluster knows of, dead ones too."""
+        return self._nodes(self.hosts[self.head].address, str(STARTS_WITHIN_S), limit_s=STARTS_WITHIN_S)
+
+    def _nodes(self, *words: str, limit_s: float) -> list[dict[str, Any]]:
+        module = ("-m", "experiments.testbed.nodes", self.address)
         try:
-            return list(json.loads(self.python(self.head, *words, limit_s=limit_s + 30)))
+            return list(json.loads(self.python(self.head, *module, *words, limit_s=limit_s + 30)))
         except RuntimeError as error:
             said = [f"-- {host.name}\n{self.said(host.name)}" for host in self.hosts]
             raise RuntimeError("\n".join([str(error), *said])) from None

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedray.errors import HostError, SiteError
@@ -88,8 +88,10 @@ class Losses:
 
     def split(self, call: StageCall) -> tuple[StageCall, list[Contribution]]:
         """Return the call for those that are asked, and what stands for the others."""
-        if self.of_attempt != _attempt(call) or not (absent := self.again.get(call.stage)):
+        if self.of_attempt != _attempt(call):
             return call, []
+        call = replace(call, deadline=None)  # who missed it is known
+        absent = self.again.get(call.stage, {})
         kinds = sorted({absent[site] for site in call.cohort if site in absent})
         parts = [lost(call, kind, [site for site in call.cohort if absent.get(site) == kind])
                  for kind in kinds]  # fmt: skip

@@ -303,10 +303,11 @@ class Region:
         self.children[name].keeps |= part.plan in self.stateful
         if part.plan in self.one_shot or not self.transport.can_restart:
             return
+        child, again = self.children[name], replace(part, deadline=None)  # which it has met
         if part.plan in self.stateful:
-            self.children[name].journal.append(("run", (part, downlink)))
+            child.journal.append(("run", (again, downlink)))
         elif part.plan in self.staged:
-            self.children[name].stages.append(("run", (part, downlink)))
+            child.stages.append(("run", (again, downlink)))
 
     @property
     def is_replaying(self) -> bool:

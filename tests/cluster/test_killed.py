@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import fedray as fr
+from fedray.runtime.checkpoint import Checkpoints
 from tests.cluster.trackers import Silent
 from tests.equivalence import study
 from tests.unit.algorithms.cases import own_models
@@ -123,6 +124,26 @@ def test_packs_killed_under_apfl_lose_neither_model_nor_share_of_a_site(ray_sess
             own = own_models(algorithm, federation, result.params)
         found.append({site: model.tobytes() for site, model in own.items()})
     assert inside and len(list(tmp_path.iterdir())) == len(inside)
+    assert found[0] == found[1]
+
+
+def test_pack_killed_after_a_round_with_a_deadline_loses_nothing_of_what_it_had_answered(
+    ray_session, tmp_path
+):
+    """It is told the round again when the deadline is long over."""
+    settings = {"init": study.model().init(0), "rounds": 4, "seed": 5}
+    found = []
+    for layout, deadline_s in (({"runtime": "ray", "placement": "actors"}, 1.5), ({}, None)):
+        algorithm = study.algorithm("ditto", study.local())
+        kept = Checkpoints(tmp_path / f"kept{len(found)}", every_s=0.0)
+        schedule = fr.synchronous(cohort=0.75, deadline_s=deadline_s)
+        with fr.simulate(study.hospitals(), packs=2, **layout) as federation:
+            tracker = KillsBetween(federation, [1, 2] if layout else [])
+            result = fr.fit(algorithm, federation, tracker=tracker, schedule=schedule, checkpoint=kept,
+                            **settings)  # fmt: skip
+            assert [record.counted for record in result.metrics] == [18] * 4
+            own = own_models(algorithm, federation, result.params)
+        found.append({site: model.tobytes() for site, model in own.items()})
     assert found[0] == found[1]
 
 
