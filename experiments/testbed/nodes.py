@@ -1,7 +1,7 @@
 """Wait on a host until so many nodes of its Ray cluster are alive, or until a new node is; print all as JSON.
 
 python -m experiments.testbed.nodes ADDRESS COUNT SECONDS
-python -m experiments.testbed.nodes ADDRESS NODE_ADDRESS SECONDS ID...     one there that has none of these ids
+python -m experiments.testbed.nodes ADDRESS NODE_ADDRESS SECONDS ID...     one there with none of these ids
 """
 
 import json

@@ -300,14 +300,13 @@ class Region:
     def _book(self, name: str, part: StageCall, downlink: Any, answer: Contribution) -> None:
         for lane, size in answer.bytes_by_name().items():
             self.bytes_up[lane] = self.bytes_up.get(lane, 0) + size
-        self.children[name].keeps |= part.plan in self.stateful
+        child, is_stateful = self.children[name], part.plan in self.stateful
+        child.keeps |= is_stateful
         if part.plan in self.one_shot or not self.transport.can_restart:
             return
-        child, again = self.children[name], replace(part, deadline=None)  # which it has met
-        if part.plan in self.stateful:
-            child.journal.append(("run", (again, downlink)))
-        elif part.plan in self.staged:
-            child.stages.append(("run", (again, downlink)))
+        if is_stateful or part.plan in self.staged:
+            kept = child.journal if is_stateful else child.stages
+            kept.append(("run", (replace(part, deadline=None), downlink)))  # which it has met
 
     @property
     def is_replaying(self) -> bool:
