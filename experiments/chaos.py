@@ -7,7 +7,8 @@
 
 Needs root: the cluster runs on test hosts (experiments/testbed), four network namespaces with links between
 their regions. A schedule kills, cuts, delays, duplicates or fills at one point of one round, which is held
-until the fault was seen; one whose fault was not seen there does not count and is said. See
+until the fault was seen; one whose fault was not seen there does not count and is said. Of
+one that breaks what must hold, the marks and the driver's log are copied to chaos-failures/. See
 experiments/faults for the kinds, the points and what must hold. Exit code 1 where anything did not hold.
 """
 
