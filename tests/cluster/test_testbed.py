@@ -22,7 +22,8 @@ ASK = "import socket, sys; s = socket.create_connection((sys.argv[1], 22), timeo
 
 @pytest.fixture(scope="module")
 def hosts():
-    with Hosts(REGIONS, links={("hq", "eu"): wide_area(rtt_s=0.08, bits_per_s=100e6)}) as made:
+    links = {("hq", "eu"): wide_area(rtt_s=0.08, bits_per_s=100e6)}
+    with Hosts(REGIONS, links=links, network={"ipv4/tcp_retries2": "7"}) as made:
         yield made
 
 
@@ -30,7 +31,7 @@ def hosts():
 def link(hosts):
     found = hosts.link("hq", "eu")
     yield found
-    found.set(is_cut=False, loss=0.0, latency_s=0.04, bits_per_s=100e6)
+    found.set(is_cut=False, loss=0.0, doubled=0.0, latency_s=0.04, bits_per_s=100e6)
 
 
 def reaches(hosts, source, target, patience_s=2.0):
@@ -124,6 +125,17 @@ def test_a_cut_lets_nothing_through_and_says_so_until_it_heals(hosts, link, dire
         assert after[other].cut_frames == before[other].cut_frames
     link.heal()
     assert reaches(hosts, "head", "a", 10.0)
+
+
+def test_frames_that_come_twice_are_counted_and_tcp_takes_each_once(hosts, link):
+    link.set(doubled=0.5)
+    assert hosts.ssh("head", "a", "seq", "20000").split() == [str(number) for number in range(1, 20001)]
+    assert link.traffic("out").doubled_frames > 0 and link.traffic("in").doubled_frames > 0
+
+
+def test_settings_of_the_network_are_those_of_the_hosts_alone(hosts):
+    path = "/proc/sys/net/ipv4/tcp_retries2"
+    assert hosts["a"].run("cat", path).strip() == "7" != Path(path).read_text().strip()
 
 
 def test_loss_is_drawn_by_frame_and_tcp_still_gets_through(hosts, link):
