@@ -138,7 +138,7 @@ class _Endless:
         except Missed as error:
             print(f"{number} {kind} of {drawn.target}: missed ({error})", flush=True)
             self.missed[kind] += 1
-            self._heal_all()
+            self.field.heal()
             return
         print(f"{number} {kind} of {drawn.target}, round {self.round()}: {seen.what}", flush=True)
         self.done[kind] += 1
@@ -153,10 +153,6 @@ class _Endless:
         while self.round() <= number and time.monotonic() < limit:
             self.go_on(0.1)
         return any(mark["point"] == "twice" for mark in gates.marks(folder))
-
-    def _heal_all(self) -> None:
-        for region in kinds.HOSTS:
-            self.field.link(region).set(is_cut=False, doubled=0.0, latency_s=0.01)
 
     def round(self) -> int:
         """Return the last round that was told."""

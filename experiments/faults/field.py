@@ -20,14 +20,14 @@ from experiments.faults import gates, study
 from experiments.testbed import Host, Hosts, kernel, wide_area
 from experiments.testbed.ray_on_hosts import RayOnHosts
 
-REGIONS = {"hq": ["head"], "eu": ["eu1", "eu2"], "us": ["us1"]}
+HEAD, HOME = "head", "hq"
+REGIONS = {HOME: [HEAD], "eu": ["eu1", "eu2"], "us": ["us1"]}
 FAR = wide_area(rtt_s=0.02, bits_per_s=200e6)
 DISK_MIB = 32
 LONGEST_RTO = "ipv4/tcp_rto_max_ms"  # since Linux 6.15; as cluster/node.sh sets it
 PATIENT_TCP = {LONGEST_RTO: "5000"} if Path("/proc/sys/net", LONGEST_RTO).exists() else {}
 ACTORS = ("ray::HostActor", "ray::StandingActor")
 NUM_ACTORS = 6  # the aggregator, two regions, three packs
-HEAD = "head"
 STARTS_WITHIN_S = 120.0
 
 
@@ -113,7 +113,7 @@ class Field:
             kernel.mount("none", "/", flags=kernel.RECURSIVE | kernel.PRIVATE)
             kernel.mount("tmpfs", str(self.disk), "tmpfs", options=f"size={DISK_MIB}m")
             stack.callback(subprocess.run, ["umount", str(self.disk)], check=True)
-            links = {("hq", "eu"): FAR, ("hq", "us"): FAR, ("eu", "us"): FAR}
+            links = {(HOME, "eu"): FAR, (HOME, "us"): FAR, ("eu", "us"): FAR}
             made = Hosts(REGIONS, links=links, shared=[self.folder], has_sshd=False,
                          network=PATIENT_TCP, seed=self._seed)  # fmt: skip
             self.hosts = stack.enter_context(made)
@@ -139,6 +139,12 @@ class Field:
         if self._driver is not None:
             self._driver.end()
 
+    def heal(self) -> None:
+        """Let every link be as it was."""
+        for region in REGIONS:
+            if region != HOME:
+                self.link(region).set(is_cut=False, doubled=0.0, latency_s=FAR["latency_s"])
+
     def learn(self, folder: Path) -> None:
         """Learn from marks which process is who."""
         for mark in gates.marks(folder):
@@ -161,7 +167,7 @@ class Field:
 
     def link(self, region: str) -> Any:
         """Return the link between the head and a region."""
-        return self.hosts.link("hq", region)
+        return self.hosts.link(HOME, region)
 
 
 def _inner(pid: int) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.faults import gates
-from experiments.faults.field import HEAD, Field, Late, is_gone, wait
+from experiments.faults.field import FAR, HEAD, Field, Late, is_gone, wait
 from experiments.faults.kinds import Schedule
 
 SEEN_WITHIN_S, GONE_WITHIN_S = 8.0, 10.0
@@ -109,14 +109,14 @@ def cut(field: Field, schedule: Schedule, folder: Path) -> Seen:
 
 def delay(field: Field, schedule: Schedule, folder: Path) -> Seen:
     """Let every frame on the link of a region take a second, each way, for a time."""
-    link, usual = field.link(schedule.target), 0.01
+    link = field.link(schedule.target)
     link.set(latency_s=SLOW_S)
     host = next(host for host in field.hosts if host.region == schedule.target)
     words = (sys.executable, "-c", ROUND_TRIP, host.address, str(CLOSED_PORT))
     took = float(field.hosts[HEAD].run(*words))
     if took < 2 * SLOW_S:
         raise Missed(f"a round trip took {took:.2f} s")
-    return Seen(time.time(), f"a round trip took {took:.2f} s", lambda: link.set(latency_s=usual),
+    return Seen(time.time(), f"a round trip took {took:.2f} s", lambda: link.set(latency_s=FAR["latency_s"]),
                 schedule.seconds)  # fmt: skip
 
 

@@ -135,8 +135,10 @@ def play(field: Field, schedule: Schedule) -> Outcome:
         losses, resumed_s = len(course.lost()), course.resumed_s
     gates.forget(field.folder)
     field.learn(one.marks)
-    if problems:
+    if problems or is_missed:
+        field.heal()
         field.end_driver()  # the next schedule begins with a new federation
+    if problems:
         kept = Path.cwd() / "chaos-failures" / f"{schedule.seed}-{schedule.number}"
         shutil.copytree(one.marks, kept, dirs_exist_ok=True)
         shutil.copy(field.folder / "driver.log", kept)

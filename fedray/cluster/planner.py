@@ -139,7 +139,8 @@ def _of_option(args: argparse.Namespace, option: str) -> list[Row]:
     from fedray import config
     from fedray import experiment as runs
 
-    composed = config.compose_run([*args.overrides, f"compression={option}"])
+    here = [each for each in args.overrides if not each.startswith("runtime")]  # rows are made up here
+    composed = config.compose_run([*here, "runtime=in_process", f"compression={option}"])
     config.check(composed.config)
     built = runs.build(runs.asked_for(composed))
     with built.federate() as federation:
@@ -169,7 +170,7 @@ def table(rows: Sequence[Row]) -> list[str]:
                           for way in (FLAT, REGIONAL))  # fmt: skip
         saved = 100 * (1 - regional / flat) if flat else 0.0
         lines.append(f"compression={option}: regional aggregation sends {_size(regional)} a round where flat "
-                     f"sends {_size(flat)}: {saved:.0f} % less")  # fmt: skip
+                     f"sends {_size(flat)}: {abs(saved):.0f} % {'less' if saved >= 0 else 'more'}")  # fmt: skip
     return lines
 
 

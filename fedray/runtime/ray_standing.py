@@ -28,6 +28,7 @@ from fedray.runtime.standing import Standing
 log = logging.getLogger(__name__)
 NAMESPACE, PREFIX = "fedray", "fedray-"
 MOST_LOOK_S = 30.0  # between two looks for a driver
+UNBEGUN_S = 300.0  # without a driver, before it has begun to train: there is nothing to resume
 ASKED_S = 5.0  # for an answer about a run
 WITHOUT = "(a run without a name)"
 
@@ -59,6 +60,7 @@ class StandingActor:
         self._specs: list[HostSpec] = []
         self._layout = ""
         self._last: tuple[str, Any] = ("", None)
+        self._has_begun = False
         if run:
             threading.Thread(target=self._end_when_abandoned, args=(abandoned_s,), daemon=True).start()
 
@@ -66,10 +68,12 @@ class StandingActor:
         """End this actor, for good, once no driver has been heard for a long time."""
         quiet = threading.Event()
         while not quiet.wait(min(MOST_LOOK_S, abandoned_s / 4)):
-            if self._lease.silent_s > abandoned_s:
-                log.warning("no driver of %s for %g s: its aggregator ends", self._run, abandoned_s)
+            limit_s = abandoned_s if self._has_begun else min(abandoned_s, UNBEGUN_S)
+            if self._lease.silent_s > limit_s:
+                log.warning("no driver of %s for %g s: its aggregator ends", self._run, limit_s)
                 with contextlib.suppress(ValueError):  # somebody else has just ended it
                     ray.kill(ray.get_actor(name_of(self._run), NAMESPACE), no_restart=True)
+                return
 
     @ray.method(concurrency_group=CONTROL)
     def pulse(self, driver_id: str = "") -> str:
@@ -123,6 +127,7 @@ class StandingActor:
         if self._standing is None:
             raise Emptied("the aggregator has no hosts yet")
         if self._last[0] != number:
+            self._has_begun |= method == "start"
             self._last = ("", None)
             self._last = (number, self._standing.call(method, *args))
         return self._last[1]

@@ -3,6 +3,7 @@
 import pytest
 
 import fedray as fr
+from fedray import cli
 from fedray.cluster.edges import count
 from fedray.cluster.planner import FLAT, REGIONAL, Link, links_of, rows_of, table
 from fedray.errors import ConfigError
@@ -85,3 +86,10 @@ def test_links_are_given_for_all_regions_and_for_one():
                            ("1:2:3:4", "Fix"), ("nan:1:1", "not below")):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             links_of([wrong], ["north"])
+
+
+def test_plan_of_a_study_for_a_cluster_starts_no_ray_and_joins_none(capsys):
+    words = ["cluster", "plan", "data=synthetic_icu", "data.num_sites=8", "runtime=ray_cluster",
+             "runtime.address=192.0.2.1:6379", "--compression", "none"]  # fmt: skip
+    assert cli.main(words) == 0  # nobody answers at that address
+    assert "more" in capsys.readouterr().out.splitlines()[-1]  # a site a host: the region's exact sum is wider
