@@ -169,8 +169,9 @@ def table(rows: Sequence[Row]) -> list[str]:
                               if (row.compression, row.aggregation) == (option, way))
                           for way in (FLAT, REGIONAL))  # fmt: skip
         saved = 100 * (1 - regional / flat) if flat else 0.0
+        told = f"{abs(saved):.0f} % {'less' if saved >= 0 else 'more'}"
         lines.append(f"compression={option}: regional aggregation sends {_size(regional)} a round where flat "
-                     f"sends {_size(flat)}: {abs(saved):.0f} % {'less' if saved >= 0 else 'more'}")  # fmt: skip
+                     f"sends {_size(flat)}: {told}")  # fmt: skip
     return lines
 
 
