@@ -12,9 +12,10 @@ from experiments.faults import gates, judge, study
 from experiments.faults.field import NUM_ACTORS, STARTS_WITHIN_S, Driver, Ended, Field, Late, wait
 from experiments.faults.injure import Missed, Seen, injure, twice
 from experiments.faults.kinds import NEVER_S, ROUNDS, Schedule
+from fedray.runtime.federation import PATIENCE_S
 
 MOST_DRIVERS = 4
-LIMIT_S = 60.0  # of a run with its fault, and more for those whose processes have to start again
+LIMIT_S = 60.0 + PATIENCE_S  # of a run with its fault, and more where many processes start again
 CUT_TWICE = 2.0  # TCP tries again after at most as long as it was cut off
 MORE_S = {"kill_raylet": 60.0, "kill_head": 90.0, "kill_region": 30.0, "kill_aggregator": 30.0, "delay": 30.0}
 TIDY_WITHIN_S = 30.0

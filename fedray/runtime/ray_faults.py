@@ -15,6 +15,7 @@ from ray import exceptions as ray_errors
 START_S = 300.0  # until a process has given its first sign of life
 CLOSE_S = 10.0  # for an aggregator that is asked to end; one in the middle of a round is then ended by Ray
 FETCH_S = 600.0  # a downlink or an answer on its way; Ray itself gives a fetch up after ten minutes
+REFUSED_S = 5.0  # that connections are refused until the process counts as gone
 MOST_BEATS_S = 5.0  # between two pulses
 BEATS = 12  # in the patience
 
@@ -37,6 +38,13 @@ GONE = (
 def is_unsure(error: Exception) -> bool:
     """Tell whether a call may have been executed although its answer is an error of Ray."""
     return isinstance(error, UNSURE) and not isinstance(error, ray_errors.OwnerDiedError)
+
+
+def is_refused(error: Exception) -> bool:
+    """Tell whether a machine answers that nobody listens where an actor's process did: that has ended, and it
+    can be long until Ray says so, or for ever where a cut link has lost the news.
+    """
+    return isinstance(error, ray_errors.ActorUnavailableError) and "Connection refused" in str(error)
 
 
 def beat_of(patience_s: float) -> float:
