@@ -15,6 +15,7 @@ from torch import Tensor
 
 import fedray as fr
 from fedray import tree
+from fedray.cancellation import stop_if_cancelled
 from fedray.learn.update import Update
 from fedray.rng import Key
 
@@ -94,6 +95,7 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(self.data.num_rows, generator=self.generator)
         for rows in order.split(self.batch_size):
+            stop_if_cancelled()
             yield self.data["x"][rows], self.data["y"][rows]
 
 

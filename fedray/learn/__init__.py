@@ -13,7 +13,7 @@ _HOMES = {
     "local": ("sgd", "adamw", "LocalTraining"),
     "private_training": ("private_sgd", "PrivateTraining"),
     "models": ("Model", "logistic", "linear", "mlp", "cnn", "gru", "bag_of_embeddings", "from_module"),
-    "update": ("Update", "LocalUpdate"),
+    "update": ("Update", "LocalUpdate", "stop_if_cancelled"),
     "schedules": ("constant", "step", "cosine", "warmup"),
     "metrics": ("evaluate", "site_record", "summarise", "auroc", "delong_interval", "nadeau_bengio"),
 }

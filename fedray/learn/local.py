@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fedray import tree
+from fedray.cancellation import stop_if_cancelled
 from fedray.learn.batches import Batch, batches, count_steps, num_rows, training_rows, valid_rows
 from fedray.learn.clipping import Clipping, check_clippable
 from fedray.learn.descent import Descent, Pull
@@ -193,8 +194,7 @@ class LocalTraining:
         Metrics: `loss`, the mean over the rows seen, before each step and without penalties.
         """
         params = tree.flatten(params)
-        pull = self.pull(params, correction, anchor, prox)
-        rate = self.rate(rng.round) if lr is None else lr
+        pull, rate = self.pull(params, correction, anchor, prox), self.rate(rng.round) if lr is None else lr
         rows, valid = training_rows(data), None if self.patience is None else valid_rows(data)
         limit = self.steps if steps is None else steps
         most = count_steps(num_rows(rows), self.batch_size, self.epochs, limit)
@@ -204,6 +204,7 @@ class LocalTraining:
         vectors = {name: kept[name].buffer[0, : params.schema.trainable] for name in self.rule.slots}
         total, seen, done = torch.zeros((), dtype=torch.float64, device=descent.weights.device), 0, 0
         for batch in batches(rows, self.batch_size, most, rng, descent.weights.device):
+            stop_if_cancelled()
             total += descent.differentiate(batch, done) * num_rows(batch)
             seen, done = seen + num_rows(batch), done + 1
             descent.adjust(pull)

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from fedray import noise, tree
 from fedray.accounting import Mechanism
+from fedray.cancellation import stop_if_cancelled
 from fedray.core.graph import Label
 from fedray.learn.batches import Batch, num_rows, training_rows
 from fedray.learn.descent import Descent
@@ -138,6 +139,7 @@ class PrivateTraining:
         vectors = {name: kept[name].buffer[0, :trainable] for name in local.rule.slots}
         std = sampled.noise * self._clip / sampled.divisor
         for number, (chosen, units) in enumerate(sampled.batches()):
+            stop_if_cancelled()
             batch = {n: c[chosen.to(c.device)].to(descent.weights.device) for n, c in rows.items()}
             descent.clip_units(batch, units.to(descent.weights.device), sampled.divisor, number)
             if std:

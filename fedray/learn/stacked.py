@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fedray import tree
+from fedray.cancellation import stop_if_cancelled
 from fedray.learn.batches import Batch
 from fedray.learn.dropout import words_of
 from fedray.learn.ghost import CLIP_EPS
@@ -248,6 +249,7 @@ class Training:
         if self.plan.units is not None:
             columns.append(self.plan.units[blocks].to(self.device))
         for move, pieces in zip(moves, self._pieces(moves, columns), strict=True):
+            stop_if_cancelled()
             active, stepping = move.active * self.lanes, move.stepping * self.lanes
             self.layers = self._bound.get((self.kind, active)) or self._bind(active)
             self.frame.step, self.frame.block = move.step, move.block

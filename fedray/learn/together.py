@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedray.cancellation import Ask, Cancelled, asked, asking, of_all
 from fedray.learn.batches import Read, steps_of
 from fedray.learn.layout import layout_of
 from fedray.learn.mixed import train_mixed
@@ -135,6 +136,7 @@ class _Waiting:
     place: int  # of the trial
     request: Request
     bell: Lock
+    is_cancelled: Ask | None
     answer: Any = None
 
 
@@ -181,7 +183,7 @@ class Meeting:
         """Wait until every trial has come, and return the update of this one. Raises what its training
         raised.
         """
-        mine = _Waiting(place, request, _closed())
+        mine = _Waiting(place, request, _closed(), asked())
         with self._lock:
             if self._is_stopped:
                 raise KeyboardInterrupt
@@ -212,9 +214,10 @@ class Meeting:
 
     def _train(self, members: Sequence[_Waiting]) -> None:
         try:
-            found: Sequence[Any] = train_together([each.request for each in members], self._cache)
+            with asking(of_all([each.is_cancelled for each in members])):  # a program stops for no one alone
+                found: Sequence[Any] = train_together([each.request for each in members], self._cache)
             self.programs += len(members) > 1
-        except Exception as error:  # noqa: BLE001 (raised again in the thread of each trial)
+        except (Exception, Cancelled) as error:  # noqa: BLE001 (raised again in the thread of each trial)
             found = [error] * len(members)
         for each, update in zip(members, found, strict=True):
             each.answer = update

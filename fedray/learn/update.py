@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from fedray.cancellation import stop_if_cancelled  # noqa: F401 (public here, beside what calls it)
 from fedray.rng import Key
 from fedray.tree import Flat
 
@@ -29,6 +30,7 @@ class Update:
 class LocalUpdate(Protocol):
     """Train at a site. Writes to none of its inputs; the same arguments give the same bits.
 
+    A loop of many steps calls `fr.learn.stop_if_cancelled()` in each, so that a deadline ends it.
     Some algorithms ask for more, and say so: `momentum` (0 where it is not there, None for rules other than
     gradient descent), `gradient(params, data)` over all training rows, `steps_at(data, rng)`, and the extra
     `reference`: parameters whose gradient, on the batch of each step, is subtracted (MIME).

@@ -2,7 +2,8 @@
 
 A mapped function with a twin (`fn.rows`) is run once for the group, also when the group is one site; without
 a twin it is called per site on row views. A site that raises is masked out and reported by class and
-`file:line`, never by message; the bits of the others are those of a run that never asked it.
+`file:line`, never by message; the bits of the others are those of a run that never asked it. One that is
+late is masked out too, and nothing of it is tried again.
 """
 
 import os
@@ -14,7 +15,8 @@ from typing import Any
 
 import torch
 
-from fedray import frozen, rows, tree
+from fedray import cancellation, frozen, rows, tree
+from fedray.cancellation import Cancelled
 from fedray.core.graph import Node, Op, function_name
 from fedray.core.value import Record
 from fedray.errors import LATE, SecrecyError, SiteError, Withheld
@@ -75,8 +77,18 @@ class Interpreter:
 
     def run(self, group: Group) -> None:
         """Compute every node of the stage; the group keeps the values that later stages and reductions
-        need.
+        need. A deadline also stops the group between two local steps: all of it is late then.
         """
+        if self.call.deadline is None:
+            self._run(group)
+            return
+        try:
+            with cancellation.asking(self._is_late):
+                self._run(group)
+        except Cancelled:
+            self._lose_all(group)
+
+    def _run(self, group: Group) -> None:
         held, is_alive, k, is_timed = group.values, group.is_alive, group.k, self.call.deadline is not None
         for index, node, twin, only, get in self.steps:
             if True not in is_alive:
@@ -98,6 +110,10 @@ class Interpreter:
         if group.is_alive[row]:
             group.is_alive[row] = False
             self.failures.append(SiteError(group.ids[row], self.call.round, self.call.stage, kind, where))
+
+    def _lose_all(self, group: Group) -> None:
+        for row in group.alive:
+            self.lose(group, row, LATE)
 
     def _node(self, index: int, node: Node, group: Group) -> Tagged:
         op = node.op
@@ -165,6 +181,8 @@ class Interpreter:
                 continue
             try:
                 found[row] = fn(row)
+            except Cancelled:
+                self.lose(group, row, LATE)
             except Exception as error:  # noqa: BLE001 (becomes this site's SiteError; all others go on)
                 self.first = self.first or error
                 kind = error.kind if isinstance(error, (SecrecyError, Withheld)) else type(error).__name__
@@ -200,8 +218,7 @@ class Interpreter:
         self, twin: Callable[..., Any], args: Sequence[Tagged], kwargs: Mapping[str, Tagged], group: Group
     ) -> Tagged:
         if self._is_late():
-            for row in group.alive:
-                self.lose(group, row, LATE)
+            self._lose_all(group)
             return Rows(Ragged([None] * group.k))
         try:
             return Rows(twin(group, *args, **kwargs))

@@ -195,7 +195,7 @@ class RayTransport:
         return call
 
     def give_up(self, tickets: Sequence[Call]) -> None:
-        """Tell hosts that nobody waits for these answers any more: they stop between two sites."""
+        """Tell hosts that nobody waits for these answers any more: they stop between two steps."""
         for call in tickets:
             self._actors[call.host].give_up.remote(call.number)
 

@@ -4,9 +4,13 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+
 import fedray as fr
+from fedray.learn.local import LocalTraining
+from tests.unit.runtime.test_cancelled import LONG, MOST_S, Budget, SlowRule
 from tests.unit.runtime.test_round import averaging
-from tests.unit.runtime.toy import INIT, ToyLocal, sites
+from tests.unit.runtime.toy import INIT, NUM_FEATURES, ToyLocal, sites
 
 SLEEP_S, DEADLINE_S = 4.0, 1.5
 
@@ -37,6 +41,24 @@ def test_a_late_pack_is_left_out_of_the_round_and_is_back_in_a_later_one(ray_ses
     assert {failure.kind for failure in second.failures} == {"late"}
     assert second.seconds < SLEEP_S
     assert result.metrics[-1].counted == 12 and len(processes) == 3
+
+
+@pytest.mark.parametrize("form", ["loop", "stacked"])
+def test_a_pack_stops_a_training_at_the_deadline_and_is_there_for_the_next_round(ray_session, form):
+    model = fr.learn.logistic(NUM_FEATURES)
+    local = LocalTraining(model=model, lr=0.3, rule=SlowRule(), steps=LONG, batch_size=4, form=form)
+    schedule = fr.synchronous(deadline_s=DEADLINE_S, quorum=0.3, on_failure="skip")
+    with fr.simulate(sites(), runtime="ray", packs=2) as federation:
+        before = federation.call("pids")
+        result = fr.fit(
+            averaging(fr.learn.budgeted(local, Budget(long=("h03",)))), federation, init=model.init(0),
+            rounds=3, schedule=schedule,
+        )  # fmt: skip
+        after = federation.call("pids")
+    first, second, third = result.metrics
+    assert {failure.kind for failure in second.failures} == {"late"} and second.counted < 12
+    assert (first.counted, third.counted) == (12, 12)  # else the pack would still train, for 200 s
+    assert second.seconds + third.seconds < MOST_S + DEADLINE_S and before == after
 
 
 @dataclass(frozen=True)

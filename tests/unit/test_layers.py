@@ -2,9 +2,9 @@
 
 Arrows may be imported; what is not listed as a layer (config, cli, data, report, ...) may import all:
 
-    tree, rows, coded, frozen, rng, noise, settings, errors  <-  core  <-  passes
+    tree, rows, coded, frozen, rng, noise, settings, errors, cancellation  <-  core  <-  passes
     algorithms -> core, learn
-    tree, rows, coded, frozen, rng, noise, settings, errors  <-  learn     runtime -> core
+    tree, rows, coded, frozen, rng, noise, settings, errors, cancellation  <-  learn     runtime -> core
     errors, settings  <-  accounting
     core, learn  <-  airlock: its pass reads graphs, its tests read models and rows
     errors  <-  secrecy  <-  passes: masks and shares are read and tested without a graph, a model or torch
@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "fedray"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FOUNDATION = tuple(
-    f"fedray.{name}" for name in ("tree", "rows", "coded", "frozen", "rng", "noise", "settings", "errors")
+    f"fedray.{name}"
+    for name in ("tree", "rows", "coded", "frozen", "rng", "noise", "settings", "errors", "cancellation")
 )
 LAYERS = {
     "fedray.tree": FOUNDATION,
@@ -38,6 +39,7 @@ LAYERS = {
     "fedray.noise": FOUNDATION,
     "fedray.settings": FOUNDATION,
     "fedray.errors": FOUNDATION,
+    "fedray.cancellation": FOUNDATION,
     "fedray.core": (*FOUNDATION, "fedray.core"),
     "fedray.passes": (*FOUNDATION, "fedray.core", "fedray.accounting", "fedray.secrecy", "fedray.passes"),
     "fedray.learn": (*FOUNDATION, "fedray.accounting", "fedray.learn"),

@@ -8,9 +8,12 @@ from torch import nn
 
 import fedray as fr
 from fedray import learn
+from fedray.cancellation import Cancelled, asking
 from fedray.data.site import SiteData
 from fedray.learn import together as together_module
 from fedray.learn.together import Meeting
+from fedray.rng import Key
+from fedray.rows import Group, Ragged, Rows, Same
 
 SIZES = (40, 5, 17, 64, 33, 90)
 
@@ -115,6 +118,29 @@ def test_a_trial_that_fails_or_ends_early_leaves_the_others_to_go_on():
     expected = trained(data, locals_[1].model, locals_[1], fr.algorithms.fedavg, 0, rounds=6)
     assert torch.allclose(found[2].buffer, expected.buffer, atol=2e-6)
     assert all(isinstance(result, fr.tree.Flat) for result in found[1:])
+
+
+def asked_together(first, second):
+    """Train two trials together, each with what tells whether it is cancelled; return what each came to."""
+    data, model = sites(), learn.logistic(6)
+    local, keys = learn.sgd(model, lr=0.1, batch_size=16), [Key(0, 0, site) for site in data]
+
+    def train(ask):
+        with asking(ask):
+            params, sent = Same(model.init(0)), (Rows(Ragged(list(data.values()))), Rows(Ragged(keys)))
+            try:
+                return local.rows(Group(list(data)), params, *sent).num_steps.numbers.tolist()
+            except Cancelled:
+                return "late"
+
+    return together([lambda: train(first), lambda: train(second)])[0]
+
+
+def test_a_program_of_several_trials_stops_when_all_of_them_are_late():
+    steps = [3, 1, 2, 4, 3, 6]
+    assert asked_together(lambda: True, None) == asked_together(None, lambda: True) == [steps, steps]
+    assert asked_together(lambda: True, lambda: False) == [steps, steps]
+    assert asked_together(lambda: True, lambda: True) == ["late", "late"]
 
 
 def test_models_that_cannot_be_stacked_train_as_they_always_do():
