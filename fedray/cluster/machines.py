@@ -17,13 +17,13 @@ Look = Mapping[str, Any]
 
 def examine(nodes: Sequence[Node], looked: Mapping[str, Look], is_here: bool = False) -> Iterator[Finding]:
     """Yield what nodes lack, and one line for each check that all of them pass."""
-    checks: tuple[tuple[str, Callable[[Look], tuple[str, str]], str], ...] = (
-        ("disk", _disk, f"{_gib(DISK)} and more free"),
-        ("shared memory", _shared, f"/dev/shm has {_gib(SHARED)} and more free"),
-        ("open files", _files, f"{OPEN_FILES} and more"),
+    checks: tuple[tuple[str, str, Callable[[Look], tuple[str, str]], str], ...] = (
+        ("disk", "disk_free", _disk, f"{_gib(DISK)} and more free"),
+        ("shared memory", "shared", _shared, f"/dev/shm has {_gib(SHARED)} and more free"),
+        ("open files", "open_files", _files, f"{OPEN_FILES} and more"),
     )
-    for name, look_at, fine in checks:
-        wrong = [(node, *look_at(looked[node.id])) for node in nodes]
+    for name, figure, look_at, fine in checks:
+        wrong = [(node, *(_unread(figure, looked[node.id]) or look_at(looked[node.id]))) for node in nodes]
         lacking = [(node, what, fix) for node, what, fix in wrong if what]
         yield from (Finding(name, FAIL, f"{node.name}: {what}", fix) for node, what, fix in lacking)
         if nodes and not lacking:
@@ -34,11 +34,25 @@ def examine(nodes: Sequence[Node], looked: Mapping[str, Look], is_here: bool = F
             yield from _credentials(node, looked[node.id])
 
 
+def _unread(figure: str, look: Look) -> tuple[str, str] | None:
+    """Return what keeps a figure from being read on a node and the fix, or None where it was read."""
+    error = look["unread"].get(figure)
+    if error is None:
+        return None
+    what, fix = {
+        "disk_free": ("Ray's folder", "make the folder that RAY_TMPDIR names there, or unset it"),
+        "shared": ("/dev/shm", "mount it, or let Ray's user into it"),
+        "open_files": ("the limit of open files", "look at the node's limits"),
+        "credentials": ("its token or certificate", "let Ray's user there read them"),
+    }[figure]
+    return f"{what} cannot be looked at ({error})", fix
+
+
 def _disk(look: Look) -> tuple[str, str]:
     if look["disk_free"] >= DISK:
         return "", ""
     return (
-        f"{_gib(look['disk_free'])} free in Ray's folder, {_gib(DISK)} wanted",
+        f"{_less(look['disk_free'], DISK)} free in Ray's folder, {_gib(DISK)} wanted",
         "free some, or ray start --temp-dir",
     )
 
@@ -48,7 +62,7 @@ def _shared(look: Look) -> tuple[str, str]:
         return "", ""
     total, free = look["shared"]
     fix = "in a container: --shm-size=2g; else mount -o remount,size=2g /dev/shm"
-    return f"/dev/shm has {_gib(free)} of {_gib(total)} free, Ray wants {_gib(SHARED)}", fix
+    return f"/dev/shm has {_less(free, SHARED)} of {_gib(total)} free, Ray wants {_gib(SHARED)}", fix
 
 
 def _files(look: Look) -> tuple[str, str]:
@@ -80,6 +94,8 @@ def _others(node: Node, look: Look) -> Iterator[Finding]:
 
 def _credentials(node: Node, look: Look) -> Iterator[Finding]:
     """Yield what a node says of its own token and certificate."""
+    if wrong := _unread("credentials", look):
+        yield Finding("token", FAIL, f"{node.name}: {wrong[0]}", wrong[1])
     for check, status, message, fix in look["credentials"]:
         yield Finding(check, status, f"{node.name}: {message}", fix)
 
@@ -111,3 +127,10 @@ def clocks(nodes: Sequence[Node], skews: Mapping[str, tuple[float, float]]) -> I
 
 def _gib(size: int) -> str:
     return f"{size / GIB:.1f} GiB"
+
+
+def _less(size: int, wanted: int) -> str:
+    """Return a size in words that read as less than another, with as many digits as that takes."""
+    if _gib(size) != _gib(wanted):
+        return _gib(size)
+    return f"{size / GIB:.3f} GiB" if round(size / GIB, 3) < wanted / GIB else f"{size} B"

@@ -13,25 +13,62 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 
 def look(cluster: str, address: str, folders: Mapping[str, str | None]) -> dict[str, Any]:
-    """Return what this node is like; `folders` are those of the sites that belong here."""
+    """Return what this node is like; `folders` are those of the sites that belong here.
+
+    A figure that the system does not give is named under `unread`, with the kind of the error.
+    """
+    unread: dict[str, str] = {}
+
+    def figure(name: str, read: Callable[[], Any], otherwise: Any = None) -> Any:
+        try:
+            return read()
+        except OSError as error:
+            unread[name] = type(error).__name__
+            return otherwise
+
     return {
         "ray": ray_version(),
         "python": platform.python_version(),
-        "fedray": fedray_code(),
-        "disk_free": shutil.disk_usage(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).free,
-        "shared": shutil.disk_usage("/dev/shm")[::2] if os.path.isdir("/dev/shm") else None,
-        "open_files": open_files(),
-        "other_rays": other_rays(cluster),
+        "user": user(),
+        "fedray": figure("fedray", fedray_code, ("", "")),
+        "disk_free": figure("disk_free", disk_free),
+        "shared": figure("shared", shared_memory),
+        "open_files": figure("open_files", open_files),
+        "other_rays": figure("other_rays", lambda: other_rays(cluster), 0),
         "reports_usage": os.environ.get("RAY_USAGE_STATS_ENABLED", "1") not in ("0", "false"),
-        "credentials": credentials_there(address),
+        "credentials": figure("credentials", lambda: credentials_there(address), []),
         "folders": {site: count_entries(site, folder) for site, folder in folders.items()},
+        "unread": unread,
     }
+
+
+def user() -> str:
+    """Return the user that this process runs as: its name, where the system knows one, and its number."""
+    if os.name == "nt":
+        return os.environ.get("USERNAME", "of this process")
+    import pwd
+
+    number = os.getuid()
+    try:
+        return f"{pwd.getpwuid(number).pw_name} (uid {number})"
+    except KeyError:
+        return f"uid {number}"
+
+
+def disk_free() -> int:
+    """Return the bytes that are free in Ray's folder."""
+    return shutil.disk_usage(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).free
+
+
+def shared_memory() -> tuple[int, int] | None:
+    """Return the size of /dev/shm and how much of it is free; None where there is none."""
+    return shutil.disk_usage("/dev/shm")[::2] if os.path.isdir("/dev/shm") else None
 
 
 def ray_version() -> str:
@@ -84,7 +121,8 @@ def credentials_there(address: str) -> list[tuple[str, str, str, str]]:
 
 
 def count_entries(site: str, folder: str | None) -> int | str:
-    """Return the number of entries of a site's folder; `missing`, or `unsaid` where nobody names one.
+    """Return the number of entries of a site's folder; `unsaid` where nobody names one, `missing`,
+    `unreadable` for the user here, or `failing` where the file system gives an error.
 
     A site map names it, or the node's own environment: the folder there, or the one of the site's name in it.
     """
@@ -93,9 +131,17 @@ def count_entries(site: str, folder: str | None) -> int | str:
         folder = os.path.join(own, site) if os.path.isdir(os.path.join(own, site)) else own
     if not folder:
         return "unsaid"
-    if not os.path.exists(folder):
+    try:
+        os.stat(folder)  # unlike os.path.exists it tells a folder that is shut from one that is not there
+        found = len(os.listdir(folder)) if os.path.isdir(folder) else 1
+    except (FileNotFoundError, NotADirectoryError):
         return "missing"
-    return len(os.listdir(folder)) if os.path.isdir(folder) else 1
+    except PermissionError:
+        return "unreadable"
+    except OSError:
+        return "failing"
+    needed = os.R_OK | os.X_OK if os.path.isdir(folder) else os.R_OK
+    return found if os.access(folder, needed) else "unreadable"
 
 
 def clock() -> float:

@@ -25,6 +25,7 @@ from fedray.runtime.findings import FAIL, NOTE, PASS, Finding, problems
 from fedray.runtime.handshake import LIMIT_S, own_address, parse, shake
 from fedray.runtime.node_probe import reach
 from fedray.runtime.ray_gcs import Node
+from fedray.runtime.versions import LET, MATCH_LEVEL, is_let
 
 ONE_DOMAIN = (
     "All nodes of this Ray cluster can run code on each other and read each other's data. "
@@ -97,7 +98,7 @@ def knock(
         lambda: _credentials(credentials),
         lambda: _reached(host, port),
         lambda: shake(host, port, credentials, "the head"),
-        lambda: _asked(door, credentials),
+        lambda: _asked(door, credentials, environment),
         # a cluster that was called at 127.0.0.1 may have nodes elsewhere all the same
         lambda: _secure(
             [node.address for node in door.nodes] if is_loopback(host) else [], credentials, environment
@@ -157,7 +158,7 @@ def _reached(host: str, port: int) -> Iterator[Finding]:
         yield Finding("head", PASS, f"{host} answers on port {port}")
 
 
-def _asked(door: Door, credentials: Credentials) -> Iterator[Finding]:
+def _asked(door: Door, credentials: Credentials, environment: Mapping[str, str]) -> Iterator[Finding]:
     """Ask the head's server who it is and who is there."""
     with ray_gcs.channel(door.address, credentials) as channel:
         refused = _refusal(channel, credentials)
@@ -168,7 +169,7 @@ def _asked(door: Door, credentials: Credentials) -> Iterator[Finding]:
         try:
             door.nodes = ask.nodes()
             door.dashboard = ask.kept(ray_gcs.DASHBOARD).decode()
-            yield _versions(ask.kept(ray_gcs.METADATA))
+            yield _versions(ask.kept(ray_gcs.METADATA), environment)
         except grpc.RpcError as error:
             yield Finding("head", FAIL, f"it answered once and no more ({error.code().name})", "run it again")
 
@@ -195,17 +196,20 @@ def _refusal(channel: object, credentials: Credentials) -> list[Finding]:
     return [Finding("token", PASS, "the head takes ours, and refuses a call without")] if shown else []
 
 
-def _versions(kept: bytes) -> Finding:
+def _versions(kept: bytes, environment: Mapping[str, str]) -> Finding:
     theirs = json.loads(kept) if kept else {}
     ours = {"Ray": ray.__version__, "Python": platform.python_version()}
     found = {name: theirs.get(f"{name.lower()}_version", "unknown") for name in ours}
     other = [
         f"{name} {found[name]} at the head, {ours[name]} here" for name in ours if found[name] != ours[name]
     ]
+    if found["Ray"] == ours["Ray"] and is_let(found["Python"], ours["Python"], environment):
+        return Finding("versions", NOTE, f"{other[0]}: {LET}")
     if other:
         wanted = f"'ray[default]=={ours['Ray']}' under Python {ours['Python']}"
         fix = (
-            f"one version everywhere: pip install {wanted} at the head and start it again, or the head's here"
+            f"one version everywhere: pip install {wanted} at the head and start it again, or the head's "
+            f"here (another patch level of Python: export {MATCH_LEVEL}=minor on every node and here)"
         )
         return Finding("versions", FAIL, "; ".join(other), fix)
     return Finding("versions", PASS, ", ".join(f"{name} {version}" for name, version in ours.items()))

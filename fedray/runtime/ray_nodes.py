@@ -7,6 +7,7 @@ answer is named, and never waited for.
 import contextlib
 import itertools
 import logging
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from fedray.runtime import node_probe
 from fedray.runtime.findings import FAIL, NOTE, PASS, Finding, problems
 from fedray.runtime.ray_door import Door, SiteAt
 from fedray.runtime.ray_gcs import Node
+from fedray.runtime.versions import LET, MATCH_LEVEL, is_let
 
 CLOCKS_S = 2.0  # for the clocks of all nodes
 MOST_TOLD = 5  # sites
@@ -110,21 +112,32 @@ def silent(door: Door, looked: Mapping[str, Any]) -> Iterator[Finding]:
             yield Finding("node", FAIL, f"{node.name}: {answer.why}", fix)
 
 
-def versions(door: Door, looked: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield each node whose Ray, Python or fedray is not the one here, or one line where all are."""
+def versions(
+    door: Door, looked: Mapping[str, Any], environment: Mapping[str, str] = os.environ
+) -> Iterator[Finding]:
+    """Yield each node whose Ray, Python or fedray is not the one here, or one line where all are.
+
+    Another patch level of Python is only noted where the environment here says so, as Ray itself takes it.
+    """
     ours = {"Ray": node_probe.ray_version(), "Python": platform.python_version()}
     code = node_probe.fedray_code()
     is_same = True
     for node, look in _answered(door, looked):
-        other = [
-            f"{name} {look[name.lower()]}, {version} here"
+        differs = {
+            name: f"{name} {look[name.lower()]}, {version} here"
             for name, version in ours.items()
             if look[name.lower()] != version
-        ]
-        other += _other_code(tuple(look["fedray"]), code)
+        }
+        if is_let(look["python"], ours["Python"], environment):
+            yield Finding("versions", NOTE, f"{node.name}: {differs.pop('Python')}: {LET}")
+        other = [*differs.values(), *_other_code(tuple(look["fedray"]), code)]
+        if unread := look["unread"].get("fedray"):
+            other = [*differs.values(), f"the files of fedray cannot be read ({unread})"]
         if other:
             is_same = False
             fix = f"install there what is here: fedray {code[0]}, Ray {ours['Ray']}, Python {ours['Python']}"
+            if set(differs) == {"Python"}:
+                fix += f" (another patch level: export {MATCH_LEVEL}=minor on every node and here)"
             yield Finding("versions", FAIL, f"{node.name}: {'; '.join(other)}", fix)
     if is_same:
         yield Finding("versions", PASS, f"fedray {code[0]} ({code[1]}) on every node that answered")
@@ -142,16 +155,13 @@ def _other_code(there: tuple[str, ...], here: tuple[str, str]) -> list[str]:
 
 def data(door: Door, looked: Mapping[str, Any], sites: Mapping[str, SiteAt]) -> Iterator[Finding]:
     """Yield each site whose data are not on its node; the number of entries is all that left the node."""
-    found = {
-        (site, node.name): told
-        for node, look in _answered(door, looked)
-        for site, told in look["folders"].items()
-    }
+    answered = list(_answered(door, looked))
+    found = {(site, node.name): told for node, look in answered for site, told in look["folders"].items()}
+    users = {node.name: look["user"] for node, look in answered}
     for (site, node), told in found.items():
-        if told in ("missing", 0):
-            what = "is empty" if told == 0 else "is not there"
-            fix = f"put the data of {site} on that node, or mend sites.{site}.data in the site map"
-            yield Finding("data", FAIL, f"site {site} on {node}: its data folder {what}", fix)
+        if wrong := _wrong_data(site, told, users[node]):
+            what, fix = wrong
+            yield Finding("data", FAIL, f"site {site} on {node}: {what}", fix)
     unsaid = sorted({site for (site, _), told in found.items() if told == "unsaid"})
     if unsaid:
         names = ", ".join(unsaid[:MOST_TOLD]) + (", ..." if len(unsaid) > MOST_TOLD else "")
@@ -161,9 +171,25 @@ def data(door: Door, looked: Mapping[str, Any], sites: Mapping[str, SiteAt]) -> 
             f"nobody says where the data of {names} lie ({len(unsaid)} of {len(sites)})",
             "sites.NAME.data in the site map, or FEDRAY_SITE_DATA=FOLDER before ray start on the node",
         )
-    there = {site for (site, _), told in found.items() if told not in ("missing", "unsaid", 0)}
+    there = {site for (site, _), told in found.items() if isinstance(told, int) and told}
     if there:
         yield Finding("data", PASS, f"{len(there)} of {len(sites)} sites have data on their node")
+
+
+def _wrong_data(site: str, told: int | str, user: str) -> tuple[str, str] | None:
+    """Return what is wrong with a site's data on its node and the fix, or None."""
+    mend = f"put the data of {site} on that node, or mend sites.{site}.data in the site map"
+    wrong: dict[int | str, tuple[str, str]] = {
+        "missing": ("its data folder is not there", mend),
+        0: ("its data folder is empty", mend),
+        "unreadable": (
+            f"the user {user} there may not read its data",
+            "let that user read them (chown or chmod on the node, and the folders above them), or start Ray "
+            "there as a user who may",
+        ),
+        "failing": ("the file system there fails to read its data", "look at the node's disk or its mounts"),
+    }
+    return wrong.get(told)
 
 
 def _answered(door: Door, looked: Mapping[str, Any]) -> Iterator[tuple[Node, Mapping[str, Any]]]:

@@ -1,5 +1,8 @@
 """What nodes lack as machines: each lack names its node and its fix, what all have is one line."""
 
+import errno
+import os
+
 import pytest
 
 from fedray.cluster import machines
@@ -17,6 +20,7 @@ FINE = {
     "other_rays": 0,
     "reports_usage": False,
     "credentials": [],
+    "unread": {},
 }
 
 
@@ -31,6 +35,12 @@ def test_machines_that_have_all_give_one_line_a_check():
 
 @pytest.mark.parametrize(("other", "check", "message"), [
     ({"disk_free": machines.GIB}, "disk", "10.0.0.2 (h001): 1.0 GiB free in Ray's folder, 2.0 GiB wanted"),
+    ({"disk_free": machines.DISK - 4 * 2**20}, "disk", "10.0.0.2 (h001): 1.996 GiB free in Ray's folder"),
+    ({"disk_free": machines.DISK - 1}, "disk", "10.0.0.2 (h001): 2147483647 B free in Ray's folder, 2.0 GiB"),
+    ({"disk_free": None, "unread": {"disk_free": "FileNotFoundError"}}, "disk",
+     "10.0.0.2 (h001): Ray's folder cannot be looked at (FileNotFoundError)"),
+    ({"unread": {"credentials": "PermissionError"}}, "token",
+     "10.0.0.2 (h001): its token or certificate cannot be looked at (PermissionError)"),
     ({"shared": (64 * 2**20, 64 * 2**20)}, "shared memory", "10.0.0.2 (h001): /dev/shm has 0.1 GiB of"),
     ({"open_files": (1024, 20000)}, "open files", "10.0.0.2 (h001): a process may have 1024 files open"),
 ])  # fmt: skip
@@ -82,6 +92,33 @@ def test_only_a_count_of_a_folder_is_returned(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDRAY_SITE_DATA", str(tmp_path))
     (tmp_path / "h002").mkdir()
     assert [node_probe.count_entries(site, None) for site in ("h001", "h002")] == [2, 0]
+
+
+def test_folder_that_the_user_may_not_read_is_told_from_one_that_is_not_there(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert node_probe.count_entries("h001", str(tmp_path)) == "unreadable"
+    monkeypatch.setattr(os, "listdir", refuse)
+    assert node_probe.count_entries("h001", str(tmp_path)) == "unreadable"
+    monkeypatch.setattr(os, "stat", refuse)
+    assert node_probe.count_entries("h001", str(tmp_path)) == "unreadable"
+
+
+def test_folder_whose_file_system_fails_is_no_answer_that_fails(tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "listdir", fail)
+    assert node_probe.count_entries("h001", str(tmp_path)) == "failing"
+
+
+def test_figure_that_the_system_does_not_give_leaves_the_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "none"))
+    told = node_probe.look("", "10.0.0.2", {})
+    assert told["unread"] == {"disk_free": "FileNotFoundError"} and told["disk_free"] is None
+    assert told["open_files"] and told["user"]
 
 
 def test_digest_of_the_source_changes_with_a_file(tmp_path, monkeypatch):
