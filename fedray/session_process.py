@@ -14,8 +14,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -117,7 +117,7 @@ def _train(asked: Asked, events: Events, view: View | None, is_over: threading.E
     phases.ended("Ray imported")
     with ThreadPoolExecutor(1) as pool:
         building = pool.submit(_build, asked, events, is_over)
-        settings, sites = asked.tree["runtime"], _sites(asked.tree)
+        settings, sites = asked.tree["runtime"], _sites(asked.tree, building)
         try:
             ray_start.start_ray(settings.get("address", "local"), settings.get("num_cpus"), sites)
         except FedrayError as error:  # told at once, while the experiment is still being built
@@ -129,14 +129,18 @@ def _train(asked: Asked, events: Events, view: View | None, is_over: threading.E
     return run(asked, experiment, view, here=True)
 
 
-def _sites(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the sites of a cluster's site map, whose data must be where it says; none without a map."""
+def _sites(tree: Mapping[str, Any], building: "Future[Any]") -> Callable[[], Mapping[str, Any]]:
+    """Return a function that waits for the experiment, and returns the sites of a site map whose data must be
+    on their nodes; none without a map.
+    """
     path = tree["runtime"].get("site_map")
     if path is None:
-        return {}
+        return dict
+    from fedray.cluster import node_data
     from fedray.cluster.site_map import SiteMap
 
-    return SiteMap.read(path).sites
+    sites = SiteMap.read(path).sites
+    return lambda: node_data.read_there(building.result().data, sites)
 
 
 def _build(asked: Asked, events: Events, is_over: threading.Event) -> Any:

@@ -119,7 +119,7 @@ class _Join:
         from fedray.runtime.ray_start import start_ray
 
         site_map = self.site_map
-        start_ray(self.address, sites=node_data.read_there(openers, site_map.sites))
+        start_ray(self.address, sites=lambda: node_data.read_there(openers, site_map.sites))
         nodes = ray_hosts.living_nodes()
         problems = list(matching.selector_problems(site_map, list(data), nodes, self.absent, self.regional))
         if problems:

@@ -47,7 +47,8 @@ def own_path(site: str) -> str | None:
 
 def read_there(openers: Mapping[str, Callable[[], Any]], sites: Mapping[str, Site]) -> dict[str, Site]:
     """Return the sites whose data are read from a path on their node, which must be there before a run."""
-    return {site: sites[site] for site, opener in openers.items() if hasattr(opener, "at")}
+    return {site: sites[site] for site, opener in openers.items()
+            if site in sites and hasattr(opener, "at")}
 
 
 def at_node(openers: Mapping[str, Callable[[], Any]], sites: Mapping[str, Site]

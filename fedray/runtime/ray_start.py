@@ -11,34 +11,37 @@ import os
 import secrets
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import exceptions as ray_errors
 
-from fedray.errors import ClusterError, HostError
+from fedray.errors import ClusterError, FedrayError, HostError
 from fedray.runtime.ray_environment import WORKER_ENVIRONMENT
 
 if TYPE_CHECKING:
     from fedray.runtime.ray_door import SiteAt
 
 JOIN_S = 20.0  # the cluster has answered all questions by then, so this is Ray's own work
+STARTING = (ConnectionError, RuntimeError, ValueError, TimeoutError, ray_errors.RayError)
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
-def start_ray(address: str, num_cpus: int | None = None, sites: "Mapping[str, SiteAt] | None" = None) -> None:
+def start_ray(
+    address: str, num_cpus: int | None = None, sites: "Callable[[], Mapping[str, SiteAt]]" = dict
+) -> None:
     """Start a Ray of our own (`local`) or join the one at `address`; do nothing where this process has one
     already.
 
     A cluster is asked at its door first: see ray_door.py; then its nodes, for their code and the data of the
-    `sites` of a site map. Raises HostError where it does not start or answer, ClusterError where it may not
-    be joined.
+    `sites` of a site map, which are asked for when it is joined: a run builds its data set meanwhile. Raises
+    HostError where it does not start or answer, ClusterError where it may not be joined.
     """
     if ray.is_initialized():
         return
     if address != "local":
-        join_checked(address, sites or {})
+        join_checked(address, sites)
         return
     _keep_the_token()
     with _worker_environment(), _named(address):
@@ -63,15 +66,15 @@ def _keep_the_token() -> None:
         )
 
 
-def join_checked(address: str, sites: "Mapping[str, SiteAt]") -> None:
+def join_checked(address: str, sites: "Callable[[], Mapping[str, SiteAt]]") -> None:
     """Join the cluster at an address after asking it, and then each node for its code and its sites' data."""
     from fedray.runtime import ray_door, ray_nodes
 
     door = ray_door.enter(address)
     join(address)
     try:
-        ray_nodes.require(door, sites)
-    except ClusterError:
+        ray_nodes.require(door, sites())
+    except FedrayError:
         ray.shutdown()
         raise
 
@@ -106,7 +109,10 @@ def _named(address: str) -> Iterator[None]:
     """Turn what Ray raises while it starts or joins into HostError."""
     try:
         yield
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray_errors.RayError) as error:
+    except Exception as error:
+        # of a node that is not up in time Ray raises an Exception without a class of its own
+        if type(error) is not Exception and not isinstance(error, STARTING):
+            raise
         check = "`fedray doctor`" if address == "local" else f"`fedray cluster check --address {address}`"
         raise HostError(
             f"Ray at {address!r} did not start or answer ({type(error).__name__}): check it with {check}; "

@@ -1,10 +1,14 @@
 """Sites' own folders: the map's path, else the node's environment, else what the data set says."""
 
+from concurrent.futures import Future
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
-from fedray.cluster.node_data import at_node
+import fedray as fr
+from fedray import session_process
+from fedray.cluster.node_data import at_node, read_there
 from fedray.errors import ConfigError
 from tests.unit.cluster.nodes import site_map
 
@@ -51,3 +55,17 @@ def test_openers_that_read_no_path_stay_as_they_are(monkeypatch):
     monkeypatch.setenv("FEDRAY_SITE_DATA", "/srv")
     openers = {"a": dict}
     assert at_node(openers, site_map(a={}).sites) is openers
+
+
+def test_only_data_that_are_read_from_a_path_must_be_there_before_a_run():
+    sites = site_map(a={}, b={}).sites
+    assert list(read_there({"a": Reads(), "b": dict, "c": Reads()}, sites)) == ["a"]
+
+
+def test_a_run_on_made_up_data_looks_for_no_folder(tmp_path):
+    path = tmp_path / "map.yaml"
+    path.write_text("sites: {h001: {}, h002: {}}\n")
+    building = Future()
+    sites = session_process._sites({"runtime": {"site_map": str(path)}}, building)
+    building.set_result(SimpleNamespace(data=fr.data.synthetic_icu(num_sites=2, scale=0.02)))
+    assert sites() == {}

@@ -1,19 +1,24 @@
 """The door of a cluster as far as no Ray is needed: what is refused, and what a port that is none says."""
 
 import contextlib
+import json
+import platform
 import socket
 import threading
 import time
 from dataclasses import dataclass
 
 import pytest
+import ray
 
-from fedray.errors import ClusterError, ConfigError
+from fedray.errors import ClusterError, ConfigError, HostError
 from fedray.runtime import ray_door, ray_gcs, ray_start
 from fedray.runtime.credentials import INSECURE, Credentials, from_environment
 from fedray.runtime.findings import FAIL
 from fedray.runtime.handshake import greet, parse, shake
+from fedray.runtime.versions import MATCH_LEVEL
 
+OURS = ".".join(platform.python_version_tuple()[:2])
 PATIENCE_S = 10.0  # what the preflight may take to name a cause
 
 
@@ -159,3 +164,34 @@ def test_sentence_on_one_trust_domain_is_that_of_the_trust_statement():
     from fedray.core import trust
 
     assert ray_door.ONE_DOMAIN == trust.ONE_DOMAIN
+
+
+@pytest.mark.parametrize(("python", "settings", "status"), [
+    (platform.python_version(), {}, "PASS"),
+    (f"{OURS}.999", {}, FAIL),
+    (f"{OURS}.999", {MATCH_LEVEL: "patch"}, FAIL),
+    (f"{OURS}.999", {MATCH_LEVEL: "minor"}, "NOTE"),
+    ("3.1.0", {MATCH_LEVEL: "minor"}, FAIL),
+])  # fmt: skip
+def test_another_patch_level_of_python_at_the_head_is_noted_where_ray_is_told_to_take_it(
+    python, settings, status
+):
+    kept = json.dumps({"ray_version": ray.__version__, "python_version": python}).encode()
+    assert ray_door._versions(kept, settings).status == status
+
+
+def test_another_ray_is_refused_whatever_the_level_of_python():
+    kept = json.dumps({"ray_version": "1.0", "python_version": f"{OURS}.999"}).encode()
+    found = ray_door._versions(kept, {MATCH_LEVEL: "minor"})
+    assert found.status == FAIL and "Ray 1.0 at the head" in found.message
+
+
+@pytest.mark.parametrize("error", [Exception("The current node timed out during startup"), RuntimeError()])
+def test_what_ray_raises_while_it_starts_is_a_host_error(error):
+    with pytest.raises(HostError, match="did not start or answer"), ray_start._named("local"):
+        raise error
+
+
+def test_what_is_no_failure_of_ray_is_left_as_it_is():
+    with pytest.raises(ClusterError, match="as it is"), ray_start._named("local"):
+        raise ClusterError("as it is")
