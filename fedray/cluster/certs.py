@@ -29,9 +29,11 @@ from fedray.runtime.credentials import Certificate, read_certificate
 HOME = Path("~/.fedray/cluster")
 CA_DAYS = 3650
 NODE_DAYS = 365
+MOST_DAYS = 36500  # a hundred years
 TOKEN_BYTES = 32
 EARLIER = dt.timedelta(hours=1)  # valid from: clocks of nodes may be a little behind
 LOOPBACK = ("127.0.0.1", "localhost")
+DNS_NAME = re.compile(r"(\*\.)?(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*")
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -50,20 +52,33 @@ def make_authority(folder: Path, days: int = CA_DAYS, renew: bool = False) -> Ce
     ends. Raises ConfigError where there is one already, or none to renew.
     """
     _check_days(days)
-    if (folder / "ca.key").exists() and not renew:
+    if renew:
+        authority = _authority(folder)
+        name, key = authority.certificate.subject, authority.key
+    else:
+        _check_free(folder)
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"fedray cluster {secrets.token_hex(4)}")])
+    certificate = _signed(_authority_builder(name, key, days), key)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not renew:
+        _write_secret(folder / "ca.key", _pem(key))
+    _write(folder / "ca.crt", certificate)  # last: a key without it is no authority
+    return read_certificate(folder / "ca.crt")
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse a folder that has an authority. A key alone is none, but for the nodes that it has signed."""
+    if (folder / "ca.crt").exists():
         raise ConfigError(
             "there is an authority in this folder already, and its nodes trust no other. Fix: "
             "fedray cluster certs init --renew to lengthen it, or another --folder"
         )
-    key = _authority(folder).key if renew else ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"fedray cluster {secrets.token_hex(4)}")])
-    if renew:
-        name = _authority(folder).certificate.subject
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not renew:
-        _write_secret(folder / "ca.key", _pem(key))
-    _write(folder / "ca.crt", _signed(_authority_builder(name, key, days), key))
-    return read_certificate(folder / "ca.crt")
+    if copies := sorted((folder / "nodes").glob("*/ca.crt")):
+        raise ConfigError(
+            "ca.crt is not in this folder, and nodes are that it was given to. Fix: copy "
+            f"nodes/{copies[0].parent.name}/ca.crt back to ca.crt, or another --folder"
+        )
 
 
 def make_node(
@@ -76,8 +91,9 @@ def make_node(
 ) -> Certificate:
     """Make the certificate of a node that is reached at these addresses and names.
 
-    A renewal makes a new key, and keeps addresses and names where none are given. Raises ConfigError on an
-    address that is none, a node that exists (or, renewed, does not), or where there is no authority.
+    A renewal makes a new key, and keeps addresses and names where none are given. No certificate outlives its
+    authority. Raises ConfigError on an address that is none, a node that exists (or, renewed, does not), or
+    where there is no authority, or one that has ended.
     """
     _check_days(days)
     if not NODE_NAME.fullmatch(name):
@@ -91,10 +107,10 @@ def make_node(
             f"node {name}: no address given, and Ray calls nodes by it. Fix: "
             f"fedray cluster certs node {name} --ip ADDRESS, that of `ray start --node-ip-address`"
         )
-    if (home / "node.key").exists() != renew:
+    if (home / "node.crt").exists() != renew:
         what = "no certificate to renew" if renew else "a certificate already"
         raise ConfigError(f"node {name} has {what}. Fix: {'leave --renew out' if renew else 'add --renew'}")
-    authority = _authority(folder)
+    authority = _valid_authority(folder)
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = _signed(
         _node_builder(authority, name, key, _alternatives(addresses, names), days), authority.key
@@ -109,6 +125,8 @@ def make_node(
 def make_token(path: Path) -> None:
     """Write a new token to a file that only its owner may read. Raises ConfigError where there is one."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if path.is_file() and path.stat().st_size == 0:
+        path.unlink()  # one that was stopped between making the file and writing it
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -145,6 +163,17 @@ def _authority(folder: Path) -> Authority:
     return Authority(certificate, key)
 
 
+def _valid_authority(folder: Path) -> Authority:
+    authority = _authority(folder)
+    ends = authority.certificate.not_valid_after_utc
+    if ends <= dt.datetime.now(dt.UTC):
+        raise ConfigError(
+            f"the authority ended on {ends:%Y-%m-%d}. Fix: fedray cluster certs init --renew, and the new "
+            "ca.crt to every node"
+        )
+    return authority
+
+
 def _alternatives(addresses: Sequence[str], names: Sequence[str]) -> list[x509.GeneralName]:
     """Return what a node may be called at, its own loopback among it, in order and once."""
     found: dict[x509.GeneralName, None] = {}
@@ -156,16 +185,21 @@ def _alternatives(addresses: Sequence[str], names: Sequence[str]) -> list[x509.G
                 f"{address!r} is no IP address. Fix: --ip 10.0.0.1; a name goes to --dns"
             ) from None
     for name in (*names, LOOPBACK[1]):
-        try:
-            found[x509.DNSName(name)] = None
-        except ValueError:
-            raise ConfigError(f"{name!r} is no DNS name. Fix: write it in ASCII (punycode)") from None
+        if not DNS_NAME.fullmatch(name) or len(name) > 253:
+            raise ConfigError(
+                f"{name!r} is no DNS name. Fix: --dns h001.example, in ASCII (punycode), parts of letters, "
+                "digits and '-' with dots between them"
+            )
+        found[x509.DNSName(name)] = None
     return list(found)
 
 
-def _validity(builder: x509.CertificateBuilder, days: int) -> x509.CertificateBuilder:
+def _validity(
+    builder: x509.CertificateBuilder, days: int, latest: dt.datetime | None = None
+) -> x509.CertificateBuilder:
     now = dt.datetime.now(dt.UTC)
-    return builder.not_valid_before(now - EARLIER).not_valid_after(now + dt.timedelta(days=days))
+    ends = now + dt.timedelta(days=days)
+    return builder.not_valid_before(now - EARLIER).not_valid_after(min(ends, latest) if latest else ends)
 
 
 def _authority_builder(
@@ -194,7 +228,7 @@ def _node_builder(
     builder = x509.CertificateBuilder(subject_name=subject, issuer_name=issuer.subject, public_key=public)
     identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
     return (
-        _validity(builder.serial_number(x509.random_serial_number()), days)
+        _validity(builder.serial_number(x509.random_serial_number()), days, issuer.not_valid_after_utc)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(both), critical=False)
@@ -229,8 +263,10 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _check_days(days: int) -> None:
-    if days < 1:
-        raise ConfigError(f"--days {days}: a certificate is valid for a day or more. Fix: --days {NODE_DAYS}")
+    if not 1 <= days <= MOST_DAYS:
+        raise ConfigError(
+            f"--days {days}: a certificate is valid for 1 to {MOST_DAYS} days. Fix: --days {NODE_DAYS}"
+        )
 
 
 def _write(path: Path, certificate: x509.Certificate) -> None:

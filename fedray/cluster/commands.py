@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -10,8 +11,9 @@ from typing import Any
 
 from fedray.cluster import certs, planner
 from fedray.errors import ConfigError
-from fedray.runtime.credentials import ENDS_SOON_DAYS, Certificate
+from fedray.runtime.credentials import ENDS_SOON_DAYS, Certificate, read_certificate
 from fedray.runtime.findings import FAIL, Finding
+from fedray.runtime.handshake import parse
 
 
 def add_parser(subparsers: Any) -> None:
@@ -61,6 +63,7 @@ def _add_runs(actions: Any) -> None:
     runs.set_defaults(do=_runs)
     stop = actions.add_parser("stop", help="end a run's aggregator and its hosts, for good")
     stop.add_argument("run", metavar="RUN", help="name of the run, as `fedray cluster runs` lists it")
+    stop.add_argument("--force", action="store_true", help="even where a driver was heard a moment ago")
     stop.set_defaults(do=_stop)
     for parser in (runs, stop):
         parser.add_argument("--address", metavar="HOST:PORT", required=True, help="the head's")
@@ -79,9 +82,12 @@ def run(args: argparse.Namespace) -> int:
     """Run one command and return its exit code. Raises: FedrayError on bad input."""
     try:
         return int(args.do(args))
-    except PermissionError as error:
+    except OSError as error:
+        if args.action != "certs":
+            raise
         raise ConfigError(
-            "the folder of certificates may not be read or written. Fix: --folder FOLDER"
+            f"the folder of certificates cannot be made, read or written ({type(error).__name__}). "
+            "Fix: --folder FOLDER, one that is yours and no file"
         ) from error
 
 
@@ -104,19 +110,15 @@ def _check(args: argparse.Namespace) -> int:
 
 def _runs(args: argparse.Namespace) -> int:
     """Print the runs that stand on a cluster, with or without a driver."""
-    from fedray.runtime import ray_standing
-    from fedray.runtime.ray_start import start_ray
-
-    start_ray(args.address)
-    found = ray_standing.leftovers()
+    found = _standing(args.address).leftovers()
     if args.json:
         print(json.dumps(found))
         return 0
     for run_name, facts in found.items():
-        driver = facts.get("driver") or "nobody"
-        silent = facts.get("silent_s")
-        since = f", silent for {silent:.0f} s" if silent is not None else ""
-        print(f"{run_name}: driven by {driver}{since}")
+        told = f"does not answer ({facts['error']})" if "error" in facts else (
+            f"driven by {facts['driver'] or 'nobody'}, silent for {facts['silent_s']:.0f} s"
+        )
+        print(f"{run_name}: {told}")
     if not found:
         print("no run's aggregator is there")
     return 0
@@ -124,13 +126,22 @@ def _runs(args: argparse.Namespace) -> int:
 
 def _stop(args: argparse.Namespace) -> int:
     """End what a run has left on a cluster."""
+    _standing(args.address).stop(args.run, args.force)
+    print(f"{args.run}: its aggregator and its hosts are ended; checkpoints stay")
+    return 0
+
+
+def _standing(address: str) -> Any:
+    """Join the cluster at an address, and return the module that knows of the runs there.
+
+    Raises ConfigError where it is no address of a cluster: `local` would start a Ray of our own.
+    """
+    parse(address)
     from fedray.runtime import ray_standing
     from fedray.runtime.ray_start import start_ray
 
-    start_ray(args.address)
-    ray_standing.stop(args.run)
-    print(f"{args.run}: its aggregator and its hosts are ended; checkpoints stay")
-    return 0
+    start_ray(address)
+    return ray_standing
 
 
 def _told(findings: Sequence[Finding], seconds: float, as_json: bool) -> int:
@@ -154,6 +165,9 @@ def _init(args: argparse.Namespace) -> int:
 def _node(args: argparse.Namespace) -> int:
     folder = args.folder.expanduser()
     made = certs.make_node(folder, args.name, args.ip, args.dns, args.days, args.renew)
+    if made.ends == read_certificate(folder / "ca.crt").ends:
+        print(f"it ends with its authority, on {made.ends:%Y-%m-%d}, and not after {args.days} days. Fix: "
+              "fedray cluster certs init --renew, then this again with --renew", file=sys.stderr)  # fmt: skip
     print(f"{made.subject} for {made.told_hosts}, until {made.ends:%Y-%m-%d}, "
           f"serial {made.serial}")  # fmt: skip
     print(f"copy {folder / 'nodes' / args.name} to the node, and before every `ray` and `fedray` there:")
@@ -163,7 +177,7 @@ def _node(args: argparse.Namespace) -> int:
 
 
 def _token(args: argparse.Namespace) -> int:
-    path = args.file or args.folder.expanduser() / "token"
+    path = (args.file or args.folder / "token").expanduser()
     certs.make_token(path)
     print(
         f"token in {path}: copy it to every node with mode 0600, and before every `ray` and `fedray` there:"

@@ -129,8 +129,9 @@ def read_certificate(path: Path) -> Certificate:
     try:
         return described(x509.load_pem_x509_certificate(path.read_bytes()))
     except (OSError, ValueError) as error:
+        kind = "init" if path.name == "ca.crt" else "node"
         raise ConfigError(
-            f"{path.name}: no certificate to read ({type(error).__name__}). Fix: fedray cluster certs node"
+            f"{path.name}: no certificate to read ({type(error).__name__}). Fix: fedray cluster certs {kind}"
         ) from error
 
 

@@ -35,10 +35,15 @@ class Lease:
         """Seconds since the last sign of life of a driver, or since the start."""
         return self._clock() - self._heard
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether a driver holds the run and was heard within the length of the lease."""
+        return self.holder is not None and self.silent_s <= self.lapse_s
+
     def take(self, driver: Driver) -> None:
         """Let a driver take the run. Raises Taken, which names the other, where that is alive."""
         holder = self.holder
-        if holder is not None and holder.id != driver.id and self.silent_s <= self.lapse_s:
+        if holder is not None and holder.id != driver.id and self.is_alive:
             raise Taken(
                 f"the run {self.run} is driven by {holder.title}, which gave a sign of life "
                 f"{self.silent_s:.1f} s ago. Fix: end that one; {self.lapse_s:g} s later another may go on"

@@ -18,7 +18,7 @@ from ray import exceptions as ray_errors
 
 from fedray.errors import HostError
 from fedray.runtime.federation import HostSpec, make_region
-from fedray.runtime.lease import Driver, Lease
+from fedray.runtime.lease import Driver, Lease, Taken
 from fedray.runtime.ray_actors import CONTROL
 from fedray.runtime.ray_transport import make_transport
 from fedray.runtime.revival import reset
@@ -92,7 +92,8 @@ class StandingActor:
         """Return who drives it and since when it has not been heard, for a list of what is left."""
         holder = self._lease.holder
         title = holder.title if holder else ""
-        return {"driver": title, "silent_s": self._lease.silent_s, "pid": os.getpid()}
+        silent_s, is_driven = self._lease.silent_s, self._lease.is_alive
+        return {"driver": title, "silent_s": silent_s, "is_driven": is_driven, "pid": os.getpid()}
 
     def build(
         self, driver_id: str, life: str, specs: Sequence[HostSpec], regions: Mapping[str, str], layout: str
@@ -180,12 +181,27 @@ def leftovers() -> dict[str, dict[str, Any]]:
     return found
 
 
-def stop(run: str) -> None:
-    """End the aggregator of a run and its hosts, for good. Raises HostError where there is none."""
+def stop(run: str, force: bool = False) -> None:
+    """End the aggregator of a run and its hosts, for good.
+
+    Raises HostError where there is none; Taken, which names the driver, where that was heard a moment ago,
+    unless by force. An aggregator that does not answer is ended.
+    """
     try:
         actor = ray.get_actor(name_of(run), NAMESPACE)
     except ValueError as error:
         raise HostError(
             f"no aggregator of a run {run!r} is on this cluster: it has ended, or it has another name"
         ) from error
+    if not force:
+        with contextlib.suppress(ray_errors.RayError):
+            _require_undriven(run, dict(ray.get(actor.facts.remote(), timeout=ASKED_S)))
     ray.kill(actor, no_restart=True)
+
+
+def _require_undriven(run: str, facts: Mapping[str, Any]) -> None:
+    if facts["is_driven"]:
+        raise Taken(
+            f"the run {run} is driven by {facts['driver']}, which gave a sign of life "
+            f"{facts['silent_s']:.1f} s ago. Fix: end that one, or fedray cluster stop {run} --force"
+        )

@@ -149,7 +149,10 @@ def test_token_is_not_made_twice(folder):
     (("h001", ["10.0.0.2"]), r"node h001 has a certificate already. Fix: add --renew"),
     (("../h", ["10.0.0.2"]), r"'../h' is no name of a node. Fix: "),
     (("h002", ["10.0.0.2"], ["h\u00f6he"]), r"is no DNS name. Fix: "),
+    (("h002", ["10.0.0.2"], ["bad name"]), r"'bad name' is no DNS name. Fix: --dns h001.example"),
+    (("h002", ["10.0.0.2"], ["a..b"]), r"'a..b' is no DNS name"),
     (("h002", ["10.0.0.2"], (), 0), r"--days 0: .*Fix: --days 365"),
+    (("h002", ["10.0.0.2"], (), 99999999), r"--days 99999999: .* 1 to 36500 days. Fix: --days 365"),
 ])  # fmt: skip
 def test_bad_input_is_refused_before_anything_is_written(folder, words, message):
     before = sorted(folder.rglob("*"))
@@ -176,7 +179,7 @@ def test_show_tells_every_certificate_and_fails_where_one_has_ended(folder, caps
         ["GOOD", "authority"], ["GOOD", "h001"], ["GOOD", "head"]]  # fmt: skip
     monkeypatch.setattr(certs, "EARLIER", dt.timedelta(days=10))
     real = certs._validity
-    monkeypatch.setattr(certs, "_validity", lambda builder, days: real(builder, -days))
+    monkeypatch.setattr(certs, "_validity", lambda builder, days, latest=None: real(builder, -days, latest))
     certs.make_node(folder, "h003", ["10.0.0.4"], days=2)
     assert call("show", "--folder", folder, "--json") == 1
     shown = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
@@ -192,3 +195,81 @@ def test_commands_make_what_a_node_needs_and_say_where_it_goes(tmp_path, capsys)
     names = {path.name for path in (tmp_path / "nodes" / "h001").iterdir()}
     assert names == {"node.crt", "node.key", "ca.crt"}
     assert (tmp_path / "token").read_text() not in said
+
+
+def test_authority_that_was_stopped_before_its_certificate_is_made_again(tmp_path, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    real = certs._write
+    monkeypatch.setattr(certs, "_write", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        certs.make_authority(tmp_path)
+    assert (tmp_path / "ca.key").exists() and not (tmp_path / "ca.crt").exists()
+    monkeypatch.setattr(certs, "_write", real)
+    certs.make_authority(tmp_path)
+    certs.make_node(tmp_path, "h001", ["10.0.0.2"])
+
+
+def test_days_that_cannot_be_leave_no_half_of_an_authority(tmp_path):
+    with pytest.raises(ConfigError, match=r"--days 99999999: "):
+        certs.make_authority(tmp_path / "new", days=99999999)
+    assert not (tmp_path / "new").exists()
+
+
+def test_key_that_has_signed_nodes_is_not_made_anew_where_its_certificate_is_gone(folder):
+    key = (folder / "ca.key").read_bytes()
+    (folder / "ca.crt").unlink()
+    with pytest.raises(ConfigError, match=r"ca.crt is not in this folder.*copy nodes/h001/ca.crt back"):
+        certs.make_authority(folder)
+    assert (folder / "ca.key").read_bytes() == key
+
+
+def test_node_that_was_stopped_before_its_certificate_is_made_again(folder):
+    (folder / "nodes" / "h001" / "node.crt").unlink()
+    assert certs.make_node(folder, "h001", ["10.0.0.2"]).addresses[0] == "10.0.0.2"
+
+
+def test_no_certificate_outlives_its_authority_and_that_is_said(tmp_path, capsys):
+    call("init", "--days", 20, "--folder", tmp_path)
+    call("node", "h001", "--ip", "10.0.0.2", "--folder", tmp_path)
+    ends = read_certificate(tmp_path / "ca.crt").ends
+    assert read_certificate(tmp_path / "nodes" / "h001" / "node.crt").ends == ends
+    said = capsys.readouterr().err
+    assert f"ends with its authority, on {ends:%Y-%m-%d}, and not after 365 days. Fix: " in said
+    call("node", "h002", "--ip", "10.0.0.3", "--days", 10, "--folder", tmp_path)
+    assert "authority" not in capsys.readouterr().err
+
+
+def test_authority_that_has_ended_signs_no_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(certs, "EARLIER", dt.timedelta(days=10))
+    real = certs._validity
+    monkeypatch.setattr(certs, "_validity", lambda builder, days, latest=None: real(builder, -days, latest))
+    certs.make_authority(tmp_path, days=2)
+    with pytest.raises(ConfigError, match=r"the authority ended on .* Fix: .*certs init --renew"):
+        certs.make_node(tmp_path, "h001", ["10.0.0.2"])
+
+
+@pytest.mark.parametrize("words", [["init"], ["token"], ["node", "h001", "--ip", "10.0.0.2"], ["show"]])
+def test_folder_that_is_a_file_is_refused_by_name(tmp_path, words):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"Fix: "):
+        call(*words, "--folder", tmp_path / "file")
+
+
+def test_home_is_meant_in_the_name_of_a_token_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    call("token", "--file", "~/here/token")
+    assert (tmp_path / "here" / "token").exists() and not (tmp_path / "~").exists()
+
+
+def test_token_that_was_stopped_before_it_was_written_is_made_again(tmp_path):
+    (tmp_path / "token").touch()
+    certs.make_token(tmp_path / "token")
+    assert len((tmp_path / "token").read_text()) == 64
+
+
+def test_folder_without_an_authority_is_told_how_to_make_one(tmp_path):
+    with pytest.raises(ConfigError, match=r"ca.crt: no certificate to read .*Fix: fedray cluster certs init"):
+        call("show", "--folder", tmp_path)

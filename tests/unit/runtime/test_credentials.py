@@ -106,7 +106,7 @@ def test_certificate_that_ends_soon_is_a_note(home):
 def test_certificate_outside_its_time_fails(home, monkeypatch, starts, ends, message):
     now = dt.datetime.now(dt.UTC)
 
-    def validity(builder, _):
+    def validity(builder, *_):
         return builder.not_valid_before(now + starts).not_valid_after(now + ends)
 
     monkeypatch.setattr(certs, "_validity", validity)

@@ -59,6 +59,14 @@ def test_silence_counts_from_the_last_sign_of_the_holder_alone(lease, clock):
     assert lease.silent_s == 0.0
 
 
+def test_lease_is_alive_until_its_driver_is_silent_for_its_length(lease, clock):
+    clock.now = 10.0
+    assert lease.is_alive
+    clock.now = 10.1
+    assert not lease.is_alive
+    assert not Lease("study", 10.0).is_alive
+
+
 def test_run_without_a_driver_is_nobodys():
     with pytest.raises(HostError, match="driven by nobody"):
         Lease("study", 10.0).check(ONE.id)
