@@ -103,6 +103,9 @@ class _Loader(yaml.SafeLoader):
         """Make a mapping."""
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is text, and no list or mapping", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"{key.value!r} is given twice", key.start_mark)
@@ -156,19 +159,22 @@ def _problems(content: Any) -> Iterator[str]:
             yield from _selector(f"regions.{name}.aggregator", told.get("aggregator"))
     yield from _section("defaults", content.get("defaults"), (*_RESOURCES, "region", "labels"))
     known = [str(name) for name in content.get("regions") or {}]
-    for name, told in {"": content.get("defaults"), **(content.get("sites") or {})}.items():
-        at = f"sites.{name}" if name else "defaults"
-        if name:
-            yield from _section(at, told, _OF_A_SITE)
-            yield from _is_name(at, name)
+    if isinstance(defaults := content.get("defaults"), Mapping):
+        yield from _site_problems("defaults", defaults, known)
+    for name, told in (content.get("sites") or {}).items():
+        yield from _section(f"sites.{name}", told, _OF_A_SITE)
+        yield from _is_name(f"sites.{name}", name)
         if isinstance(told, Mapping):
-            yield from _site_problems(at, told, known)
+            yield from _site_problems(f"sites.{name}", told, known)
 
 
 def _site_problems(at: str, told: Mapping[Any, Any], regions: Sequence[str]) -> Iterator[str]:
     yield from _selector(f"{at}.labels", told.get("labels"))
     region, data = told.get("region"), told.get("data")
-    if region is not None and str(region) not in regions:
+    if region is not None and not str(region).strip():
+        yield f"{at}.region={region!r} names no region. Fix: leave it out, or name one of " \
+              f"{', '.join(regions) or 'those under regions'}"
+    elif region is not None and str(region) not in regions:
         yield f"{at}.region={region}: this region is not declared.{_near(str(region), regions)} " \
               f"Fix: add '{region}: {{}}' under regions, or name one of {', '.join(regions) or 'them there'}"
     if data is not None and not (isinstance(data, str) and data.startswith("/")):
@@ -208,6 +214,8 @@ def _is_name(at: str, name: Any) -> Iterator[str]:
     """Names of sites and regions become parts of the names of hosts and files."""
     if not isinstance(name, str):
         yield f"{at}: this name is read as {type(name).__name__}. Fix: put it into quotes"
+    elif not name.strip():
+        yield f"{at}: {name!r} is no name. Fix: one of letters and digits, such as h001"
     elif not re.fullmatch(r"[\w -]+", name):
         yield f"{at}: a name is made of letters, digits, '-', '_' and blanks. Fix: rename it"
 

@@ -44,6 +44,9 @@ def test_a_site_needs_no_more_than_a_name():
     ({"sites": {"a": {"labels": {"x": 7}}}}, "sites.a.labels.x=7 is no text"),
     ({"sites": {"a": {"labels": {}}}}, "sites.a.labels: labels are a mapping"),
     ({"sites": {7: {}}}, "sites.7: this name is read as int. Fix: put it into quotes"),
+    ({"sites": {"": {}}}, "sites.: '' is no name. Fix: "),
+    ({"sites": {" ": {}}}, "sites. : ' ' is no name. Fix: "),
+    ({"sites": {"a": {"region": ""}}, "regions": {"eu": {}}}, "sites.a.region='' names no region. Fix: "),
     ({"sites": {"a/b": {}}}, "sites.a/b: a name is made of letters"),
     ({"sites": {"a": 3}}, "sites.a: a mapping is expected"),
     ({"sites": {"a": {}}, "regions": {"eu": 3}}, "regions.eu: a mapping is expected"),
@@ -66,6 +69,7 @@ def test_all_mistakes_are_said_at_once():
 
 @pytest.mark.parametrize(("text", "wrong"), [
     ("sites:\n  a: {}\n  a: {}\n", "line 3: this is not YAML ('a' is given twice)"),
+    ("sites:\n  ? [1, 2]\n  : {}\n", "line 2: this is not YAML (a key is text, and no list or mapping)"),
     ("sites: {a: [\n", "this is not YAML"),
 ])
 def test_a_file_that_is_no_yaml_is_refused_by_line(tmp_path, text, wrong):
