@@ -10,7 +10,8 @@
 # Reads: FEDRAY_SECRETS (folder of token, ca.crt, node.crt, node.key; default ~/fedray-secrets), FEDRAY_HEAD
 # (address of the head, for workers; RAY_HEAD_IP does as well), FEDRAY_NODE_IP (found by itself where unset),
 # FEDRAY_LABELS (fedray.region=..,fedray.site=..), FEDRAY_DRAIN_S (seconds of grace on a stop, default 100),
-# FEDRAY_GCS_PORT (default 6379; the same on all nodes), FEDRAY_CLOUD (aws or gcp: drain when the cloud takes the machine back).
+# FEDRAY_GCS_PORT (default 6379, or the port in FEDRAY_HEAD; the same on all nodes), FEDRAY_CLOUD (aws or gcp: drain when the
+# cloud takes the machine back), FEDRAY_WAIT_S (seconds that `keep` waits until the node listens, default 90).
 set -euo pipefail
 
 secrets="${FEDRAY_SECRETS:-$HOME/fedray-secrets}"
@@ -45,6 +46,19 @@ check_secrets() {
   if [[ -z "${RAY_AUTH_TOKEN:-}" && ! -s "$RAY_AUTH_TOKEN_PATH" ]]; then
     fail "$RAY_AUTH_TOKEN_PATH is missing or empty. Fix: fedray cluster certs token"
   fi
+}
+
+check_settings() { # what is not a word of its kind would be noticed late, or never
+  local head="${FEDRAY_HEAD:-${RAY_HEAD_IP:-}}" drain="${FEDRAY_DRAIN_S:-100}" cloud="${FEDRAY_CLOUD:-}"
+  if [[ "$head" == *:* ]]; then
+    [[ "${head##*:}" == "${FEDRAY_GCS_PORT:-${head##*:}}" ]] ||
+      fail "FEDRAY_HEAD is $head, and FEDRAY_GCS_PORT $FEDRAY_GCS_PORT. Fix: the head's port in both, or in one"
+    gcs_port="${head##*:}"
+  fi
+  [[ "$gcs_port" =~ ^[1-9][0-9]*$ ]] || fail "'$gcs_port' is no port. Fix: FEDRAY_GCS_PORT=6379"
+  [[ "${FEDRAY_WAIT_S:-90}" =~ ^[1-9][0-9]*$ ]] || fail "FEDRAY_WAIT_S is '$FEDRAY_WAIT_S'. Fix: whole seconds"
+  [[ "$drain" =~ ^(0|[1-9][0-9]*)$ ]] || fail "FEDRAY_DRAIN_S is '$drain'. Fix: whole seconds, FEDRAY_DRAIN_S=100"
+  [[ "$cloud" =~ ^(|aws|gcp)$ ]] || fail "FEDRAY_CLOUD is '$cloud'. Fix: aws or gcp, or leave it out"
 }
 
 head_of_cluster() {
@@ -187,21 +201,31 @@ run() { # one life of the node; ends with the exit code of `ray start --block`, 
 }
 
 keep() {
-  local role="$1" number=0 _
+  local role="$1" port ports=("$node_port") pid tick=0
   flags_of "$@"
+  [[ "$role" == worker ]] || ports=("$gcs_port" "$node_port")
   stop
   mkdir -p "$state"
   chmod 700 "$state"
   setsid nohup "$BASH" "$0" again "$@" >>"$state/log" 2>&1 </dev/null &
-  echo $! >"$state/pid"
-  [[ "$role" == worker ]] || number="$gcs_port"
-  [[ "$role" == head ]] || number="$node_port"
-  for _ in {1..90}; do
-    if (exec 3<>"/dev/tcp/$address/$number") 2>/dev/null; then return 0; fi
-    sleep 1
+  pid=$!
+  echo "$pid $(birth_of "$pid")" >"$state/pid"
+  for port in "${ports[@]}"; do
+    until (exec 3<>"/dev/tcp/$address/$port") 2>/dev/null; do
+      if ((++tick > ${FEDRAY_WAIT_S:-90})); then
+        tail -n 20 "$state/log" >&2
+        fail "nothing listens at $address:$port yet; the lines above are the end of $state/log. It goes on trying. Fix: what they say, or node.sh stop ends it"
+      fi
+      sleep 1
+    done
   done
-  tail -n 20 "$state/log" >&2
-  fail "nothing listens at $address:$number after 90 s; the lines above are the end of $state/log"
+}
+
+birth_of() { # when process $1 started, which tells it from a later one of the same number
+  local line words
+  line="$(cat "/proc/$1/stat" 2>/dev/null)" || return 0
+  read -ra words <<<"${line##*) }"
+  echo "${words[19]}"
 }
 
 again() { # for ever: a region that comes back joins by itself
@@ -218,9 +242,9 @@ again() { # for ever: a region that comes back joins by itself
 }
 
 stop() {
-  local pid tick
-  pid="$(cat "$state/pid" 2>/dev/null || true)"
-  if [[ -z "$pid" ]] || ! grep -qs "node" "/proc/$pid/cmdline"; then return 0; fi
+  local pid="" birth="" tick
+  [[ ! -s "$state/pid" ]] || read -r pid birth <"$state/pid"
+  if [[ -z "$birth" || "$(birth_of "$pid")" != "$birth" ]]; then return 0; fi
   kill -TERM "$pid" 2>/dev/null || return 0
   for ((tick = 0; tick < ${FEDRAY_DRAIN_S:-100} + 30; tick++)); do
     kill -0 "$pid" 2>/dev/null || break
@@ -234,12 +258,17 @@ main() {
   set_environment
   case "$verb" in
     run | keep | again)
+      check_settings
       check_secrets
       [[ $# -ge 2 ]] || fail "no role. Fix: node.sh $verb head, or node.sh $verb worker"
       "$verb" "${@:2}"
       ;;
-    stop) stop ;;
+    stop)
+      check_settings
+      stop
+      ;;
     drain)
+      check_settings
       check_secrets
       address="$(own_address "$(head_of_cluster)")"
       drain "${2:-100}" preemption

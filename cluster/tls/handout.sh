@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make what a node is given: token, ca.crt, node.crt and node.key, together in one folder.
 #
-#   handout.sh init                      the authority and the token, once per cluster
+#   handout.sh init                      the authority and the token, once per cluster; again: what is missing
 #   handout.sh node NAME IP [IP...]      one machine, known by its addresses (join units, fixed heads)
 #   handout.sh pool NAME CIDR            machines that come and go in a subnet: one certificate for all addresses
 #
@@ -16,7 +16,16 @@ fail() {
   exit 2
 }
 
-certs() { fedray cluster certs "$@" --folder "$folder"; }
+certs() {
+  command -v fedray >/dev/null || fail "there is no command 'fedray'. Fix: activate the environment first: . .venv/bin/activate"
+  fedray cluster certs "$@" --folder "$folder"
+}
+
+init() { # what is missing: an init that was stopped goes on
+  [[ -s "$folder/ca.crt" && -s "$folder/ca.key" ]] || certs init
+  [[ -s "$folder/token" ]] || certs token
+  echo "$folder has an authority and a token"
+}
 
 hand_out() {
   local to="$folder/handout/$1" file
@@ -29,8 +38,10 @@ hand_out() {
 node() {
   local name="$1" address ips=() again=()
   shift
+  [[ "$name" != -* ]] || fail "'$name' is no name of a node. Fix: handout.sh node h001 10.0.0.2"
+  [[ -s "$folder/token" ]] || fail "there is no token in $folder. Fix: handout.sh init"
   for address in "$@"; do ips+=(--ip "$address"); done
-  [[ -e "$folder/nodes/$name/node.key" ]] && again=(--renew)
+  [[ -e "$folder/nodes/$name/node.crt" ]] && again=(--renew)
   certs node "$name" "${ips[@]}" "${again[@]}" >/dev/null # its advice is for folders without a token
   hand_out "$name"
 }
@@ -52,10 +63,7 @@ END
 }
 
 case "${1:-}" in
-  init)
-    certs init
-    certs token
-    ;;
+  init) init ;;
   node)
     [[ $# -ge 3 ]] || fail "a name and an address are needed. Fix: handout.sh node NAME IP"
     node "${@:2}"

@@ -11,11 +11,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fedray.cluster import node_data
+from fedray.runtime.versions import MATCH_LEVEL
+
 ROOT = Path(__file__).resolve().parents[3]
 CLUSTER = ROOT / "cluster"
 SCRIPTS = [path for path in sorted(CLUSTER.rglob("*.sh")) if path.read_text("utf-8").startswith("#!")]
 DOCKERFILE = (CLUSTER / "Dockerfile").read_text("utf-8")
 CLOUD_INIT = yaml.safe_load((CLUSTER / "join" / "cloud-init.yaml").read_text("utf-8"))
+README = (CLUSTER / "README.md").read_text("utf-8")
 UNIT = (CLUSTER / "join" / "fedray-node.service").read_text("utf-8")
 
 
@@ -117,8 +121,15 @@ def test_settings_of_a_node_are_read_by_its_script():
     node = (CLUSTER / "node.sh").read_text("utf-8")
     template = (CLUSTER / "join" / "node.env").read_text("utf-8")
     names = re.findall(r"^(?:# )?([A-Z_]+)=", template, re.MULTILINE)
-    elsewhere = {"RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "FEDRAY_DATA"}  # read by ray, by data factories
+    elsewhere = {MATCH_LEVEL, node_data.VARIABLE}  # read by ray and the door, by openers of sites
     assert [name for name in names if name not in node and name not in elsewhere] == []
+
+
+def test_check_of_a_node_that_joined_has_the_variables_of_its_unit():
+    (line,) = re.findall(r"^sudo -u fedray env .*?'$", README, re.MULTILINE | re.DOTALL)
+    wanted = [word for line in re.findall(r"^Environment=(.*)$", UNIT, re.MULTILINE) for word in line.split()]
+    assert len(wanted) == 4 and [word for word in wanted if word not in line] == []
+    assert "/etc/fedray/node.env" in line and "fedray cluster check --address" in line
 
 
 @needs("cloud-init")
@@ -147,7 +158,7 @@ def test_install_refuses_a_folder_without_secrets(tmp_path):
 FEDRAY = """#!/bin/sh
 echo "$@" >> "$STAND_IN/asked"
 case "$3" in
-  init) mkdir -p "$STAND_IN/home"; touch "$STAND_IN/home/ca.key" ;;
+  init) mkdir -p "$STAND_IN/home"; echo key > "$STAND_IN/home/ca.key"; echo crt > "$STAND_IN/home/ca.crt" ;;
   token) echo secret > "$STAND_IN/home/token" ;;
   node) mkdir -p "$STAND_IN/home/nodes/$4"
         for file in ca.crt node.crt node.key; do echo "$file" > "$STAND_IN/home/nodes/$4/$file"; done ;;
@@ -191,7 +202,31 @@ def test_a_pool_certificate_names_every_address_that_a_machine_may_have(handout,
     (["pool", "pool", "10.0.0.0/16"], "has 65536 addresses. Fix: a subnet of /24"),
     (["pool", "pool", "office"], "Fix: a subnet such as 10.0.8.0/24"),
     (["node", "h001"], "a name and an address are needed"), (["all"], "init, node or pool"),
+    (["node", "-h", "10.0.0.2"], "'-h' is no name of a node. Fix: "),
 ])  # fmt: skip
 def test_words_that_cannot_be_meant_are_refused(handout, words, what):
+    handout("init")
     told = handout(*words)
     assert told.returncode != 0 and what in told.stderr
+
+
+def test_init_that_was_stopped_goes_on_and_makes_what_is_missing(handout, tmp_path):
+    handout("init")
+    (tmp_path / "home" / "token").unlink()
+    assert handout("init").returncode == handout("init").returncode == 0
+    asked = [line.split()[2] for line in (tmp_path / "asked").read_text().splitlines()]
+    assert asked == ["init", "token", "token"]
+
+
+def test_node_is_given_nothing_where_there_is_no_token(handout, tmp_path):
+    told = handout("node", "h001", "10.0.0.2")
+    assert told.returncode == 2 and "there is no token in" in told.stderr
+    assert "Fix: handout.sh init" in told.stderr
+    assert not (tmp_path / "asked").exists()
+
+
+def test_environment_that_is_not_activated_is_named(handout, tmp_path):
+    (tmp_path / "bin" / "fedray").unlink()
+    system = os.environ | {"PATH": "/usr/bin:/bin", "FOLDER": str(tmp_path / "home")}
+    told = run(CLUSTER / "tls" / "handout.sh", "init", env=system)
+    assert told.returncode == 2 and "Fix: activate the environment first: . .venv/bin/activate" in told.stderr

@@ -1,7 +1,9 @@
 """`cluster/node.sh`: how it starts Ray, what it refuses, that it ends what it started. Ray is a stand-in."""
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -119,6 +121,65 @@ def test_worker_without_a_head_is_refused(machine):
     del machine["FEDRAY_HEAD"]
     done = node(machine, "run", "worker")
     assert done.returncode != 0 and "FEDRAY_HEAD is not set. Fix:" in done.stderr
+
+
+@pytest.mark.parametrize(("settings", "what"), [
+    ({"FEDRAY_HEAD": "h:7000", "FEDRAY_GCS_PORT": "6379"}, "FEDRAY_HEAD is h:7000, and FEDRAY_GCS_PORT 6379"),
+    ({"FEDRAY_HEAD": "10.0.8.1:x"}, "'x' is no port"),
+    ({"FEDRAY_DRAIN_S": "soon"}, "FEDRAY_DRAIN_S is 'soon'"),
+    ({"FEDRAY_DRAIN_S": "010"}, "FEDRAY_DRAIN_S is '010'"),
+    ({"FEDRAY_CLOUD": "azure"}, "FEDRAY_CLOUD is 'azure'. Fix: aws or gcp"),
+])  # fmt: skip
+def test_setting_that_cannot_be_meant_is_refused_at_the_start(machine, settings, what):
+    done = node(machine | settings, "run", "worker")
+    assert done.returncode == 2 and what in done.stderr and "Fix:" in done.stderr
+    assert not Path(machine["STAND_IN"], "lives").exists()
+
+
+def test_port_of_the_head_is_taken_from_its_address(machine):
+    node(machine | {"FEDRAY_HEAD": "10.0.8.1:7000"}, "run", "worker")
+    assert "--address=10.0.8.1:7000" in flags(machine)
+
+
+def kept(machine):
+    """Return the pid of what `keep` has left in the background."""
+    return int(Path(machine["FEDRAY_STATE"], "pid").read_text().split()[0])
+
+
+KEPT = {"STAND_IN_S": "60", "FEDRAY_DRAIN_S": "0", "FEDRAY_WAIT_S": "1", "FEDRAY_NODE_IP": "127.0.0.9"}
+
+
+def test_node_that_does_not_come_up_is_told_to_go_on_and_a_stop_ends_it(machine):
+    machine |= KEPT
+    done = node(machine, "keep", "worker")
+    process = psutil.Process(kept(machine))
+    assert done.returncode == 2 and process.is_running()
+    assert "It goes on trying. Fix: what they say, or node.sh stop ends it" in done.stderr
+    assert node(machine, "stop").returncode == 0
+    psutil.wait_procs([process], timeout=10)
+    assert not process.is_running()
+
+
+@pytest.mark.parametrize("listening", [[ports.GCS], [ports.NODE_MANAGER], [ports.GCS, ports.NODE_MANAGER]])
+def test_head_is_up_when_its_node_manager_listens_too(machine, listening):
+    machine |= KEPT
+    with contextlib.ExitStack() as opened:
+        for port in listening:
+            opened.enter_context(socket.create_server(("127.0.0.9", port)))
+        done = node(machine, "keep", "head")
+    node(machine, "stop")
+    assert (done.returncode == 0) == (len(listening) == 2), done.stderr
+
+
+def test_stop_ends_no_other_process_of_the_same_number(machine):
+    other = subprocess.Popen(["bash", "-c", "sleep 60; : node"])
+    Path(machine["FEDRAY_STATE"]).mkdir()
+    Path(machine["FEDRAY_STATE"], "pid").write_text(f"{other.pid} 1\n")
+    try:
+        assert node(machine, "stop").returncode == 0 and other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_env_shows_no_token(machine):
