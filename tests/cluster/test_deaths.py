@@ -72,12 +72,18 @@ def ledger(folder):
     return [entry["round"] for entry in entries if "round" in entry]
 
 
+def asked(nodes, *words):
+    """Run `fedray cluster`; return what came of it."""
+    command = [sys.executable, "-m", "fedray", "cluster", *words, "--address", nodes.address]
+    return subprocess.run(command, text=True, timeout=LIMIT_S, env=several_nodes.environment(),
+                          capture_output=True, check=False)  # fmt: skip
+
+
 def cluster(nodes, *words):
     """Return what `fedray cluster` prints."""
-    command = [sys.executable, "-m", "fedray", "cluster", *words, "--address", nodes.address]
-    asked = subprocess.run(command, text=True, timeout=LIMIT_S, env=several_nodes.environment(),
-                           capture_output=True, check=True)  # fmt: skip
-    return asked.stdout
+    done = asked(nodes, *words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def leftovers(nodes):
@@ -115,12 +121,14 @@ def test_second_driver_is_refused_by_the_name_of_the_first_and_what_is_left_can_
         time.sleep(0.05)
     second = told(started(nodes, tmp_path, "contested", resume=True))
     assert second["code"] == 1 and f"is driven by process {first.pid} on " in second["err"], second["err"]
+    refused = asked(nodes, "stop", "contested")
+    assert f"is driven by process {first.pid} on " in refused.stderr and "--force" in refused.stderr
     assert first.poll() is None
     first.kill()
     first.communicate()
     assert list(leftovers(nodes)) == ["contested"]
     assert "contested: driven by" in cluster(nodes, "runs")
-    assert "checkpoints stay" in cluster(nodes, "stop", "contested")
+    assert "checkpoints stay" in cluster(nodes, "stop", "contested", "--force")
     assert leftovers(nodes) == {}
 
 
