@@ -64,12 +64,6 @@ def _walk(tree: Any, at: str = "") -> Iterator[tuple[str, Any]]:
             yield place, value
 
 
-def _name(tree: Tree) -> Iterator[str]:
-    name = str(tree.get("name"))  # becomes part of a folder's name, and of the aggregator's on a cluster
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        yield f"name={name}: a name is made of letters, digits, '.', '_' and '-'. Fix: name=my-study"
-
-
 def _strangers(tree: Tree) -> Iterator[str]:
     known = Config.__dataclass_fields__
     for key in tree:
@@ -380,5 +374,5 @@ def _kinds_of_rounds(tree: Tree) -> Iterator[str]:
                f"model would stay as it starts. Fix: algorithm.period={rounds} or rounds={first}")
 
 
-FINDERS = (_unset, _name, _strangers, _targets, _numbers, _schedule, _rates, _data, _runs_dir, _storage,
-           _extras, _words, _pairs, _kinds_of_rounds, _site_map, _privacy, _ledger, _metrics)
+FINDERS = (_unset, _strangers, _targets, _numbers, _schedule, _rates, _data, _runs_dir, _storage, _extras,
+           _words, _pairs, _kinds_of_rounds, _site_map, _privacy, _ledger, _metrics)

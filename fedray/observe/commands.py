@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,11 +10,9 @@ from typing import Any
 
 from fedray.errors import ConfigError
 from fedray.observe import log, status
-from fedray.observe.lines import read_lines
 
 FOLLOWED_S = 0.5  # between two looks at a log that is followed
 SHOWN_HOSTS = 8
-MOST_NAMED = 8  # sites and hosts
 MAX_ERROR = 240  # characters of the last error; the log has all of it
 UP_TO_DATE_S = 10.0
 LEVELS = tuple(level.lower() for level in log.LEVELS[:4])
@@ -116,25 +113,11 @@ def _logs(args: argparse.Namespace, folder: Path) -> int:
     if not (folder / log.FILE).exists():
         raise ConfigError(f"{folder} has no {log.FILE}: it has not begun to train, or an older fedray made "
                           f"it. Fix: read {folder / 'log.txt'}")
-    found, (_, unreadable) = log.read(folder), read_lines(folder / log.FILE)
-    lines = list(log.matching(found, args.site, args.round, args.level.upper()))
+    lines = list(log.matching(log.read(folder), args.site, args.round, args.level.upper()))
     _show(lines, args.json)
-    if unreadable:
-        print(f"{unreadable} lines of {log.FILE} cannot be read: a kill or a full disk has cut them off",
-              file=sys.stderr)  # fmt: skip
-    if not lines and not args.follow:
-        print(_nothing(args, found), file=sys.stderr)
     if args.follow:
-        _follow(args, folder, len(found))
+        _follow(args, folder, len(log.read(folder)))
     return 0
-
-
-def _nothing(args: argparse.Namespace, found: Sequence[Mapping[str, Any]]) -> str:
-    sites = sorted({line[name] for line in found for name in ("site", "host") if name in line})
-    rounds = [line["round"] for line in found if "round" in line]
-    known = f"sites and hosts: {', '.join(sites[:MOST_NAMED]) or 'none'}{', ...' * (len(sites) > MOST_NAMED)}"
-    known += f"; rounds {min(rounds)} to {max(rounds)}" if rounds else "; no round"
-    return f"no line is asked for by --site, --round and --level. Among {len(found)} lines are {known}"
 
 
 def _show(lines: Sequence[Mapping[str, Any]], as_json: bool) -> None:

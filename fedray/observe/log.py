@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from fedray.errors import LATE, FedrayError, Withheld
-from fedray.observe.lines import LineFile, read_lines
 from fedray.runtime.observed import Note, Span, clock, note_of
 
 FILE = "log.jsonl"
@@ -38,7 +37,7 @@ class RunLog(logging.Handler):
     def __init__(self, folder: Path) -> None:
         super().__init__(logging.INFO)
         self._run, self._thread = folder.resolve().name, threading.get_ident()
-        self._file = LineFile(folder / FILE)
+        self._file = (folder / FILE).open("a", buffering=1)
         self._counts: dict[tuple[str, str], int] = {}
         self.last_error: dict[str, Any] | None = None
 
@@ -84,13 +83,7 @@ class RunLog(logging.Handler):
     def _write(self, line: dict[str, Any]) -> None:
         if line["level"] in LEVELS[3:]:
             self.last_error = line
-        if lost := self._file.lost:
-            told = {"time": iso(clock()), "level": "WARNING", "source": "driver", "run": self._run,
-                    "message": f"{lost} lines before this one found no room on the disk"}
-            if not self._file.append(json.dumps(told)):
-                return
-            self._file.lost = 0
-        self._file.append(json.dumps(line))
+        self._file.write(json.dumps(line) + "\n")
 
     def close(self) -> None:
         """Close the file."""
@@ -105,8 +98,10 @@ def _source(logger: str) -> str:
 
 
 def arrived(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines in the order of arrival, but those that cannot be read."""
-    return read_lines(folder / FILE)[0]
+    """Return the complete lines in the order of arrival; a last one cut off by a kill is left out."""
+    path = folder / FILE
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines if line]
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -114,11 +109,11 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return sorted(arrived(folder), key=lambda line: line["time"])
 
 
-def matching(found: Sequence[Mapping[str, Any]], site: str | None, round: int | None,
+def matching(lines: Sequence[Mapping[str, Any]], site: str | None, round: int | None,
              level: str) -> Iterator[Mapping[str, Any]]:
     """Yield the lines of a site and a round, of a level or above."""
     least = LEVELS.index(level)
-    for line in found:
+    for line in lines:
         is_of_site = site is None or line.get("site") == site or line.get("host") == site
         if is_of_site and round in (None, line.get("round")) and LEVELS.index(line["level"]) >= least:
             yield line

@@ -60,7 +60,7 @@ def read(folder: Path) -> dict[str, Any]:
     """
     path, file = folder / FILE, folder / "STATUS"
     state, _, reason = file.read_text().partition("\n") if file.exists() else ("unknown", "", "")
-    found = _written(path)
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     now = time.time()
     found |= {"run": str(folder), "state": state, "reason": reason.strip(), "now": now}
     if found.get("heartbeat"):
@@ -76,20 +76,7 @@ def read(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _written(path: Path) -> dict[str, Any]:
-    """Return what status.json holds; of one that a lost machine has left empty, its age alone."""
-    if not path.exists():
-        return {}
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except ValueError:
-        return {"is_unreadable": True, "heartbeat": path.stat().st_mtime}
-    return found
-
-
 def _of_running(found: Mapping[str, Any]) -> str:
-    if found.get("is_unreadable"):
-        return "running" if found["heartbeat_age_s"] < SILENT_S else "crashed"
     if "pid" not in found:
         return "running"  # it has not begun to write, or was made by a fedray before this file
     if found["machine"] == machine():

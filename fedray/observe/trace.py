@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fedray.observe.lines import LineFile, read_lines
 from fedray.runtime.observed import UNANSWERED, WORK, Observed, Span
 
 FILE = "timeline.jsonl"
@@ -68,7 +67,7 @@ class TimelineFile:
         self.slowest: list[tuple[float, int]] = []
         self.cells, self.stride, self.start_s = 0, 1, 0.0
         self.rounds, self.last, self.num_groups = 0, -1, 0
-        self._file = LineFile(self.path)
+        self._file: Any = None
 
     def start(self, first: int) -> None:
         """Begin, or go on from a round with what an earlier part of the run has written."""
@@ -122,7 +121,8 @@ class TimelineFile:
             sums = {host: asdict(found) for host, found in self.sums.items()}
             self._write_line({"sums": sums, "clocks": self.clocks, "rounds": self.rounds,
                               "stride": self.stride})
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def _ms(self, seconds: float) -> float:
         return round(1e3 * (seconds - self.start_s), 3)
@@ -176,29 +176,26 @@ class TimelineFile:
         self.cells = sum(line.cells for line in self.lines.values()) + sum(map(len, self.groups))
 
     def _rewrite(self) -> None:
-        """Write the file again from what is kept, by one rename; without room the file stays as it is."""
+        """Write the file again from what is kept, by one rename."""
+        if self._file is not None:
+            self._file.close()
         temporary = self.path.with_suffix(".part")
-        try:
-            self._write_again(temporary)
-            os.replace(temporary, self.path)
-        except OSError:
-            self._file.lost += 1
-            temporary.unlink(missing_ok=True)
-        self._file.close()
-
-    def _write_again(self, temporary: Path) -> None:
         with temporary.open("w") as file:
             for line in ({"format": 1, "start": self.start_s, "stride": self.stride},
                          *({"host": number, "name": host} for host, number in self.hosts.items()),
                          *({"group": number, "sites": sites} for sites, number in self.groups.items())):
                 file.write(json.dumps(line) + "\n")
             file.writelines(line.text + "\n" for line in self.lines.values())
+        os.replace(temporary, self.path)
+        self._file = self.path.open("a", buffering=1)
 
     def _write_line(self, line: Mapping[str, Any]) -> None:
         self._append(json.dumps(line))
 
     def _append(self, text: str) -> None:
-        self._file.append(text)
+        if self._file is None:
+            self._file = self.path.open("a", buffering=1)
+        self._file.write(text + "\n")
 
 
 def _add(sums: dict[str, Sums], spans: Sequence[Span], began: float, seconds: float) -> None:
@@ -237,8 +234,9 @@ class Timeline:
 
 
 def load(folder: Path) -> Timeline:
-    """Read timeline.jsonl of a run; lines that cannot be read are left out."""
-    rows, _ = read_lines(folder / FILE)
+    """Read timeline.jsonl of a run; an unfinished last line is left out."""
+    path = folder / FILE
+    rows = [json.loads(line) for line in path.read_text().split("\n")[:-1] if line] if path.exists() else []
     lines = {row["round"]: row for row in rows if "at" in row}
     last: dict[str, Any] = next((row for row in reversed(rows) if "sums" in row), {})
     return Timeline(
