@@ -187,7 +187,10 @@ def _resume(words: list[str]) -> int:
     if not rest or "=" in rest[0] or rest[0].startswith("-"):
         raise errors.ConfigError("resume needs a run's directory. Fix: fedray resume runs/latest [rounds=N]")
     from fedray.experiment import asked_again
-    return _train(asked_again(rest[0], rest[1:], flags.allow), flags.json)
+    from fedray.observe import status
+    asked = asked_again(rest[0], rest[1:], flags.allow)
+    with status.resuming(asked.run_dir):
+        return _train(asked, flags.json)
 
 
 def _train(asked: Any, as_json: bool) -> int:

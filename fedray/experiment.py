@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import fedray as fr
 from fedray import phases, stored, track
 from fedray.errors import ConfigError, DataError, StorageError
-from fedray.observe import chrome
+from fedray.observe import chrome, status
 from fedray.observe.observer import Observer
 from fedray.rundir import RunDirectory
 
@@ -116,7 +116,8 @@ def resume(path: str | Path, overrides: Sequence[str] = (), allow: Sequence[str]
            live: bool = True) -> Outcome:
     """Go on with a run in its own directory; `rounds`, `runtime`, `tracker` and `report` may change."""
     asked = asked_again(path, overrides, allow)
-    return run(asked, build(asked), _screen(live))
+    with status.resuming(asked.run_dir):
+        return run(asked, build(asked), _screen(live))
 
 
 def _screen(live: bool) -> Show | None:
@@ -303,7 +304,7 @@ def _train(ready: Ready, federation: Any, run: RunDirectory, *, show: Show | Non
     checkpoints = stored.checkpoints_of(tree, run)
     if isinstance(checkpoints.also, stored.Copies):
         log.info("kept in %s too; `fedray resume` goes on from there", checkpoints.also.address)
-    with _noted(run), run.log(), observer:
+    with _noted(run), observer, run.log():  # what the observer had no room for is said on the terminal
         result = fr.fit(training.algorithm, federation, init=training.init, rounds=experiment.rounds,
                         passes=experiment.passes, schedule=experiment.schedule, tracker=tracker,
                         every=experiment.every, evaluate=training.evaluate, early_stop=experiment.early_stop,
@@ -368,7 +369,7 @@ def _observer(experiment: "Experiment", federation: Any, run: RunDirectory, metr
               is_alone: bool) -> Observer:
     """Return who writes the run's status, log and timeline; trials of a sweep have no heartbeat."""
     federation.run_name = run.path.resolve().name
-    aggregator = federation.aggregator  # one in another process answers this only where its handle says so
+    aggregator = federation.aggregator
     progress = aggregator.progress if inspect.getattr_static(aggregator, "progress", None) else None
     return Observer(run.path, experiment.rounds, progress, on_beat=metrics.beat if metrics else None,
                     beats=is_alone)

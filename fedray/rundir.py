@@ -37,6 +37,7 @@ from fedray.track import append_whole, plain
 STATES = ("running", "done", "failed", "interrupted")
 RECORDED = ("ray", "torch", "numpy", "pandas", "pyarrow", "hydra-core", "omegaconf", "safetensors")
 GIT_PATIENCE_S = 10.0
+MOST_STATUS = 500  # characters, where there is room for no more than the block that STATUS has
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,12 @@ class RunDirectory:
         """Write `running`, `done`, `failed` or `interrupted`, with a reason in a line of its own."""
         if state not in STATES:
             raise ValueError(f"a run is one of {', '.join(STATES)}, not {state!r}")
-        self.write("STATUS", f"{state}\n{reason}\n" if reason else f"{state}\n")
+        text = f"{state}\n{reason}\n" if reason else f"{state}\n"
+        try:
+            self.write("STATUS", text)
+        except StorageError:
+            if not _is_written_over(self.path / "STATUS", text[:MOST_STATUS]):
+                raise
 
     def write(self, name: str, content: str | bytes) -> Path:
         """Write a file by one rename, so that a kill leaves the old one or the new one."""
@@ -210,7 +216,7 @@ class RunDirectory:
 
 
 class _LogFile(logging.Handler):
-    """A log from which a full disk leaves lines out; the terminal has each, and the log says how many."""
+    """A log from which a full disk leaves lines out: it says how many, and the terminal has the warnings."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -225,6 +231,8 @@ class _LogFile(logging.Handler):
             self.lost = 0
         except OSError:  # it must not be logged: that line would come here too
             self.lost += 1
+            if logging.lastResort is not None and record.levelno >= logging.lastResort.level:
+                logging.lastResort.handle(record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +256,17 @@ class PlanTracker:
 
     def finish(self, result: Any) -> None:
         """Take the result; there is nothing to do."""
+
+
+def _is_written_over(path: Path, text: str) -> bool:
+    """Write into the block that a short file has already, which a full disk takes; tell whether it did."""
+    try:
+        with path.open("rb+", buffering=0) as file:
+            file.write(text.encode())
+            file.truncate()
+    except OSError:
+        return False
+    return True
 
 
 def _make(wanted: Path) -> Path:

@@ -4,7 +4,9 @@ A process per host and one for the aggregator; in it a track of the host, and a 
 computed by itself where the host holds several. Sites that one stacked program trains share its span.
 """
 
+import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +14,9 @@ from typing import Any
 
 from fedray.observe.trace import AGGREGATOR, Timeline, load, sums_of
 from fedray.runtime.observed import Span
+from fedray.runtime.storage import failed
 
+logger = logging.getLogger(__name__)
 FILE = "timeline.json"
 MAX_NAMES = 8  # of sites that an event names
 SMALLEST_MS = 0.02  # of waiting that is drawn
@@ -23,18 +27,24 @@ WAITING = ("Waiting: a host has nothing to do, its call is on the way or in the 
 
 
 def write(folder: Path) -> Path | None:
-    """Write timeline.json of a run and return its path; None where nothing was recorded."""
+    """Write timeline.json and return its path; None where nothing was recorded or the disk is full."""
     found = load(folder)
     if not found.lines:
         return None
     temporary = folder / f"{FILE}.part"
     head = {"run": folder.resolve().name, "rounds": found.rounds, "drawn": len(found.lines),
             "every": found.stride, "sites": SHARED, "waiting": WAITING, "clocks": clocks_told(found)}
-    with temporary.open("w") as file:
-        file.write('{"displayTimeUnit":"ms","otherData":' + json.dumps(head) + ',"traceEvents":[\n')
-        file.writelines(_joined(json.dumps(event, separators=(",", ":")) for event in _events(found)))
-        file.write("\n]}\n")
-    os.replace(temporary, folder / FILE)
+    try:
+        with temporary.open("w") as file:
+            file.write('{"displayTimeUnit":"ms","otherData":' + json.dumps(head) + ',"traceEvents":[\n')
+            file.writelines(_joined(json.dumps(event, separators=(",", ":")) for event in _events(found)))
+            file.write("\n]}\n")
+        os.replace(temporary, folder / FILE)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        logger.warning("%s. `fedray report` writes it again", failed(folder / FILE, error, "written"))
+        return None
     return folder / FILE
 
 

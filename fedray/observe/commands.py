@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,8 @@ from textwrap import shorten
 from typing import Any
 
 from fedray.errors import ConfigError
-from fedray.observe import log, status
+from fedray.observe import log, status, wanted
+from fedray.observe.lines import unread
 
 FOLLOWED_S = 0.5  # between two looks at a log that is followed
 SHOWN_HOSTS = 8
@@ -51,10 +53,17 @@ def status_lines(found: Mapping[str, Any]) -> list[str]:
     """Return the state of a run for people."""
     from fedray.live import clock
 
+    elsewhere = "" if found.get("unreadable") else " from another machine"
     why = {"crashed": f": its process ({found.get('pid')}) is gone and has left no end",
-           "silent": f": no heartbeat for {clock(found.get('heartbeat_age_s', 0))} from another machine"}
+           "silent": f": no heartbeat for {clock(found.get('heartbeat_age_s', 0))}{elsewhere}",
+           "resuming": f" (it was {found.get('before')}): its first round has not begun"}
     reason = f": {found['reason']}" if found["reason"] else why.get(found["state"], "")
     lines = [f"{found['run']}: {found['state']}{reason}"]
+    if found.get("unreadable"):
+        lines.append(f"  {found['unreadable']} cannot be read: a machine that went down leaves such. Its "
+                     "last change and the records of rounds tell this")
+    if found["state"] == "running" and found.get("heartbeat_age_s", 0.0) > status.SILENT_S:
+        lines.append(f"  told {clock(found['heartbeat_age_s'])} ago; a full disk takes nothing newer")
     lines += [*_rounds(found, clock), *_hosts(found, clock), *_cost(found, clock)]
     if found.get("last_error"):
         lines.append(f"  last error: {shorten(log.told(found['last_error']), MAX_ERROR, placeholder=' ...')}")
@@ -67,6 +76,8 @@ def _rounds(found: Mapping[str, Any], clock: Any) -> Iterator[str]:
     now, last = found.get("doing") or {}, found.get("last_round")
     if "rounds" in found:
         yield f"  {found['done']} of {found['rounds']} rounds done"
+    elif "done" in found:
+        yield f"  {found['done']} rounds done"
     if found["state"] == "running" and now.get("doing") == "round":
         asked = f", stage {now['stage']}: {now['answered']} of {now['asked']} sites have answered" \
             if now["asked"] else ""
@@ -113,11 +124,21 @@ def _logs(args: argparse.Namespace, folder: Path) -> int:
     if not (folder / log.FILE).exists():
         raise ConfigError(f"{folder} has no {log.FILE}: it has not begun to train, or an older fedray made "
                           f"it. Fix: read {folder / 'log.txt'}")
-    lines = list(log.matching(log.read(folder), args.site, args.round, args.level.upper()))
+    arrived, bad = log.arrived(folder)
+    lines = list(log.matching(log.in_time(arrived), args.site, args.round, args.level.upper()))
+    if bad:
+        print(unread(log.FILE, bad), file=sys.stderr)
+    if not lines and not (args.follow and _is_going_on(folder)):
+        known = wanted.known(folder, arrived)
+        print(wanted.nothing(known, args.site, args.round, args.level), file=sys.stderr)
     _show(lines, args.json)
     if args.follow:
-        _follow(args, folder, len(log.read(folder)))
+        _follow(args, folder, len(arrived))
     return 0
+
+
+def _is_going_on(folder: Path) -> bool:
+    return status.read(folder)["state"] in ("running", "resuming")
 
 
 def _show(lines: Sequence[Mapping[str, Any]], as_json: bool) -> None:
@@ -132,8 +153,8 @@ def _show(lines: Sequence[Mapping[str, Any]], as_json: bool) -> None:
 def _follow(args: argparse.Namespace, folder: Path, shown: int) -> None:
     """Print further lines in the order in which they arrive, until the run is over."""
     while True:
-        is_over = status.read(folder)["state"] != "running"
-        arrived = log.arrived(folder)
+        is_over = not _is_going_on(folder)
+        arrived = log.arrived(folder)[0]
         for line in log.matching(arrived[shown:], args.site, args.round, args.level.upper()):
             print(json.dumps(line) if args.json else log.told(line), flush=True)
         shown = max(shown, len(arrived))

@@ -4,7 +4,8 @@ One JSON object a line, in the order of arrival: time, level, source (driver, ag
 where they are known round, stage, site, host, kind (the class of an error, or a word of ours), where
 (file:line), message, traceback (a file on that host's own disk) and times. Rounds are counted from 0, as in
 rounds.jsonl.
-Only our own words are in it: never the message of an error, which could hold a patient's value.
+Only our own words are in it: never the message of an error, which could hold a patient's value. Lines that a
+full disk does not take are lost, and the next one that it takes says how many.
 """
 
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedray.errors import LATE, FedrayError, Withheld
+from fedray.observe import lines
 from fedray.runtime.observed import Note, Span, clock, note_of
 
 FILE = "log.jsonl"
@@ -37,7 +39,8 @@ class RunLog(logging.Handler):
     def __init__(self, folder: Path) -> None:
         super().__init__(logging.INFO)
         self._run, self._thread = folder.resolve().name, threading.get_ident()
-        self._file = (folder / FILE).open("a", buffering=1)
+        self._file, self.lost = lines.Lines(folder / FILE), 0
+        self._file.add("")
         self._counts: dict[tuple[str, str], int] = {}
         self.last_error: dict[str, Any] | None = None
 
@@ -74,21 +77,26 @@ class RunLog(logging.Handler):
 
     def ended_by(self, error: BaseException) -> None:
         """Write what ended the run: words of our own errors, the class of all others."""
-        lines = str(error).splitlines() if isinstance(error, FedrayError) else []
+        said = str(error).splitlines() if isinstance(error, FedrayError) else []
         is_asked = isinstance(error, KeyboardInterrupt)
-        told = "stopped at once" if is_asked else f"the run failed{': ' if lines else ''}{''.join(lines[:1])}"
+        told = "stopped at once" if is_asked else f"the run failed{': ' if said else ''}{''.join(said[:1])}"
         self.note(Note(clock(), "WARNING" if is_asked else "ERROR", "", told, kind=type(error).__name__,
                        source="driver"))
 
     def _write(self, line: dict[str, Any]) -> None:
         if line["level"] in LEVELS[3:]:
             self.last_error = line
-        self._file.write(json.dumps(line) + "\n")
+        if self._file.add(f"{self._left_out()}{json.dumps(line)}\n"):
+            self.lost = 0
+        else:  # it must not be logged: that line would come here too
+            self.lost += 1
 
-    def close(self) -> None:
-        """Close the file."""
-        super().close()
-        self._file.close()
+    def _left_out(self) -> str:
+        """Return the line that says how many before it are lost."""
+        if not self.lost:
+            return ""
+        return json.dumps({"time": iso(clock()), "level": "WARNING", "source": "driver", "run": self._run,
+                           "message": f"lines before this one found no room: {self.lost}"}) + "\n"
 
 
 def _source(logger: str) -> str:
@@ -97,23 +105,28 @@ def _source(logger: str) -> str:
     return "host" if logger.startswith(AT_HOSTS) else "driver"
 
 
-def arrived(folder: Path) -> list[dict[str, Any]]:
-    """Return the complete lines in the order of arrival; a last one cut off by a kill is left out."""
-    path = folder / FILE
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines if line]
+def arrived(folder: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the whole lines in the order of arrival, and how many cannot be read."""
+    rows, bad = lines.read(folder / FILE)
+    whole = [row for row in rows if {"time", "source", "level"} <= row.keys() and row["level"] in LEVELS]
+    return whole, bad + len(rows) - len(whole)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """Return the lines in the order of their times."""
-    return sorted(arrived(folder), key=lambda line: line["time"])
+    return in_time(arrived(folder)[0])
 
 
-def matching(lines: Sequence[Mapping[str, Any]], site: str | None, round: int | None,
+def in_time(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return lines in the order of their times."""
+    return sorted(found, key=lambda line: line["time"])
+
+
+def matching(found: Sequence[Mapping[str, Any]], site: str | None, round: int | None,
              level: str) -> Iterator[Mapping[str, Any]]:
     """Yield the lines of a site and a round, of a level or above."""
     least = LEVELS.index(level)
-    for line in lines:
+    for line in found:
         is_of_site = site is None or line.get("site") == site or line.get("host") == site
         if is_of_site and round in (None, line.get("round")) and LEVELS.index(line["level"]) >= least:
             yield line

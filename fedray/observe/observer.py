@@ -1,12 +1,10 @@
 """The observer of a run: a tracker that writes log.jsonl, status.json and timeline.jsonl while it goes on.
 
 Files are the interface: `fedray status`, `fedray logs` and the page read them, also when this process is
-gone. A thread writes the heartbeat once a second; it asks the aggregator what it is doing where that is in
-this process.
+gone. A thread writes the heartbeat once a second; it asks the aggregator what it is doing, and leaves it out
+where one in another process does not say so at once.
 """
 
-import contextlib
-import json
 import logging
 import os
 import threading
@@ -53,6 +51,7 @@ class Observer:
             logger.setLevel(logging.INFO)
         self._thread = threading.Thread(target=self._beat, name="fedray status", daemon=True)
         self.write()
+        status.has_begun(self.folder)
         if self.beats:
             self._thread.start()
         return self
@@ -70,6 +69,9 @@ class Observer:
         self.timeline.close()
         self.write()
         self.log.close()
+        if self.log.lost:
+            path = self.folder / log.FILE
+            logger.warning("%d lines of %s found no room: the disk is full", self.log.lost, path)
 
     def start(self, plan: Any, facts: Mapping[str, Any]) -> None:
         """Take the number of sites and the first round."""
@@ -138,11 +140,9 @@ class Observer:
     def write(self) -> None:
         """Write status.json by one rename; a full disk must not end a run for it."""
         told = self._told()
-        with self._lock, contextlib.suppress(OSError):
+        with self._lock:
             self.written = time.monotonic()
-            temporary = self.folder / f"{status.FILE}.part"
-            temporary.write_text(json.dumps(told) + "\n")
-            os.replace(temporary, self.folder / status.FILE)
+            status.write(self.folder / status.FILE, told)
 
     def _told(self) -> dict[str, Any]:
         told = {**self.facts, "heartbeat": time.time()}

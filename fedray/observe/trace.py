@@ -6,19 +6,24 @@ where it belongs to another one (an evaluation is told with the next round). Tim
 line has the sums of all rounds and how far the hosts' clocks were ahead.
 
 The file is bounded: where MAX_CELLS numbers are reached, every second round is left out, then every fourth,
-and so on, but for the SLOWEST. Sums are of all rounds; those of a run that was killed begin anew.
+and so on, but for the SLOWEST. Sums are of all rounds; those of a run that was killed begin anew. What a full
+disk does not take waits in memory until it does.
 """
 
+import contextlib
 import heapq
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fedray.observe import lines
 from fedray.runtime.observed import UNANSWERED, WORK, Observed, Span
 
+logger = logging.getLogger(__name__)
 FILE = "timeline.jsonl"
 KINDS = (*WORK, *UNANSWERED)
 MAX_CELLS = 600_000  # numbers in the file: 2 to 4 MB, and 11 to 25 MB as a Chrome trace
@@ -67,7 +72,8 @@ class TimelineFile:
         self.slowest: list[tuple[float, int]] = []
         self.cells, self.stride, self.start_s = 0, 1, 0.0
         self.rounds, self.last, self.num_groups = 0, -1, 0
-        self._file: Any = None
+        self._file = lines.Lines(self.path)
+        self._waiting: list[str] = []  # what the disk has not taken
 
     def start(self, first: int) -> None:
         """Begin, or go on from a round with what an earlier part of the run has written."""
@@ -116,13 +122,14 @@ class TimelineFile:
             self._write_line({"after": self.last, "spans": rows})
 
     def close(self) -> None:
-        """Write the sums."""
+        """Write the sums; where the disk is full, say how many lines are lost."""
         if self.start_s:
             sums = {host: asdict(found) for host, found in self.sums.items()}
             self._write_line({"sums": sums, "clocks": self.clocks, "rounds": self.rounds,
                               "stride": self.stride})
-        if self._file is not None:
-            self._file.close()
+        if self._waiting:
+            told = "%d lines of %s are not on the disk and lost with this process: it was full"
+            logger.warning(told, len(self._waiting), self.path)
 
     def _ms(self, seconds: float) -> float:
         return round(1e3 * (seconds - self.start_s), 3)
@@ -176,26 +183,32 @@ class TimelineFile:
         self.cells = sum(line.cells for line in self.lines.values()) + sum(map(len, self.groups))
 
     def _rewrite(self) -> None:
-        """Write the file again from what is kept, by one rename."""
-        if self._file is not None:
-            self._file.close()
+        """Write the file again from what is kept, by one rename.
+
+        Where the disk is full, what is kept waits instead; a line that is there twice is read once.
+        """
+        heads = ({"format": 1, "start": self.start_s, "stride": self.stride},
+                 *({"host": number, "name": host} for host, number in self.hosts.items()),
+                 *({"group": number, "sites": sites} for sites, number in self.groups.items()))
+        texts = [*map(json.dumps, heads), *(line.text for line in self.lines.values())]
         temporary = self.path.with_suffix(".part")
-        with temporary.open("w") as file:
-            for line in ({"format": 1, "start": self.start_s, "stride": self.stride},
-                         *({"host": number, "name": host} for host, number in self.hosts.items()),
-                         *({"group": number, "sites": sites} for sites, number in self.groups.items())):
-                file.write(json.dumps(line) + "\n")
-            file.writelines(line.text + "\n" for line in self.lines.values())
-        os.replace(temporary, self.path)
-        self._file = self.path.open("a", buffering=1)
+        try:
+            with temporary.open("w") as file:
+                file.writelines(text + "\n" for text in texts)
+            os.replace(temporary, self.path)
+            self._waiting = []
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            self._waiting = texts
 
     def _write_line(self, line: Mapping[str, Any]) -> None:
         self._append(json.dumps(line))
 
     def _append(self, text: str) -> None:
-        if self._file is None:
-            self._file = self.path.open("a", buffering=1)
-        self._file.write(text + "\n")
+        self._waiting.append(text)
+        if self._file.add("".join(f"{each}\n" for each in self._waiting)):
+            self._waiting = []
 
 
 def _add(sums: dict[str, Sums], spans: Sequence[Span], began: float, seconds: float) -> None:
@@ -234,23 +247,30 @@ class Timeline:
 
 
 def load(folder: Path) -> Timeline:
-    """Read timeline.jsonl of a run; an unfinished last line is left out."""
-    path = folder / FILE
-    rows = [json.loads(line) for line in path.read_text().split("\n")[:-1] if line] if path.exists() else []
-    lines = {row["round"]: row for row in rows if "at" in row}
+    """Read timeline.jsonl of a run; an unfinished last line is left out, and so is what cannot be read."""
+    rows, bad = lines.read(folder / FILE)
+    if bad:
+        logger.warning("%s", lines.unread(FILE, bad))
+    of_rounds = {row["round"]: row for row in rows if "at" in row}
     last: dict[str, Any] = next((row for row in reversed(rows) if "sums" in row), {})
     return Timeline(
         start_s=next((row["start"] for row in rows if "start" in row), 0.0),
-        hosts={row["host"]: row["name"] for row in rows if "name" in row},
+        hosts=_nameless(rows) | {row["host"]: row["name"] for row in rows if "name" in row},
         groups={row["group"]: tuple(row["sites"]) for row in rows if "group" in row},
-        lines=[lines[number] for number in sorted(lines)],
+        lines=[of_rounds[number] for number in sorted(of_rounds)],
         after=[span for row in rows if "after" in row for span in row["spans"]],
         sums=last.get("sums", {}),
         clocks=last.get("clocks", {}),
-        rounds=last.get("rounds", len(lines)),
+        rounds=last.get("rounds", len(of_rounds)),
         stride=max((row["stride"] for row in rows if "stride" in row), default=1),
         is_whole=bool(last) and "sums" in rows[-1],
     )
+
+
+def _nameless(rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """Return names for all hosts that have spans: the line of their own may be one that cannot be read."""
+    numbers = {int(span[0]) for row in rows for span in row.get("spans", ())}
+    return {number: f"host {number}" for number in sorted(numbers)}
 
 
 def sums_of(timeline: Timeline) -> Mapping[str, Mapping[str, Any]]:

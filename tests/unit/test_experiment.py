@@ -12,6 +12,7 @@ from fedray import cli, experiment, track
 from fedray.config import SCHEMAS, compose_run, conf_folder
 from fedray.data.synth_tables import write as write_tables
 from fedray.errors import ConfigError
+from fedray.observe import status
 from fedray.runtime.traces import Interval, Trace, write_trace
 
 TOY = ("experiment=debug", "report=none", "evaluate.bins=50")
@@ -227,6 +228,21 @@ def test_interrupt_finishes_the_round_and_can_be_resumed(monkeypatch, capsys):
     assert Path("runs/latest/STATUS").read_text().startswith("interrupted")
     resumed = experiment.resume("runs/latest", live=False)
     assert resumed.result.params_sha256 == train("rounds=3").result.params_sha256
+
+
+def test_run_says_that_it_is_being_resumed_until_it_begins(monkeypatch):
+    first, told = train("rounds=1"), []
+    prepare = experiment.prepare
+
+    def asking(*words):
+        told.append(status.read(first.run.path)["state"])
+        return prepare(*words)
+
+    monkeypatch.setattr(experiment, "prepare", asking)
+    experiment.resume(first.run.path, ["rounds=2"], live=False)
+    assert cli.main(["resume", str(first.run.path), "rounds=3", "--json"]) == 0
+    assert told == ["resuming", "resuming"] and status.read(first.run.path)["state"] == "done"
+    assert not (first.run.path / status.RESUMING).exists()
 
 
 def test_failure_during_training_is_written_into_status(monkeypatch):

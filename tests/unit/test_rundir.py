@@ -203,3 +203,13 @@ def test_full_disk_leaves_the_file_that_was_there_and_says_what_to_do(tmp_path, 
         lost, last = (run.path / "log.txt").read_text().splitlines()[-2:]
     assert lost.startswith("(6") and last.endswith("room again")
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_state_is_written_where_the_disk_is_full(tmp_path):
+    with small_disk(tmp_path / "disk", 64) as folder:
+        run = RunDirectory.create(folder, "icu", sample_run.CONFIG, [], 0)
+        fill(folder)
+        run.set_status("failed", "no room é" * 200)
+        assert run.status[0] == "failed" and run.status[1].startswith("no room é")
+        run.set_status("done")
+        assert run.status == ("done", "")

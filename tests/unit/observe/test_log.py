@@ -1,5 +1,6 @@
 """log.jsonl: what is in it and what never is, how long it gets, and `fedray logs`."""
 
+import errno
 import json
 import logging
 import threading
@@ -12,6 +13,7 @@ from fedray.observe import log
 from fedray.observe.observer import Observer
 from fedray.runtime.observed import Note, Observed, Span
 from tests.unit import sample_run
+from tests.unit.disks import fill, small_disk
 
 SECRET = "Mrs Miller, 83"
 
@@ -111,7 +113,8 @@ def test_logs_shows_the_first_error_on_top(run, capsys):
 
 @pytest.mark.parametrize(("words", "expected"), [
     (("--site", "h017"), {"h017"}), (("--site", "pack1"), {"h017", None}),
-    (("--round", "1"), {None}), (("--level", "error"), {"h017", None}), (("--site", "h99"), set())])
+    (("--round", "1"), {None}), (("--level", "error"), {"h017", None}),
+    (("--site", "h018", "--level", "error"), set())])
 def test_logs_shows_the_lines_of_a_site_a_round_or_a_level(run, capsys, words, expected):
     observed(run, notes=NOTES, failing=[(3, "h017", "ValueError"), (3, "h030", "late")])
     code, lines = shown(capsys, "latest", "--json", *words)
@@ -141,3 +144,85 @@ def test_following_ends_with_the_run_and_shows_what_came_meanwhile(run, capsys, 
 def test_run_without_a_log_is_named_with_what_to_read(run, capsys):
     assert cli.main(["logs"]) == 2
     assert "fix: read runs/latest/log.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (("--site", "h071"), "fix: --site h018, h017"), (("--site", "x"), "fix: --site h017, h018, pack1"),
+    (("--site", "h017", "--round", "99"), "fix: --round 0 to 3")])
+def test_site_or_round_that_is_not_there_is_refused_with_those_that_are(run, capsys, words, told):
+    observed(run)
+    assert cli.main(["logs", *words]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_site_that_is_there_and_of_which_nothing_was_said_is_no_error(run, capsys):
+    observed(run)
+    assert cli.main(["logs", "--site", "h017", "--round", "2"]) == 0
+    assert "nothing of level info or above was said of h017 in round 2" in capsys.readouterr().err
+
+
+def test_line_that_cannot_be_read_is_left_out_and_counted(run, capsys):
+    observed(run)
+    whole = (run / log.FILE).read_text()
+    (run / log.FILE).write_text(whole + '{"time": "2026-1' + whole + "[1]\n\0\0\n")
+    code, lines = shown(capsys, "--round", "1")
+    assert code == 0 and len(lines) == 2
+    assert cli.main(["logs"]) == 0
+    assert "log.jsonl: 3 lines cannot be read and are left out" in capsys.readouterr().err
+
+
+def test_line_that_a_kill_cut_off_does_not_spoil_the_first_one_of_a_resumed_run(run):
+    observed(run)
+    before = len(log.read(run))
+    with (run / log.FILE).open("a") as file:
+        file.write('{"time": "2026-11-27T06:45:13.1')
+    observed(run)
+    found, bad = log.arrived(run)
+    assert (len(found), bad) == (2 * before, 0)
+
+
+def full(monkeypatch):
+    """Let no file take a line."""
+
+    def refuse(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fedray.observe.lines.append_whole", refuse)
+
+
+def test_full_disk_loses_lines_which_the_next_one_counts(run, monkeypatch):
+    with Observer(run, 4, beats=False) as observer:
+        with monkeypatch.context() as patched:
+            full(patched)
+            logging.getLogger("fedray.runtime.loop").info("lost")
+            observer.log.failures(sample_run.round_record(0, [sample_run.failure()]))
+        observer.log.say("there is room again")
+    told = [line["message"] for line in log.read(run)]
+    assert told == ["lines before this one found no room: 2", "there is room again"]
+
+
+def failing_on_a_full_disk(observer, monkeypatch):
+    full(monkeypatch)
+    observer.start(sample_run.plan(), {"sites": 60})
+    seen = Observed(spans=(Span("pack1", "compute", 1.0, 2.0, 0, 1, ("h017",)),))
+    observer.round(sample_run.round_record(0, observed=seen))
+    raise DataError("site h01 has no column y")
+
+
+def test_full_disk_does_not_hide_how_a_run_ended_and_is_said(run, monkeypatch, caplog):
+    with pytest.raises(DataError, match="no column y"), Observer(run, 4, beats=False) as observer:
+        failing_on_a_full_disk(observer, monkeypatch)
+    assert "4 lines of" in caplog.text and "timeline.jsonl are not on the disk" in caplog.text
+    assert "log.jsonl found no room: the disk is full" in caplog.text
+
+
+def test_run_on_a_full_disk_goes_on(tmp_path):
+    with small_disk(tmp_path / "disk", 64) as folder:
+        fill(folder)
+        with Observer(folder, 200, beats=False) as observer:
+            observer.start(sample_run.plan(), {"sites": 60})
+            for number in range(200):
+                spans = (Span("pack1", "compute", 1.0, 2.0, number, 1, ("h017",)),)
+                observer.round(sample_run.round_record(number, observed=Observed(spans=spans)))
+        assert observer.facts["done"] == 200
+        assert [path.name for path in folder.iterdir() if path.suffix == ".part"] == []

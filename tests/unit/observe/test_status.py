@@ -121,3 +121,43 @@ def test_status_and_logs_load_neither_torch_nor_ray(run):
     words = [sys.executable, "-c", code]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("age_s", "state"), [(1.0, "running"), (90.0, "silent: no heartbeat for 1:30")])
+def test_status_that_cannot_be_read_is_named_with_what_is_known_otherwise(run, capsys, age_s, state):
+    running(run)
+    (run / status.FILE).write_text('{"format": 1, "pid"')
+    os.utime(run / status.FILE, (time.time() - age_s,) * 2)
+    (run / "rounds.jsonl").write_text('{"round": 0}\n{"round": 1}\n{"rou')
+    lines = shown(capsys).splitlines()
+    assert lines[0] == f"runs/latest: {state}" and lines[2] == "  2 rounds done"
+    assert "status.json cannot be read" in lines[1]
+
+
+def test_status_that_a_full_disk_keeps_old_says_so(run, capsys):
+    running(run, heartbeat=time.time() - 300)
+    assert "told 5:00 ago; a full disk takes nothing newer" in shown(capsys)
+
+
+@pytest.mark.parametrize("before", ["interrupted", "failed", "crashed"])
+def test_run_that_is_being_resumed_says_so_until_it_begins(run, capsys, before):
+    running(run, **({"pid": ended_process()} if before == "crashed" else {}))
+    (run / "STATUS").write_text("running\n" if before == "crashed" else f"{before}\nfor a reason\n")
+    with status.resuming(run):
+        text = shown(capsys)
+        (run / "STATUS").write_text("running\n")
+        with Observer(run, 10, beats=False):
+            assert shown(capsys).splitlines()[0] == "runs/latest: running"
+    assert text.splitlines()[0] == f"runs/latest: resuming (it was {before}): its first round has not begun"
+    assert "go on with" not in text
+
+
+def test_resuming_that_is_refused_or_killed_leaves_the_state_as_it_was(run, capsys):
+    running(run)
+    (run / "STATUS").write_text("interrupted\n")
+    with pytest.raises(ValueError, match="refused"), status.resuming(run):
+        raise ValueError("refused")
+    assert shown(capsys).splitlines()[0] == "runs/latest: interrupted"
+    status.write(run / status.RESUMING, {"pid": ended_process(), "started": "1", "time": time.time(),
+                                         "machine": status.machine()})  # fmt: skip
+    assert shown(capsys).splitlines()[0] == "runs/latest: interrupted"

@@ -1,5 +1,6 @@
 """timeline.jsonl and the Chrome trace: what is in them, what a kill or a resume leaves, their size."""
 
+import errno
 import itertools
 import json
 
@@ -129,3 +130,58 @@ def test_sites_alone_in_a_host_of_several_have_tracks_of_their_own(tmp_path):
 
 def test_run_without_a_timeline_has_no_trace(tmp_path):
     assert chrome.write(tmp_path) is None
+
+
+def test_lines_that_cannot_be_read_are_left_out_and_said(tmp_path, caplog):
+    written(tmp_path, 4)
+    whole = (tmp_path / trace.FILE).read_text().splitlines()
+    of_host = next(line for line in whole if '"name": "pack1"' in line)
+    torn = [line[:20] if line == of_host or '"round":2' in line else line for line in whole]
+    (tmp_path / trace.FILE).write_text("\n".join(torn) + "\n")
+    found = trace.load(tmp_path)
+    assert [line["round"] for line in found.lines] == [0, 1, 3]
+    assert "timeline.jsonl: 2 lines cannot be read and are left out" in caplog.text
+    told = json.loads(chrome.write(tmp_path).read_text())
+    assert {"host 1", "pack0 · 4 sites"} <= {event["args"].get("name") for event in told["traceEvents"]}
+
+
+def full(monkeypatch):
+    def refuse(*words):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fedray.observe.lines.append_whole", refuse)
+    monkeypatch.setattr("fedray.observe.trace.os.replace", refuse)
+
+
+def test_rounds_wait_while_the_disk_is_full(tmp_path, monkeypatch, caplog):
+    file = written(tmp_path, 2, close=False)
+    with monkeypatch.context() as patched:
+        full(patched)
+        file.round(2, seen(2, hosts=4))
+        file.round(3, seen(3))
+    assert len(trace.load(tmp_path).lines) == 2
+    file.close()
+    found = trace.load(tmp_path)
+    assert ([line["round"] for line in found.lines], found.is_whole) == ([0, 1, 2, 3], True)
+    assert "pack3" in found.hosts.values() and caplog.text == ""
+
+
+def test_what_waits_is_bounded_and_is_read_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(trace, "MAX_CELLS", 6000)
+    file = written(tmp_path, 50, close=False)
+    with monkeypatch.context() as patched:
+        full(patched)
+        for number in range(50, 1000):
+            file.round(number, seen(number))
+            assert len(file._waiting) < 300
+    file.close()
+    found = trace.load(tmp_path)
+    assert found.lines[-1]["round"] > 900 and found.rounds == 1000 and found.is_whole
+    assert found.sums["pack2"]["seconds"]["compute"] == pytest.approx(1000 * 0.2)
+
+
+def test_trace_that_finds_no_room_is_said_and_leaves_no_half_file(tmp_path, monkeypatch, caplog):
+    written(tmp_path, 2)
+    full(monkeypatch)
+    assert chrome.write(tmp_path) is None
+    assert "timeline.json cannot be written" in caplog.text and not list(tmp_path.glob("*.part"))
