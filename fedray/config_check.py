@@ -21,6 +21,7 @@ from fedray.runtime.storage import check_address
 Tree = Mapping[str, Any]
 IN_TURN = ("fedray.algorithms.cyclic", "fedray.algorithms.split")
 VERTICAL = "fedray.algorithms.vertical_"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 DEVICES = re.compile(r"cpu|cuda(:\d+)?")
 
 
@@ -226,6 +227,15 @@ def _data(tree: Tree) -> Iterator[str]:
         yield "data=csv needs to know its outcome. Fix: data.contract=FILE.yaml, or data.target=COLUMN"
 
 
+def _name(tree: Tree) -> Iterator[str]:
+    """Refuse names that would make other folders than one in runs_dir."""
+    name = str(tree.get("name"))
+    if name != "???" and not NAME.fullmatch(name):
+        mended = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-") or "run"
+        yield (f"name={name}: it names a folder in runs_dir, so it has letters, digits, points, dashes and "
+               f"underscores, a letter or a digit first. Fix: name={mended}")
+
+
 def _runs_dir(tree: Tree) -> Iterator[str]:
     folder = Path(tree.get("runs_dir") or "runs").absolute()
     while not folder.exists() and folder != folder.parent:
@@ -375,4 +385,4 @@ def _kinds_of_rounds(tree: Tree) -> Iterator[str]:
 
 
 FINDERS = (_unset, _strangers, _targets, _numbers, _schedule, _rates, _data, _runs_dir, _storage, _extras,
-           _words, _pairs, _kinds_of_rounds, _site_map, _privacy, _ledger, _metrics)
+           _name, _words, _pairs, _kinds_of_rounds, _site_map, _privacy, _ledger, _metrics)

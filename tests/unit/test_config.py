@@ -34,6 +34,18 @@ def test_every_preset_composes_and_passes_the_check(preset, tmp_path, monkeypatc
     check(compose(f"experiment={preset}"))
 
 
+@pytest.mark.parametrize(("name", "mended"), [
+    ("a/b", "a-b"), ("../x", "x"), (".hidden", "hidden"), ("two words", "two-words"), ("/", "run"),
+    ("''", "run")])
+def test_name_that_is_no_folder_of_its_own_is_refused(name, mended):
+    (problem,) = problems_of(f"name={name}")
+    assert problem.startswith("name=") and problem.endswith(f"Fix: name={mended}")
+
+
+def test_name_may_have_letters_digits_points_dashes_and_underscores():
+    check(compose("name=7.icu-mortality_v2"))
+
+
 def test_presets_are_those_promised():
     assert {"icu_mortality", "eicu_demo", "heart_disease", "digits", "debug", "none"} <= set(PRESETS)
 
