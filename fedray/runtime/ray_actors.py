@@ -175,6 +175,11 @@ class AggregatorActor:
         """Give a sign of life: the process id."""
         return os.getpid()
 
+    @ray.method(concurrency_group=CONTROL)
+    def progress(self) -> dict[str, Any]:
+        """Return what is being done now."""
+        return self._aggregator.progress()
+
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the aggregator."""
         return self._notes.onto(getattr(self._aggregator, method)(*args))

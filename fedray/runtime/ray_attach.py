@@ -27,6 +27,7 @@ from fedray.runtime.lease import Driver, Taken
 from fedray.runtime.place import Place
 from fedray.runtime.ray_actors import with_control
 from fedray.runtime.ray_faults import CLOSE_S, FETCH_S, START_S, Pulses, beat_of, cause_of
+from fedray.runtime.ray_progress import Progress
 from fedray.runtime.ray_standing import NAMESPACE, WITHOUT, Attached, Emptied, StandingActor, name_of
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class AttachedAggregator:
         self._pulses.starts("aggregator")
         self._history, self._asked_again = History(), 0
         self._actor = self._started(abandoned_s)
-        self._life = ""
+        self._life, self._progress = "", Progress(self._actor)
         self._beats = _Beats(self._actor, self._driver.id, beat_of(self._patience_s))
         try:
             self._build()
@@ -183,6 +184,10 @@ class AttachedAggregator:
             f"the aggregator of {self._run or WITHOUT} {why}: go on with `fedray resume`, or "
             "fit(..., resume=True)"
         )
+
+    def progress(self) -> dict[str, Any]:
+        """Return what is being done now, {} where that is not said at once; another thread may ask."""
+        return self._progress()
 
     def pids(self) -> dict[str, int]:
         """Return the process ids of the aggregator and its hosts."""

@@ -95,6 +95,11 @@ class StandingActor:
         silent_s, is_driven = self._lease.silent_s, self._lease.is_alive
         return {"driver": title, "silent_s": silent_s, "is_driven": is_driven, "pid": os.getpid()}
 
+    @ray.method(concurrency_group=CONTROL)
+    def progress(self) -> dict[str, Any]:
+        """Return what is being done now, {} before there are hosts; nobody is asked for it."""
+        return self._standing.aggregator.progress() if self._standing is not None else {}
+
     def build(
         self, driver_id: str, life: str, specs: Sequence[HostSpec], regions: Mapping[str, str], layout: str
     ) -> None:

@@ -38,6 +38,7 @@ from fedray.runtime.ray_faults import (
     is_unsure,
 )
 from fedray.runtime.ray_hosts import nowhere, start_hosts
+from fedray.runtime.ray_progress import Progress
 from fedray.runtime.ray_start import start_ray
 from fedray.runtime.round import Aggregator
 from fedray.runtime.shrinking import Shrinking, why
@@ -295,6 +296,11 @@ class RemoteAggregator:
         self._actor: Any = start(list(specs), dict(regions), self._hosts, placement)
         self._pulses = Pulses(min((spec.patience_s for spec in specs), default=PATIENCE_S))
         self._pulses.starts("aggregator")
+        self._progress = Progress(self._actor)
+
+    def progress(self) -> dict[str, Any]:
+        """See `AttachedAggregator.progress`."""
+        return self._progress()
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         if method.startswith("_"):

@@ -6,16 +6,22 @@ import re
 import signal
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
 import ray
+import torch
 
 from fedray import experiment
 from fedray.config import compose_run
-from fedray.observe import log, trace
-from fedray.runtime import notes
+from fedray.data.site import SiteData
+from fedray.observe import log, status, trace
+from fedray.observe.observer import Observer
+from fedray.runtime import notes, ray_attach, ray_transport
+from fedray.runtime.federation import Topology
 from tests.cluster.test_command import command, started
+from tests.unit import sample_run
 
 pytestmark = pytest.mark.ray
 TOY = ("experiment=debug", "report=none", "data.scale=0.02", "evaluate.bins=50", "runtime=ray_local",
@@ -81,6 +87,30 @@ def test_metrics_port_of_a_node_shows_the_figures_of_a_run_and_no_site(outcome):
     assert found["ray_fedray_waited_seconds_total"] == pytest.approx(waited, rel=0.01) and waited > 0
     assert 0 <= found["ray_fedray_checkpoint_age_seconds"] < 60
     assert not [line for line in text.splitlines() if run in line and 'site="' in line]
+
+
+def made_up(number):
+    return SiteData({"y": torch.arange(4.0) + number})
+
+
+def standing(openers, topology, regions, address, declared, num_cpus):
+    make = ray_attach.attached("")
+    return ray_transport.federate(openers, topology, regions, address, declared, num_cpus, make)
+
+
+@pytest.mark.parametrize("is_standing", [False, True])
+def test_aggregator_in_another_process_says_which_hosts_there_are(ray_session, tmp_path, is_standing):
+    openers = {f"h{number}": partial(made_up, number) for number in range(4)}
+    make = standing if is_standing else ray_transport.federate
+    with make(openers, Topology(packs=2), None, "local", {}, None) as federation:
+        federation.hello()
+        told = federation.aggregator.progress()
+        with Observer(tmp_path, 4, federation.aggregator.progress) as observer:
+            observer.start(sample_run.plan(), {"sites": 4, "where": "ray"})
+            written = status.read(tmp_path)
+    assert [host["host"] for host in told["hosts"]] == ["pack0", "pack1"]
+    assert len(written["hosts"]) == 2 and written["doing"]["doing"] == ""
+    assert all(0 <= host["seen_age_s"] < 60 for host in written["hosts"])
 
 
 def test_timeline_of_a_run_on_ray_has_every_site_inside_of_each_round(outcome):
