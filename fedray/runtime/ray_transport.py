@@ -13,6 +13,7 @@ import ray
 from ray import exceptions as ray_errors
 
 from fedray.errors import ConfigError, HostError
+from fedray.runtime import ray_faults
 from fedray.runtime.federation import (
     PATIENCE_S,
     Federation,
@@ -25,18 +26,7 @@ from fedray.runtime.federation import (
     make_region,
 )
 from fedray.runtime.ray_actors import AggregatorActor, Box, with_control
-from fedray.runtime.ray_faults import (
-    CLOSE_S,
-    FETCH_S,
-    GONE,
-    REFUSED_S,
-    START_S,
-    Pulses,
-    answered,
-    cause_of,
-    is_refused,
-    is_unsure,
-)
+from fedray.runtime.ray_faults import CLOSE_S, FETCH_S, GONE, START_S, Pulses, answered, cause_of, is_unsure
 from fedray.runtime.ray_hosts import nowhere, start_hosts
 from fedray.runtime.ray_progress import Progress
 from fedray.runtime.ray_start import start_ray
@@ -189,7 +179,9 @@ class RayTransport:
         now = time.monotonic()
         call.unsure_since = now if call.unsure_since is None else call.unsure_since
         patience_s = self._pulses.patience_s
-        if now - call.unsure_since > (min(REFUSED_S, patience_s) if is_refused(error) else patience_s):
+        if ray_faults.is_refused(error):
+            patience_s = min(ray_faults.REFUSED_S, patience_s)
+        if now - call.unsure_since > patience_s:
             return Lost(call.host, type(error).__name__)
         call.resumes_at = now + call.resting_s
         call.resting_s = min(MOST_RESTING_S, 2 * call.resting_s)
