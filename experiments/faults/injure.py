@@ -61,8 +61,6 @@ def kill_process(field: Field, schedule: Schedule, folder: Path) -> Seen:
     return _killed(field.pid(schedule.target), schedule.target)
 
 
-
-
 def kill_driver(field: Field, schedule: Schedule, folder: Path) -> Seen:
     """Kill the driver."""
     pids = list(field.hosts[HEAD].pids("experiments.faults.driver"))
