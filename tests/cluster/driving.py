@@ -59,20 +59,13 @@ class Marks:
 
 
 class Tells:
-    """A tracker that tells each round, and may kill somebody after one."""
-
-    def __init__(self, federation: Any, after: int, victim: Any) -> None:
-        self.federation, self.after, self.victim = federation, after, victim
+    """A tracker that tells each round."""
 
     def start(self, plan: Any, facts: Any) -> None:
         tell(first_round=facts["first_round"])
 
     def round(self, record: Any) -> None:
         tell(round=record.round, counted=record.counted, server=record.hashes.get("server"))
-        if record.round == self.after:
-            pid = self.victim()
-            os.kill(pid, signal.SIGKILL)
-            tell(killed=pid)
 
     def evaluation(self, record: Any) -> None:
         tell(evaluation=record.round)
@@ -83,16 +76,6 @@ class Tells:
 
 def tell(**facts: Any) -> None:
     print(json.dumps(facts), flush=True)
-
-
-def process_of(federation: Any, whom: str, raylets: dict[str, int]) -> int:
-    """Return the process id of a pack, the aggregator, this driver, or the raylet of a pack's node."""
-    if whom == "driver":
-        return os.getpid()
-    if whom == "raylet":  # not of the head, to which drivers come
-        head = next(iter(raylets))
-        return next(raylets[node] for node in federation.call("nodes").values() if node != head)
-    return federation.call("pids")[whom]
 
 
 def once_inside(folder: str, pid: int, number: int) -> None:
@@ -112,9 +95,8 @@ def train(address: str, asked: dict[str, Any]) -> None:
     with federation:
         pids = federation.call("pids")
         tell(pids=pids, attached_s=time.monotonic() - started)
-        raylets = asked.get("raylets", {})
-        if asked.get("inside") and whom:
-            pid = process_of(federation, whom, raylets)
+        if whom:
+            pid = os.getpid() if whom == "driver" else pids[whom]
             arguments = folder, pid, asked.get("signal", signal.SIGKILL)
             threading.Thread(target=once_inside, args=arguments, daemon=True).start()
         started = time.monotonic()
@@ -126,7 +108,7 @@ def train(address: str, asked: dict[str, Any]) -> None:
             seed=5,
             passes=study.passes(name) + ([fr.passes.secure_sum("real")] if asked.get("secure") else []),
             schedule=fr.synchronous(cohort=0.75, **asked.get("schedule", {})),
-            tracker=Tells(federation, asked.get("after", -1), lambda: process_of(federation, whom, raylets)),
+            tracker=Tells(),
             checkpoint=Checkpoints(folder, every_s=asked.get("every_s", NEVER_S)),
             resume=asked.get("resume", False),
         )

@@ -1,8 +1,6 @@
 """A Ray cluster of several nodes on this machine, in a process of its own, which drivers come to and leave.
 
     python -m tests.cluster.several_nodes NODES       prints a line of JSON, and ends with its standard input
-
-Over that it is told to kill the head (GCS, its raylet, and with it all on the node), and to start it again.
 """
 
 import contextlib
@@ -11,26 +9,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster import driving
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@dataclass(frozen=True)
-class Nodes:
-    """Where the cluster is, its raylets by node, the head's first, and what tells its process."""
-
-    address: str
-    raylets: dict[str, int]
-    process: subprocess.Popen
-
-    def tell(self, word: str) -> None:
-        self.process.stdin.write(f"{word}\n")
-        self.process.stdin.flush()
-        assert next(self.process.stdout).strip() == word
 
 
 def environment() -> dict[str, str]:
@@ -40,13 +23,13 @@ def environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running(nodes: int, **extra: str) -> Iterator[Nodes]:
+def running(nodes: int, **extra: str) -> Iterator[str]:
+    """Start a cluster; yield its address."""
     command = [sys.executable, "-m", "tests.cluster.several_nodes", str(nodes)]
     process = subprocess.Popen(command, env={**environment(), **extra}, text=True, stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        line = next((text for text in process.stdout if text.startswith("{")), "{}")
-        yield Nodes(**json.loads(line), process=process)
+        yield next((json.loads(text)["address"] for text in process.stdout if text.startswith("{")), "")
     finally:
         process.stdin.close()
         process.wait(60)
@@ -65,23 +48,12 @@ def main(count: int) -> None:
              "health_check_failure_threshold": 20}  # fmt: skip
     head = {"num_cpus": 2, "include_dashboard": False, "_system_config": quick,
             "object_store_memory": driving.STORE_BYTES}  # fmt: skip
-    if password := os.environ.get("TEST_REDIS_PASSWORD"):
-        head["redis_password"] = password
     cluster = Cluster(initialize_head=True, connect=False, head_node_args=head)
     try:
         for _ in range(count - 1):
             cluster.add_node(num_cpus=2, object_store_memory=driving.STORE_BYTES)
-        nodes = cluster.list_all_nodes()
-        raylets = {node.node_id: node.all_processes["raylet"][0].process.pid for node in nodes}
-        print(json.dumps({"address": cluster.address, "raylets": raylets}), flush=True)
-        for word in sys.stdin:
-            if word.strip() == "kill head":
-                cluster.head_node.kill_gcs_server()
-                cluster.head_node.kill_raylet()
-            else:
-                cluster.head_node.start_gcs_server()
-                cluster.add_node(num_cpus=2, object_store_memory=driving.STORE_BYTES)
-            print(word.strip(), flush=True)
+        print(json.dumps({"address": cluster.address}), flush=True)
+        sys.stdin.read()
     finally:
         cluster.shutdown()
 

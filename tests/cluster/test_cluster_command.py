@@ -48,8 +48,8 @@ def rows(run, kind):
 
 def test_run_whose_driver_is_killed_is_resumed_from_its_aggregator(folder):
     done(fedray(folder, "run", *TOY, "runtime=in_process", "runs_dir=here"))
-    with several_nodes.running(2, PYTHONPATH=environment(folder)["PYTHONPATH"]) as nodes:
-        cluster = ("runtime=ray_cluster", f"runtime.address={nodes.address}", "runtime.packs=2")
+    with several_nodes.running(2, PYTHONPATH=environment(folder)["PYTHONPATH"]) as address:
+        cluster = ("runtime=ray_cluster", f"runtime.address={address}", "runtime.packs=2")
         process = fedray(folder, "run", *TOY, *cluster, "checkpoint.every_s=1e6")
         for line in process.stdout:
             if line.startswith("round"):

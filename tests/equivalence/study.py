@@ -66,19 +66,23 @@ def passes(name: str) -> list[Any]:
     return []
 
 
+def fit(name: str, federation: Any, update: Any = None, rounds: int = ROUNDS, seed: int = 5) -> Any:
+    return fr.fit(
+        algorithm(name, update),
+        federation,
+        init=model().init(0),
+        rounds=rounds,
+        seed=seed,
+        passes=passes(name),
+        schedule=fr.synchronous(cohort=0.75),
+    )
+
+
 def train(
     name: str, update: Any = None, data: Any = None, rounds: int = ROUNDS, seed: int = 5, **layout: Any
 ) -> Any:
     with fr.simulate(data or hospitals(), **layout) as federation:
-        return fr.fit(
-            algorithm(name, update),
-            federation,
-            init=model().init(0),
-            rounds=rounds,
-            seed=seed,
-            passes=passes(name),
-            schedule=fr.synchronous(cohort=0.75),
-        )
+        return fit(name, federation, update, rounds, seed)
 
 
 @cache

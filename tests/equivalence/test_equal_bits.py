@@ -60,9 +60,16 @@ def test_a_site_that_breaks_leaves_the_bits_of_a_run_that_never_asked_it(name, h
     assert {failure.site for record in broken.metrics for failure in record.failures} == set(lost)
 
 
+@pytest.fixture(scope="module")
+def two_actors(ray_session):
+    """Yield a federation of two actors, opened once: what a run leaves there is no other run's business."""
+    with fr.simulate(study.hospitals(), runtime="ray", packs=2, placement="actors") as federation:
+        yield federation
+
+
 @pytest.mark.parametrize("name", ON_RAY)
-def test_two_ray_actors_give_the_bits_of_one_process(ray_session, name):
-    trained = study.train(name, runtime="ray", packs=2, placement="actors")
+def test_two_ray_actors_give_the_bits_of_one_process(two_actors, name):
+    trained = study.fit(name, two_actors)
     assert trained.params_sha256 == study.expected(name).params_sha256
 
 
@@ -75,8 +82,8 @@ def test_what_travels_coded_to_and_from_actors_gives_the_bits_of_one_process(ray
 
 
 @pytest.mark.parametrize("name", ["site_dp", "site_dp_local"])
-def test_noise_of_an_injected_source_has_the_bits_of_one_process_on_actors(ray_session, name):
-    trained = study.train(name, runtime="ray", packs=2, placement="actors")
+def test_noise_of_an_injected_source_has_the_bits_of_one_process_on_actors(two_actors, name):
+    trained = study.fit(name, two_actors)
     assert trained.params_sha256 == study.expected(name).params_sha256
 
 
@@ -96,8 +103,8 @@ def test_averages_in_nested_regions_of_actors_have_the_bits_of_one_process(ray_s
     assert [record.hashes for record in on_ray.metrics] == [record.hashes for record in in_process.metrics]
 
 
-def test_sites_of_two_actors_mix_with_the_bits_of_one_process(ray_session):
-    on_ray = study.train("dpsgd", runtime="ray", packs=2, placement="actors")
+def test_sites_of_two_actors_mix_with_the_bits_of_one_process(two_actors):
+    on_ray = study.fit("dpsgd", two_actors)
     expected = study.expected("dpsgd")
     assert on_ray.params_sha256 == expected.params_sha256
     mixed = [[record.hashes["model"] for record in found.metrics] for found in (on_ray, expected)]

@@ -1,5 +1,8 @@
 """Algorithms for few labels and of distillation: a resume and Ray give the bits of an undisturbed process."""
 
+from contextlib import ExitStack
+from functools import cache
+
 import pytest
 
 import fedray as fr
@@ -25,13 +28,19 @@ MAKE = {
 
 def run(name, rounds=4, folder=None, resume=False, **layout):
     """Return the bits of what the server ends with; FedGKT's model there is not its `params`."""
-    data = FULL if name in ("feddf", "fedgkt") else DATA
-    kept, schedule = Checkpoints(folder) if folder else None, fr.synchronous(cohort=0.75)
-    with fr.simulate(data, **layout) as federation:
-        result = fr.fit(
-            MAKE[name](), federation, init=MODEL.init(0), rounds=rounds, schedule=schedule, checkpoint=kept,
-            resume=resume,
-        )  # fmt: skip
+    with fr.simulate(data_of(name), **layout) as federation:
+        return fit(name, federation, rounds, Checkpoints(folder) if folder else None, resume)
+
+
+def data_of(name):
+    return FULL if name in ("feddf", "fedgkt") else DATA
+
+
+def fit(name, federation, rounds=4, checkpoint=None, resume=False):
+    result = fr.fit(
+        MAKE[name](), federation, init=MODEL.init(0), rounds=rounds, schedule=fr.synchronous(cohort=0.75),
+        checkpoint=checkpoint, resume=resume,
+    )  # fmt: skip
     assert not result.failures
     found = result.state.net if name == "fedgkt" else result.params
     return fr.tree.flatten(found).buffer.numpy().tobytes()
@@ -44,8 +53,16 @@ def test_a_resumed_run_on_other_packs_ends_with_the_bits_of_an_undisturbed_one(n
     assert run(name, 4, tmp_path, resume=True, packs=3) == expected
 
 
+@pytest.fixture(scope="module")
+def opened(ray_session):
+    """Return a function that gives the federation of two actors over some data, which is opened once."""
+    with ExitStack() as stack:
+        yield cache(lambda data: stack.enter_context(
+            fr.simulate(data, runtime="ray", packs=2, placement="actors")))  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "name", ["fedmatch", *(pytest.param(name, marks=pytest.mark.slow) for name in MAKE if name != "fedmatch")]
 )
-def test_two_ray_actors_give_the_bits_of_one_process(ray_session, name):
-    assert run(name, runtime="ray", packs=2, placement="actors") == run(name)
+def test_two_ray_actors_give_the_bits_of_one_process(opened, name):
+    assert fit(name, opened(data_of(name))) == run(name)
