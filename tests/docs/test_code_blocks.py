@@ -8,11 +8,13 @@ tagged `file=NAME` are written there first. Commands are parsed, composed and ch
 import argparse
 import ast
 import importlib
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,19 +115,34 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def fork_server() -> Iterator[subprocess.Popen[str]]:
+    """Start what runs the pages' programs: see fork_server.py."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"}
+    server = [sys.executable, "-m", "tests.docs.fork_server"]
+    with subprocess.Popen(server, cwd=ROOT, env=environment, text=True, stdin=-1, stdout=-1) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_blocks_run_and_print_what_the_page_shows(page: Path, small_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", [page for page in PAGES if script(page)], ids=lambda page: page.name)
+def test_python_blocks_run_and_print_what_the_page_shows(
+    page: Path, small_run: Path, fork_server: subprocess.Popen[str], tmp_path: Path
+) -> None:
     (tmp_path / "runs").symlink_to(small_run / "runs")
     write_files(page, tmp_path)
-    program = tmp_path / f"{page.stem}.py"
+    program, output = tmp_path / f"{page.stem}.py", tmp_path / "printed"
     program.write_text(script(page), "utf-8")
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run([sys.executable, program.name], cwd=tmp_path, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"}, check=False,
-                          timeout=120)
-    assert done.returncode == 0, done.stderr
-    printed = [comparable(part) for part in done.stdout.split("<end of block>")]
+    assert fork_server.stdin is not None and fork_server.stdout is not None
+    asked = {"folder": str(tmp_path), "program": program.name, "output": str(output)}
+    fork_server.stdin.write(json.dumps(asked) + "\n")
+    fork_server.stdin.flush()
+    code = int(fork_server.stdout.readline())
+    assert code == 0, Path(f"{output}.err").read_text("utf-8")
+    printed = [comparable(part) for part in output.read_text("utf-8").split("<end of block>")]
     for number, text in expected(page):
         assert comparable(text) in printed[number]
 

@@ -73,10 +73,18 @@ def test_two_ray_actors_give_the_bits_of_one_process(two_actors, name):
     assert trained.params_sha256 == study.expected(name).params_sha256
 
 
+@pytest.fixture(scope="module")
+def sites_alone(ray_session):
+    """Yield data and federation of two sites, each alone in its actor, so that its rows travel coded."""
+    two = study.hospitals().select(SITES[:2])
+    with fr.simulate(two, runtime="ray", packs=2, placement="actors") as federation:
+        yield two, federation
+
+
 @pytest.mark.parametrize("name", ["ef21", "bidirectional"])
-def test_what_travels_coded_to_and_from_actors_gives_the_bits_of_one_process(ray_session, name):
-    two = study.hospitals().select(SITES[:2])  # each alone in its actor, so that its rows travel coded
-    on_ray = study.train(name, data=two, runtime="ray", packs=2, placement="actors")
+def test_what_travels_coded_to_and_from_actors_gives_the_bits_of_one_process(sites_alone, name):
+    two, federation = sites_alone
+    on_ray = study.fit(name, federation)
     assert on_ray.params_sha256 == study.train(name, data=two).params_sha256
     assert [record.bytes_up for record in on_ray.metrics] == [record.site_bytes for record in on_ray.metrics]
 
@@ -87,18 +95,23 @@ def test_noise_of_an_injected_source_has_the_bits_of_one_process_on_actors(two_a
     assert trained.params_sha256 == study.expected(name).params_sha256
 
 
-def test_nested_regions_of_actors_give_the_bits_of_one_process(ray_session):
-    regions = {"eu": {"de": SITES[:5]}, "us": SITES[5:]}
-    assert (
-        study.train("scaffold", runtime="ray", regions=regions, placement="actors").params_sha256
-        == study.expected("scaffold").params_sha256
-    )
+REGIONS = {"eu": {"de": SITES[:5], "fr": SITES[5:8]}, "us": SITES[8:]}
 
 
-def test_averages_in_nested_regions_of_actors_have_the_bits_of_one_process(ray_session):
-    regions = {"eu": {"de": SITES[:5], "fr": SITES[5:8]}, "us": SITES[8:]}
-    in_process = study.train("hierfavg", regions=regions)
-    on_ray = study.train("hierfavg", runtime="ray", regions=regions, placement="actors")
+@pytest.fixture(scope="module")
+def regions_of_actors(ray_session):
+    with fr.simulate(study.hospitals(), runtime="ray", regions=REGIONS, placement="actors") as federation:
+        yield federation
+
+
+def test_nested_regions_of_actors_give_the_bits_of_one_process(regions_of_actors):
+    on_ray = study.fit("scaffold", regions_of_actors)
+    assert on_ray.params_sha256 == study.expected("scaffold").params_sha256
+
+
+def test_averages_in_nested_regions_of_actors_have_the_bits_of_one_process(regions_of_actors):
+    in_process = study.train("hierfavg", regions=REGIONS)
+    on_ray = study.fit("hierfavg", regions_of_actors)
     assert on_ray.params_sha256 == in_process.params_sha256 != study.expected("hierfavg").params_sha256
     assert [record.hashes for record in on_ray.metrics] == [record.hashes for record in in_process.metrics]
 

@@ -13,6 +13,7 @@ A = fr.algorithms
 SITES = sorted(study.hospitals())[:6]
 DATA = fr.data.few_labels(study.hospitals().select(SITES), 0.5, seed=1)
 FULL = study.hospitals().select(SITES)
+LABELLED = ("feddf", "fedgkt")
 WIDTH = len(DATA.features)
 MODEL = fr.learn.mlp(WIDTH, hidden=(4,))
 LOCAL = fr.learn.sgd(MODEL, lr=0.05, epochs=1, batch_size=16)
@@ -33,7 +34,7 @@ def run(name, rounds=4, folder=None, resume=False, **layout):
 
 
 def data_of(name):
-    return FULL if name in ("feddf", "fedgkt") else DATA
+    return FULL if name in LABELLED else DATA
 
 
 def fit(name, federation, rounds=4, checkpoint=None, resume=False):
@@ -55,14 +56,16 @@ def test_a_resumed_run_on_other_packs_ends_with_the_bits_of_an_undisturbed_one(n
 
 @pytest.fixture(scope="module")
 def opened(ray_session):
-    """Return a function that gives the federation of two actors over some data, which is opened once."""
+    """Return a function that gives the federation of two actors, one for labelled data and one for others."""
+    on_ray = {"runtime": "ray", "packs": 2, "placement": "actors"}
     with ExitStack() as stack:
-        yield cache(lambda data: stack.enter_context(
-            fr.simulate(data, runtime="ray", packs=2, placement="actors")))  # fmt: skip
+        yield cache(
+            lambda is_labelled: stack.enter_context(fr.simulate(FULL if is_labelled else DATA, **on_ray))
+        )
 
 
 @pytest.mark.parametrize(
     "name", ["fedmatch", *(pytest.param(name, marks=pytest.mark.slow) for name in MAKE if name != "fedmatch")]
 )
 def test_two_ray_actors_give_the_bits_of_one_process(opened, name):
-    assert fit(name, opened(data_of(name))) == run(name)
+    assert fit(name, opened(name in LABELLED)) == run(name)
