@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import boto3
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from fedray.errors import ConfigError, FedrayError
 
@@ -149,13 +149,17 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--region", required=True)
     parser.add_argument("--remove", action="store_true", help="take back what aws_prepare.py made")
     told = parser.parse_args(words)
-    ec2, iam = boto3.client("ec2", told.region), boto3.client("iam", told.region)
     try:
+        ec2, iam = boto3.client("ec2", told.region), boto3.client("iam", told.region)
         if told.remove:
             print("\n".join(f"removed {what}" for what in remove(ec2, iam, told.cluster)))
         found = left(ec2, iam, told.cluster)
     except FedrayError as error:
         print(f"aws_left: {error}", file=sys.stderr)
+        return 2
+    except (BotoCoreError, ClientError) as error:
+        print(f"aws_left: AWS says: {error}. A key comes from `aws configure` or AWS_PROFILE, its rights "
+              "are those of cluster/iam-policy.json", file=sys.stderr)  # fmt: skip
         return 2
     print("\n".join(table(found)))
     return int(any(one.is_paid for one in found))

@@ -20,7 +20,7 @@ from typing import Any
 
 import boto3
 import yaml
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from fedray.cluster import ports
 from fedray.errors import ConfigError, FedrayError
@@ -229,6 +229,10 @@ def main(words: Sequence[str] | None = None) -> int:
         lines = prepare(parser.parse_args(words))
     except FedrayError as error:
         print(f"aws_prepare: {error}", file=sys.stderr)
+        return 2
+    except (BotoCoreError, ClientError) as error:
+        print(f"aws_prepare: AWS says: {error}. A key comes from `aws configure` or AWS_PROFILE, its rights "
+              "are those of cluster/iam-policy.json", file=sys.stderr)  # fmt: skip
         return 2
     print("\n".join(lines))
     return 0

@@ -16,6 +16,7 @@ from typing import Any
 
 import fedray
 from fedray import errors
+from fedray.runtime.interrupt import terminable
 
 DONE, FAILED, BAD_INPUT, BELOW_QUORUM, INTERRUPTED = 0, 1, 2, 3, 130
 MAX_LINES = 20  # of one message on bad input, so that it fits a small terminal
@@ -73,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     head = words[0] if words else "--help"
     try:
-        return _dispatch(head, words)
+        with terminable():
+            return _dispatch(head, words)
     except errors.FedrayError as error:
         return _say(error, "--json" in words)
     except KeyboardInterrupt:
@@ -115,7 +117,7 @@ def _say(error: errors.FedrayError, as_json: bool) -> int:
     if as_json:
         told = {"status": "failed", "exit_code": code, "error": type(error).__name__, "problems": found}
         print(json.dumps(told))
-    lines = [f"fedray: {_title(error, len(found))}"]
+    lines = [f"fedray: {error.heading}{f', {len(found)} problems' if len(found) > 1 else ''}"]
     for text in found:
         what, fix, remedy = text.partition(" Fix: ")
         lines += [f"  - {what}", *([f"    fix: {remedy}"] if fix else [])]
@@ -123,16 +125,6 @@ def _say(error: errors.FedrayError, as_json: bool) -> int:
         lines = [*lines[:MAX_LINES - 1], f"  ... and more: {len(found)} in all, mend these first"]
     print("\n".join(lines), file=sys.stderr)
     return code
-
-
-def _title(error: errors.FedrayError, count: int) -> str:
-    if isinstance(error, errors.ClusterError):
-        return "the cluster is not joined"
-    if isinstance(error, errors.ConfigError):
-        return f"the configuration cannot run{f', {count} problems' if count > 1 else ''}"
-    titles = {errors.DataError: "the data cannot be used", errors.QuorumError: "too few sites were counted",
-              errors.MemoryForecastError: "the run would not fit into memory"}
-    return next((title for kind, title in titles.items() if isinstance(error, kind)), type(error).__name__)
 
 
 def exit_code(error: BaseException) -> int:

@@ -32,11 +32,15 @@ from dataclasses import dataclass
 
 
 class FedrayError(Exception):
-    """Root of every error that fedray raises on purpose."""
+    """Root of every error that fedray raises on purpose. `heading` is what the command line says above it."""
+
+    heading = "the run failed"
 
 
 class TraceError(FedrayError):
     """A round function does what a traced round cannot do."""
+
+    heading = "the algorithm cannot be traced"
 
 
 class PlacementError(TraceError):
@@ -46,13 +50,19 @@ class PlacementError(TraceError):
 class VerifyError(FedrayError):
     """A graph breaks a rule of flow, naming or placement."""
 
+    heading = "the plan breaks a rule"
+
 
 class PassError(FedrayError):
     """A pass cannot be applied."""
 
+    heading = "a pass cannot be applied"
+
 
 class PolicyError(PassError):
     """A plan releases more than the policy allows."""
+
+    heading = "the plan releases more than the policy allows"
 
 
 class SecurityConflict(PassError):
@@ -60,13 +70,19 @@ class SecurityConflict(PassError):
     fix.
     """
 
+    heading = "two protections cannot both hold"
+
 
 class ScheduleError(FedrayError):
     """A schedule does not fit the plan or the federation."""
 
+    heading = "the schedule does not fit"
+
 
 class QuorumError(FedrayError):
     """Too few sites were counted. The server state is unchanged."""
+
+    heading = "too few sites were counted"
 
 
 class AttemptLost(QuorumError):
@@ -82,13 +98,19 @@ class AttemptLost(QuorumError):
 class FoldError(FedrayError):
     """A value or a weight lies outside what an exact sum can hold."""
 
+    heading = "a value cannot be added exactly"
+
 
 class DataError(FedrayError):
     """A data set, a contract or a column is not what it must be."""
 
+    heading = "the data cannot be used"
+
 
 class ConfigError(FedrayError):
     """A configuration cannot run. `problems` holds every finding, each with the override that mends it."""
+
+    heading = "the configuration cannot run"
 
     def __init__(self, problems: Sequence[str] | str) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
@@ -98,13 +120,19 @@ class ConfigError(FedrayError):
 class ClusterError(ConfigError):
     """A Ray cluster may not or cannot be joined: credentials, versions, labels or data are not right."""
 
+    heading = "the cluster is not joined"
+
 
 class MemoryForecastError(FedrayError):
     """The run would not fit into memory."""
 
+    heading = "the run would not fit into memory"
+
 
 class CheckpointError(FedrayError):
     """A checkpoint is missing, broken or of another plan."""
+
+    heading = "a checkpoint cannot be used"
 
 
 class DamagedError(CheckpointError):
@@ -114,17 +142,25 @@ class DamagedError(CheckpointError):
 class StorageError(FedrayError):
     """A file or an object could not be written or read: a full disk, a store that does not answer."""
 
+    heading = "a file cannot be written or read"
+
 
 class LedgerError(FedrayError):
     """E_LEDGER: a privacy ledger was cut, edited or removed. Nothing is released before it is restored."""
+
+    heading = "the privacy ledger is not whole"
 
 
 class BudgetError(FedrayError):
     """E_BUDGET: a release would spend more privacy than is allowed. It was not made."""
 
+    heading = "the privacy budget does not allow this"
+
 
 class HostError(FedrayError):
     """A process that holds sites did not answer."""
+
+    heading = "a process of the run does not answer"
 
 
 class Withheld(FedrayError):
@@ -132,11 +168,15 @@ class Withheld(FedrayError):
     `kind` is all that a record at the server says.
     """
 
+    heading = "a site keeps its update to itself"
+
     kind = "withheld"
 
 
 class SecrecyError(FedrayError):
     """A party of a secure sum refuses or gives up. `code` is a name such as E_COHORT for logs and tests."""
+
+    heading = "a party of a secure sum refuses"
 
     def __init__(self, code: str, message: str) -> None:
         self.code, self.kind = code, f"SecrecyError {code}"

@@ -133,15 +133,18 @@ class Jsonl:
         self._is_said = False
 
     def start(self, plan: Any, facts: Mapping[str, Any]) -> None:
-        """Drop what a resumed run will do again, and an unfinished last line."""
+        """Drop what a resumed run will do again, and an unfinished last line. Raises StorageError."""
         first = int(facts.get("first_round", 0))
         for kind in KINDS:
             path = self.directory / f"{kind}.jsonl"
             path.with_suffix(".parquet").unlink(missing_ok=True)
             kept = [row for row in _read_lines(path) if row["round"] < first]
             temporary = path.with_suffix(".part")
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-            os.replace(temporary, path)
+            try:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+                os.replace(temporary, path)
+            except OSError as error:
+                raise failed(path, error, "written") from error
 
     def round(self, record: Any) -> None:
         """Append a round."""

@@ -1,4 +1,4 @@
-"""Ctrl-C during a run: the first ends after the round, the second at once."""
+"""Ctrl-C during a run: the first ends after the round, the second at once; SIGTERM is the same."""
 
 import signal
 import threading
@@ -25,3 +25,16 @@ def interruptible() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Take a SIGTERM, which schedulers and services send, for a Ctrl-C: what was started is ended, too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

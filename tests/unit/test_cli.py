@@ -102,6 +102,13 @@ def test_exit_code_tells_who_has_to_act(error, code):
     assert cli.exit_code(error) == code
 
 
+def test_every_error_has_a_heading_in_words():
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    kinds = [kind for kind in kinds if issubclass(kind, errors.FedrayError)]
+    assert len(kinds) > 20 and not [kind for kind in kinds if kind.__name__ in kind.heading]
+    assert len({kind.heading for kind in kinds}) >= len(kinds) - 3  # three say no more than their parents
+
+
 def test_json_prints_the_problems_to_standard_output(capsys):
     code, out, err = run(capsys, "run", "--json", "rounds=0", "seed=-1")
     told = json.loads(out)

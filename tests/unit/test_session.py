@@ -82,18 +82,21 @@ def test_what_the_process_prints_is_printed(play):
     assert code == 0 and "from a model" in out and "a warning" in err
 
 
-def test_interrupt_is_handed_on_and_ends_with_130(play):
-    threading.Timer(0.0, _interrupt_when_it_listens).start()
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_is_handed_on_and_ends_with_130(play, number):
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Timer(0.0, _send_when_it_listens, [number]).start()
     code, _, _ = play("signal.signal(signal.SIGINT, lambda *_: tell('done', 'interrupted', {}))\n"
                       "open('listens', 'w').close(); signal.pause()", "--json")
     assert code == 130
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
-def _interrupt_when_it_listens():
+def _send_when_it_listens(number):
     while not Path("listens").exists():
         threading.Event().wait(0.01)
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), number)
 
 
 def test_process_is_asked_to_end_when_the_command_fails(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from types import ModuleType
 
 import pytest
 
+from fedray.errors import StorageError
 from fedray.track import combine, frame, jsonl, read, tensorboard
 from tests.unit import sample_run
 from tests.unit.disks import fill, small_disk
@@ -162,3 +163,14 @@ def test_records_that_a_full_disk_never_took_are_counted_at_the_end(tmp_path, ca
         tracker.finish(None)
         assert "1 records of the run are not on the disk" in caplog.text
         assert [path.name for path in folder.iterdir() if path.suffix == ".part"] == []
+
+
+def test_disk_that_is_full_before_the_run_is_named_before_it_starts(tmp_path):
+    with small_disk(tmp_path / "disk", 64) as folder:
+        tracker = jsonl(folder)
+        tracker.start(sample_run.plan(), {})
+        tracker.round(sample_run.round_record(0))
+        fill(folder)
+        with pytest.raises(StorageError, match=f"{folder}/rounds.jsonl cannot be written .*No space left"):
+            jsonl(folder).start(sample_run.plan(), {"first_round": 1})
+        assert len(read(folder, "rounds")) == 1

@@ -194,3 +194,15 @@ def test_another_cluster_is_not_touched(account):
     aws_left.remove(account.ec2, account.iam, "fedray")
     kept = aws_left.left(account.ec2, account.iam, "fedray-private")
     assert {one.kind for one in kept} == {"instance profile", "key pair", "role", "security group"}
+
+
+def test_a_missing_key_is_said_in_a_line_with_where_it_comes_from(tmp_path, monkeypatch, capsys):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    assert aws_left.main(["fedray", "--region", REGION]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("aws_left: AWS says: ") and "AWS_PROFILE" in said and "Traceback" not in said
