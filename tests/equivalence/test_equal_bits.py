@@ -16,12 +16,9 @@ ON_RAY = [
 ]
 LAYOUTS = {
     "2 packs": {"packs": 2},
-    "4 packs": {"packs": 4},
     "8 packs": {"packs": 8},
     "groups of 1": {"group_size": 1},
     "groups of 7": {"group_size": 7},
-    "groups of 25": {"group_size": 25},
-    "groups of 50": {"group_size": 50},
     "nested regions": {"regions": NESTED},
     "one pack a site": {"sites_per_actor": 1},
 }
