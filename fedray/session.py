@@ -27,7 +27,9 @@ from fedray.runtime.ray_environment import WORKER_ENVIRONMENT
 
 ENDS_WITHIN_S = 20.0  # Ray needs 1 to 2 s for its own end on an idle machine
 OUTPUT_ENDS_WITHIN_S = 2.0
-BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from fedray import session_process; " \
+# a job in the background of a shell ignores Ctrl-C, which is how this command says that it is over
+BOOT = "import json, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); " \
+       "sys.path[:] = json.loads(sys.argv[2]); from fedray import session_process; " \
        "session_process.main(int(sys.argv[1]))"
 
 

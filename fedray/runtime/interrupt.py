@@ -29,11 +29,21 @@ def interruptible() -> Iterator[threading.Event]:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Take a SIGTERM, which schedulers and services send, for a Ctrl-C: what was started is ended, too."""
+    """Take a SIGTERM, which schedulers and services send, for a Ctrl-C: what was started is ended, too.
+
+    It is heard where a shell has told a job in its background to ignore Ctrl-C.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+
+    def stop(number: int, frame: Any) -> None:
+        handler = signal.getsignal(signal.SIGINT)
+        if not callable(handler):
+            raise KeyboardInterrupt
+        handler(signal.SIGINT, frame)
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:

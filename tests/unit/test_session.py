@@ -2,16 +2,21 @@
 
 import json
 import os
+import shlex
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fedray import cli, session
 from fedray.config import compose_run
 from fedray.experiment import asked_for
 
+ROOT = Path(__file__).resolve().parents[2]
 WORDS = ("experiment=debug", "runtime=ray_local")
 PLAYER = """\
 import json, os, pickle, signal, sys
@@ -111,3 +116,17 @@ def test_process_is_asked_to_end_when_the_command_fails(tmp_path, monkeypatch):
 
 def _no_screen(*_, **__):
     raise BrokenPipeError
+
+
+@pytest.mark.slow
+def test_job_in_the_background_of_a_shell_is_ended_by_sigterm_though_it_ignores_ctrl_c(tmp_path):
+    words = [sys.executable, "-m", "fedray", "run", "experiment=debug", "rounds=1000000", "report=none"]
+    shell = subprocess.Popen(["bash", "-c", f"{shlex.join(words)} & wait $!"], cwd=tmp_path, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {
+                                 "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"})  # fmt: skip
+    next(line for line in shell.stdout if line.startswith("round"))
+    (job,) = psutil.Process(shell.pid).children()
+    job.send_signal(signal.SIGTERM)
+    out, _ = shell.communicate(timeout=120)
+    assert shell.returncode == cli.INTERRUPTED and "go on with: fedray resume runs/" in out
+    assert (tmp_path / "runs" / "latest" / "STATUS").read_text().startswith("interrupted")
