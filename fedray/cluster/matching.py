@@ -61,11 +61,10 @@ def selector_problems(
 
 
 def _unmatched(file: str, key: str, who: str, place: Place, nodes: Sequence[Node]) -> str:
-    labels = ",".join(f"{label}={value}" for label, value in place.labels)
     at = f"{key}.labels" if key.startswith("sites.") else key
     return (f"{who}: no living node has {place.selector}. {_told(nodes)} Fix: `ray start --address=HEAD "
-            f"--labels={labels}` on its machine, mend {at} in {file}, or connect with absent=True "
-            "(topology.absent=true) where it may come later")
+            f"--labels={place.matching_labels}` on its machine, mend {at} in {file}, or connect with "
+            "absent=True (topology.absent=true) where it may come later")
 
 
 def _too_little(file: str, key: str, who: str, place: Place, meant: Sequence[Node]) -> str:

@@ -82,6 +82,13 @@ class Place:
         return ", ".join(f"{key}={value}" for key, value in self.labels) or "the head"
 
     @property
+    def matching_labels(self) -> str:
+        """Labels of a node that would be meant, as `ray start --labels` takes them."""
+        found = ((key, _VALUE.fullmatch(pattern)) for key, pattern in self.labels)
+        wanted = [(key, value) for key, value in found if value and not value["is_not"]]
+        return ",".join(f"{key}={value['one'] or value['many'].partition(',')[0]}" for key, value in wanted)
+
+    @property
     def needs(self) -> dict[str, float]:
         """The resources under Ray's names."""
         found = {"CPU": self.num_cpus, "memory": float(self.memory), "GPU": self.num_gpus}

@@ -230,12 +230,12 @@ def unmatched(nodes: Sequence[Node], sites: Mapping[str, SiteAt]) -> Iterator[Fi
     for name, site in sites.items():
         if any(site.place.selects(node.labels) for node in nodes):
             continue
-        wanted = site.place.selector
-        keys = {each.partition("=")[0] for each in wanted.split(", ")}
-        there = sorted({node.labels[key] for key in keys for node in nodes if key in node.labels})
+        keys = dict(site.place.labels)
+        found = sorted({node.labels[key] for key in keys for node in nodes if key in node.labels})
+        there = ", ".join(found) or "none of these labels"
         yield Finding(
             "labels",
             FAIL,
-            f"site {name}: no node has {wanted}; nodes have {', '.join(there) or 'none of these labels'}",
-            f"ray start --labels={wanted.replace(', ', ',')} on the site's node, or mend the site map",
+            f"site {name}: no node has {site.place.selector}; nodes have {there}",
+            f"ray start --labels={site.place.matching_labels} on the site's node, or mend the site map",
         )

@@ -27,6 +27,12 @@ def test_a_selector_means_what_ray_means_by_it(pattern, value, is_meant):
     assert Place(labels=(("key", pattern),)).selects(labels) is is_meant
 
 
+def test_a_fix_names_labels_that_a_selector_would_take():
+    place = Place(labels=(("zone", "in(a, b)"), ("disk", "!slow"), ("fedray.site", "h1")))
+    assert place.matching_labels == "zone=a,fedray.site=h1"
+    assert place.selects(dict(each.split("=") for each in place.matching_labels.split(",")))
+
+
 def test_a_map_that_fits_has_no_problem():
     assert problems(site_map()) == []
 

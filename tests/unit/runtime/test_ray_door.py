@@ -16,6 +16,7 @@ from fedray.runtime import ray_door, ray_gcs, ray_start
 from fedray.runtime.credentials import INSECURE, Credentials, from_environment
 from fedray.runtime.findings import FAIL
 from fedray.runtime.handshake import greet, parse, shake
+from fedray.runtime.place import Place
 from fedray.runtime.versions import MATCH_LEVEL
 
 OURS = ".".join(platform.python_version_tuple()[:2])
@@ -26,15 +27,8 @@ PATIENCE_S = 10.0  # what the preflight may take to name a cause
 class At:
     """A line of a site map."""
 
-    selector: str
+    place: Place
     data: str | None = None
-
-    @property
-    def place(self):
-        return self
-
-    def selects(self, labels):
-        return self.selector in {f"{key}={value}" for key, value in labels.items()}
 
 
 def node(address="10.0.0.2", **labels):
@@ -154,7 +148,7 @@ def test_plain_port_fails_where_tls_is_on_here(listener, tmp_path):
 
 def test_site_whose_labels_no_node_has_is_named_with_the_labels_there_are():
     nodes = [node(site="h001", region="eu"), node("10.0.0.3", site="h002", region="eu")]
-    sites = {"h001": At("fedray.site=h001"), "h003": At("fedray.site=h003")}
+    sites = {name: At(Place(labels=(("fedray.site", name),))) for name in ("h001", "h003")}
     (finding,) = ray_door.unmatched(nodes, sites)
     assert finding.message == "site h003: no node has fedray.site=h003; nodes have h001, h002"
     assert finding.fix.startswith("ray start --labels=fedray.site=h003")
