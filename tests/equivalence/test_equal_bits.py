@@ -14,6 +14,7 @@ ON_RAY = [
     *study.ALGORITHMS[:4],
     *(pytest.param(name, marks=pytest.mark.slow) for name in ("feddyn", "fedlin")),  # state; two exchanges
 ]
+EACH = [*study.ALGORITHMS[:4], *(pytest.param(name, marks=pytest.mark.slow) for name in study.ALGORITHMS[4:])]
 LAYOUTS = {
     "2 packs": {"packs": 2},
     "8 packs": {"packs": 8},
@@ -24,7 +25,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("name", study.ALGORITHMS)
+@pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_in_process_layouts_give_equal_bits(name, layout):
     if name == "hierfavg" and "regions" in LAYOUTS[layout]:

@@ -17,6 +17,7 @@ def section(text):
     return text[text.index("What attacks do to each rule") :].split("</section>")[0]
 
 
+@pytest.mark.slow
 @needs_extra
 def test_report_shows_the_attack_table_and_marks_the_rule_of_the_run(tmp_path):
     run = finished(tmp_path)

@@ -93,6 +93,7 @@ def own_noise(rounds: int, epsilon: float = 3.0) -> Mechanism:
                      noise_by="sites", trusted="nobody")  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("epsilon", "rounds"), [(0.3, 20), (1.0, 1), (3.0, 50), (8.0, 10)])
 def test_each_size_of_site_is_solved_by_few_looks_at_losses_alone(
     monkeypatch: pytest.MonkeyPatch, epsilon: float, rounds: int

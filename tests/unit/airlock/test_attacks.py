@@ -59,6 +59,7 @@ def test_a_trap_rebuilds_most_rows_half_of_them_from_a_small_sum_and_none_throug
     assert trap.attack(LARGE_SUM, 0)["rows"] <= 2
 
 
+@pytest.mark.slow
 def test_a_search_finds_a_row_and_noise_hides_it():
     assert inversion.share(NONE, 1, 0, steps=300) == 1.0
     assert inversion.share(MUCH_NOISE, 1, 0, steps=100) == 0.0
@@ -72,6 +73,7 @@ def test_shadow_models_tell_members_that_noise_hides():
     assert noisy["lira auroc"] < plain["lira auroc"] - 0.03
 
 
+@pytest.mark.slow
 def test_an_update_tells_what_a_hospital_is_like():
     assert property.attack(NONE, 0, known=60, unknown=30)["auroc"] > 0.9
 

@@ -82,6 +82,7 @@ def test_the_order_of_the_sites_changes_nothing():
     assert forward.params_sha256 == back.params_sha256 and forward.state.weights == back.state.weights
 
 
+@pytest.mark.slow
 def test_afl_settles_where_the_worst_loss_is_smallest():
     # both losses are equal at x = -1/3, and the slopes cancel: lambda_0 (x - 1) + lambda_1 4 (x + 1) = 0
     local = fr.learn.sgd(quadratic, lr=0.05, steps=1)

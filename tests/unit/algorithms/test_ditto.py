@@ -100,6 +100,7 @@ def test_the_walk_would_find_a_kept_value_that_leaves():
     assert "state" in leaving(fr.algorithms.scaffold(uneven(), 5))["drift"]
 
 
+@pytest.mark.slow
 # x* is where FedAvg settles (test_fedavg.py); v_i* minimises a/2 (v - b)^2 + lambda/2 (v - x*)^2
 def test_personal_models_settle_where_the_algebra_says():
     local = fr.learn.sgd(quadratic, lr=0.05, steps=10)

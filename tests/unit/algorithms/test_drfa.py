@@ -94,6 +94,7 @@ def test_a_site_that_was_not_drawn_takes_no_step():
     assert np.abs(vector(result.params) - sum(finals) / SIZE).max() < 1e-12
 
 
+@pytest.mark.slow
 def test_drfa_tends_to_where_the_worst_loss_is_smallest():
     found = []
     for seed in range(4):

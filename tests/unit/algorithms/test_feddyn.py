@@ -94,6 +94,7 @@ def test_the_regulariser_acts_on_the_gradient_and_is_squared():
     assert abs(found - inert) > 0.05 and abs(found - unsquared) > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("schedule", "rounds"), [
     (fr.synchronous(), 80), (fr.synchronous(cohort=1, sampling="cyclic"), 120),
 ])  # fmt: skip

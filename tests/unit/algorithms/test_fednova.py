@@ -120,6 +120,7 @@ def test_momentum_that_survives_a_round_is_another_algorithm():
     assert np.abs(vector(result.params) - fednova_by_hand(0.9, survives=True)).max() > 0.1
 
 
+@pytest.mark.slow
 # a = (1, 4), b = (1, -1), K = (10, 2): FedAvg's bias stays as eta falls, FedNova's falls with eta
 def test_the_error_falls_linearly_in_the_rate():
     budget = {"h0": 10, "h1": 2}

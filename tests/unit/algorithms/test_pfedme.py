@@ -72,6 +72,7 @@ def test_replacing_w_by_theta_would_be_seen():
     assert np.abs(pfedme_by_hand(2, overwrites=True)[0] - pfedme_by_hand(2)[0]).max() > 1e-2
 
 
+@pytest.mark.slow
 # one local round: w - x = eta lambda s_i (b_i - x), s_i = a/(a + lambda) (1 - (1 - h (a + lambda))^K)
 @pytest.mark.parametrize(("steps", "rate"), [(3, 0.05), (60, 0.18)])
 def test_pfedme_settles_where_the_algebra_says(steps, rate):

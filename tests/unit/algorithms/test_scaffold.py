@@ -86,6 +86,7 @@ def test_a_site_that_was_not_counted_keeps_its_control():
     assert np.abs(vector(result.state.control) - c).max() < 1e-12
 
 
+@pytest.mark.slow
 # plain averaging settles elsewhere as soon as there are several steps: test_fedavg.py
 @pytest.mark.parametrize("option", ["I", "II"])
 @pytest.mark.parametrize(("steps", "rounds"), [(1, 150), (10, 60), (50, 80)])

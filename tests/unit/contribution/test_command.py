@@ -70,6 +70,7 @@ def whole(line):
     return row["sites"], row["value"], row["params_sha256"]
 
 
+@pytest.mark.slow
 def test_methods_of_one_metric_stand_beside_each_other_and_train_together(run, capsys):
     exact = asked(run, capsys, "--metric", "brier")["methods"]["shapley"]
     words = ["--metric", "brier", "--method", "gtg", "--tolerance", "0", "--permutations", "40"]
