@@ -31,6 +31,7 @@ GAPS_S = (2.0, 12.0)  # between two faults
 QUIET_S = 8.0  # without a fault, before anything is measured
 MEASURED_EVERY_S = 90.0
 STALLED_S = 240.0  # without a round: the patience of 90 s, and a node that starts again
+LEAST_FAULTS = 3  # however short the time
 KEPT_FOLDERS, ALGORITHM = 6, "scaffold"
 MIB = 2**20
 RARE = {"cut_60s": 0.2, "kill_head": 0.4}  # they last; the others have the weight 1
@@ -193,7 +194,7 @@ def endless(field: Field, seed: int, seconds: float) -> tuple[dict[str, Any], bo
     wait(lambda: one.round() >= 0, 120.0, "the first round", 0.1)
     found, number, measured_at, rounds = [measure(field, began, one.round())], 0, began, 0
     try:
-        while time.monotonic() - began < seconds:
+        while time.monotonic() - began < seconds or one.done.total() < LEAST_FAULTS:
             number += 1
             one.fault(number)
             one.settle()

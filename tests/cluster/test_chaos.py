@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.faults.endless import LEAST_FAULTS
 from experiments.testbed import why_not
 from experiments.testbed.hosts import program
 
@@ -37,4 +38,4 @@ def test_one_fault_of_each_kind_breaks_no_invariant(tmp_path):
 def test_random_faults_leave_the_right_bits_and_no_leak(tmp_path):
     told, said = chaos(tmp_path, "--hours", "0.025")
     assert told["problems"] == [] and told["rounds"] > 0, said
-    assert sum(told["faults"].values()) >= 3, said
+    assert sum(told["faults"].values()) >= LEAST_FAULTS, said
