@@ -153,6 +153,7 @@ def test_every_page_has_python_that_runs() -> None:
     assert {page.name for page in PAGES if not script(page)} == {table, *commands}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", commands())
 def test_commands_compose(line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)

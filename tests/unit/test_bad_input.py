@@ -195,6 +195,7 @@ def test_data_set_that_is_not_there_names_what_fetches_it(refused, monkeypatch):
     assert "fedray data get" in message and "data_dir=" in message
 
 
+@pytest.mark.slow
 def test_process_of_the_command_refuses_a_setting_and_a_file_alike(tmp_path, refused):
     hospitals(tmp_path, north=table("age,kreatinin,died"))
     for words in (("schedule.qorum=0.5",), CSV):

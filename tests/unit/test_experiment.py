@@ -73,6 +73,7 @@ def test_every_preset_trains_a_round_on_toy_sites(preset, tmp_path):
     assert 0 <= outcome.summary["test"]["metrics"]["accuracy"]["value"] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", sorted(SCHEMAS["algorithm"]))
 def test_every_algorithm_option_trains(algorithm):
     words = OF_ALGORITHM.get(algorithm, ())

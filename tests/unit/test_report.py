@@ -145,6 +145,7 @@ def test_same_run_gives_the_same_page(run, text):
     assert page.write(run.path).read_text() == text
 
 
+@pytest.mark.slow
 @needs_extra
 def test_page_of_a_thousand_hospitals_stays_small(tmp_path):
     records = [sample_run.evaluation_record(3, "test", sites=300, seed=seed) for seed in range(4)]

@@ -40,6 +40,7 @@ def skellam(variance: float, shift: float, **settings: Any) -> Mechanism:
                      **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "noise", "steps", "delta", "table", "_"), TABLE)
 def test_epsilon_is_that_of_privacy_loss_distributions(
     rate: float, noise: float, steps: int, delta: float, table: float, _: float

@@ -117,6 +117,7 @@ def test_the_rate_may_follow_a_schedule_of_the_round(lite):
     assert np.abs(vector(result.params) - x).max() < 1e-12
 
 
+@pytest.mark.slow
 def test_mime_reaches_the_optimum_and_mimelite_keeps_a_drift():
     local = fr.learn.sgd(quadratic, lr=0.2, steps=10)
     assert settled(fr.algorithms.mime(local, 0.5), 80) == pytest.approx(-0.6, abs=1e-8)

@@ -87,6 +87,7 @@ def test_the_twin_in_single_precision_comes_to_the_same_after_a_round():
     assert max(abs(w[i] - weights[i]) for i in "abc") < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("graph", "rounds"), [(MATRIX, 60), ("directed_ring", 125), ("exponential", 60), ("one_peer", 60)]
 )

@@ -95,6 +95,7 @@ def test_scaffold_reaches_the_optimum_for_any_number_of_steps(option, steps, rou
     assert settled(fr.algorithms.scaffold(local, 2, option=option), rounds) == pytest.approx(-0.6, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["I", "II"])
 @pytest.mark.parametrize(("schedule", "rounds"), [(fr.synchronous(), 60), (ONE_BY_ONE, 120)])
 def test_scaffold_reaches_the_optimum_under_full_and_cyclic_participation(option, schedule, rounds):

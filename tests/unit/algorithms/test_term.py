@@ -58,14 +58,16 @@ def test_without_tilt_it_is_federated_averaging(weighted):
     assert np.abs(vector(plain.params) - vector(found.params)).max() < 1e-13
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("t", [-0.2, 0.5, 3.0])
 def test_term_settles_where_the_slope_of_the_tilted_risk_is_zero(t):
-    x = settled(fr.algorithms.term(fr.learn.sgd(quadratic, lr=0.02, steps=1), t), 800)
+    x = settled(fr.algorithms.term(fr.learn.sgd(quadratic, lr=0.08, steps=1), t), 200)
     losses = [0.5 * (x - 1) ** 2, 2.0 * (x + 1) ** 2]
     slope = np.exp(t * losses[0]) * (x - 1) + np.exp(t * losses[1]) * 4 * (x + 1)
     assert abs(slope) < 1e-6 * np.exp(abs(t) * max(losses))
 
 
+@pytest.mark.slow
 def test_a_large_tilt_finds_the_best_worst_site_and_overflows_nowhere():
     # the worst of two losses is smallest where both are equal: (x - 1)^2 / 2 = 2 (x + 1)^2, so x = -1/3
     x = settled(fr.algorithms.term(fr.learn.sgd(quadratic, lr=0.01, steps=1), 50.0), 400)

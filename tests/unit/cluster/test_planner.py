@@ -42,6 +42,7 @@ def planned(name, layout, passes=(), schedule=None, fold="exact", rounds=3):
     return [(each.into("aggregator").down, each.into("aggregator").up) for each in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedavg", "scaffold"])
 @pytest.mark.parametrize("layout", [None, REGIONS], ids=[FLAT, REGIONAL])
 @pytest.mark.parametrize("fold", ["exact", "regional", "fast"])

@@ -33,6 +33,7 @@ def asked(run, capsys, *words):
     return {**told, "methods": {each["method"]: each for each in told["methods"]}}
 
 
+@pytest.mark.slow
 def test_run_is_replayed_valued_drawn_and_shown_on_its_page(run, capsys):
     told = asked(run, capsys)
     exact = told["methods"]["shapley"]

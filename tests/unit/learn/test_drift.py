@@ -42,6 +42,7 @@ def test_fedprox_settles_where_the_algebra_says(steps, expected) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 10, 50])
 def test_scaffold_reaches_the_optimum_for_any_number_of_steps(steps) -> None:
     local, x, c = learn.sgd(quadratic, lr=0.05, steps=steps), at(0), at(0)

@@ -37,6 +37,7 @@ def sites(shape):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patience", [None, 1])
 @pytest.mark.parametrize("kind", MAKE)
 @pytest.mark.parametrize("name", MODELS)

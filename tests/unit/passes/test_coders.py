@@ -118,6 +118,7 @@ def allowed(v, coder):
     return 4.5 * step * (share * (1 - share) / DRAWS).sqrt() + 7 * step / DRAWS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coder", [Levels(1), Levels(4), Levels(4, 16)], ids=str)
 def test_qsgd_is_right_on_average(coder):
     x = update(3, torch.float64)
