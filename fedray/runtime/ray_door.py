@@ -24,6 +24,7 @@ from fedray.runtime.credentials import INSECURE, OPEN_FIX, Credentials, examine,
 from fedray.runtime.findings import FAIL, NOTE, PASS, Finding, problems
 from fedray.runtime.handshake import LIMIT_S, own_address, parse, shake
 from fedray.runtime.node_probe import reach
+from fedray.runtime.place import Place
 from fedray.runtime.ray_gcs import Node
 from fedray.runtime.versions import LET, MATCH_LEVEL, is_let
 
@@ -35,22 +36,11 @@ ONE_DOMAIN = (
 logger = logging.getLogger(__name__)
 
 
-class Selector(Protocol):
-    """Labels that a node must have."""
-
-    @property
-    def selector(self) -> str:
-        """The labels in words."""
-
-    def selects(self, labels: Mapping[str, str]) -> bool:
-        """Tell whether a node with these labels is meant."""
-
-
 class SiteAt(Protocol):
     """A line of a site map: the labels of the site's node and the path of its data there."""
 
     @property
-    def place(self) -> Selector:
+    def place(self) -> Place:
         """The labels of its node."""
 
     @property
