@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import fedray as fr
@@ -24,10 +25,10 @@ def tell(**facts: Any) -> None:
 
 
 class Tells:
-    """A tracker that tells each round and waits at a gate after it."""
+    """A tracker that tells each round and waits at a gate after it, and before the last for a file."""
 
-    def __init__(self, pause_s: float) -> None:
-        self.pause_s = pause_s
+    def __init__(self, pause_s: float, last: int, waits_for: str) -> None:
+        self.pause_s, self.last, self.waits_for = pause_s, last, waits_for
 
     def start(self, plan: Any, facts: Any) -> None:
         """Tell with which round the run begins."""
@@ -40,6 +41,8 @@ class Tells:
              asked=record.asked, status=record.status, server=record.hashes.get("server"), lost=lost,
              seconds=record.seconds)  # fmt: skip
         gates.gate("between", record.round, "driver")
+        while self.waits_for and record.round == self.last - 1 and not Path(self.waits_for).exists():
+            time.sleep(0.1)
         time.sleep(self.pause_s)
 
     def evaluation(self, record: Any) -> None:
@@ -52,12 +55,14 @@ class Tells:
 
 def run(federation: Any, asked: dict[str, Any]) -> None:
     """Train one run; resume it where that is asked for and there is something to resume."""
-    is_resumed, pause_s = asked.pop("is_resumed"), asked.pop("pause_s", 0.0)
+    is_resumed, tracker = asked.pop("is_resumed"), Tells(
+        asked.pop("pause_s"), asked["rounds"] - 1, asked.pop("waits_for")
+    )
     if asked.pop("is_opened") and not is_resumed:
         federation.aggregator._build()  # hosts as new, in their processes: they open their data again
     resume = is_resumed and bool(Checkpoints(asked["folder"]).rounds())
     started = time.monotonic()
-    result = study.train(federation, **asked, resume=resume, tracker=Tells(pause_s))
+    result = study.train(federation, **asked, resume=resume, tracker=tracker)
     tell(event="end", sha256=result.params_sha256, seconds=time.monotonic() - started,
          stopped=result.stopped, asked_again=federation.call("asked_again"))  # fmt: skip
 

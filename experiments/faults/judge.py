@@ -20,14 +20,10 @@ from safetensors.torch import load
 import fedray as fr
 from experiments.faults import gates, study
 from experiments.faults.kinds import LOSES_SITES, Schedule
-from fedray.errors import AWAY
-from fedray.runtime.checkpoint import Checkpoints
-from fedray.runtime.children import HOST_LOST
 
 RESUMED_WITHIN_S = 30.0  # after Ray is back
 NOBODY_DIES = ("cut_5s", "cut_60s", "cut_one_way", "delay", "duplicate_frames", "duplicate_calls",
                "disk_full")  # fmt: skip
-NOT_THERE = (AWAY, HOST_LOST)
 Lost = frozenset[tuple[str, int]]
 
 
@@ -120,23 +116,8 @@ def same_bits(course: Course, name: str, rounds: int) -> Iterator[str]:
             wanted = expected.servers[number], expected.counted[number], expected.status[number]
             if found != wanted:
                 yield f"round {number} came to {found} instead of {wanted}, lost: {each['lost']}"
-    yield from same_keeping(course, name, rounds)
-
-
-def same_keeping(course: Course, name: str, rounds: int) -> Iterator[str]:
-    """Yield where sites keep something else than in the run that nothing happened to.
-
-    They are read from the checkpoint of the last round. Where sites are away then, their state cannot be
-    written; the run says so, and what is looked at is the last checkpoint that there is.
-    """
-    away = [site for site, kind in course.rounds()[rounds - 1][-1]["lost"] if kind.startswith(NOT_THERE)]
-    last = max(Checkpoints(course.checkpoints).rounds(), default=-1) if away else rounds - 1
-    if last < 0:
-        return
-    lost = frozenset((site, number) for site, number in course.lost() if number <= last)
-    expected = undisturbed(name, last + 1, lost).sites
-    if (kept := kept_by_sites(course.checkpoints, last)) != expected:
-        yield f"what sites keep after round {last} differs: {kept[:12]} instead of {expected[:12]}"
+    if (kept := kept_by_sites(course.checkpoints, rounds - 1)) != expected.sites:
+        yield f"what sites keep differs: {kept[:12]} instead of {expected.sites[:12]}"
 
 
 def sound_ledger(course: Course, is_whole: bool, rounds: int) -> Iterator[str]:

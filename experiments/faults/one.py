@@ -19,6 +19,7 @@ LIMIT_S = 60.0 + PATIENCE_S  # of a run with its fault, and more where many proc
 CUT_TWICE = 2.0  # TCP tries again after at most as long as it was cut off
 MORE_S = {"kill_raylet": 60.0, "kill_head": 90.0, "kill_region": 30.0, "kill_aggregator": 30.0, "delay": 30.0}
 TIDY_WITHIN_S = 30.0
+BACK = "back"  # the file that says that the node of a killed raylet is: sites that are away save no state
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,11 @@ class Play:
 
     def start(self, is_resumed: bool) -> None:
         """Give the run to a driver."""
+        waits_for = str(self.marks / BACK) if self.schedule.kind == "kill_raylet" else ""
         asked = {"name": self.schedule.algorithm, "rounds": self.rounds, "folder": str(self.checkpoints),
                  "every_s": self.schedule.every_s, "deadline_s": self.schedule.deadline_s,
                  "is_resumed": is_resumed, "is_opened": self.schedule.point == "open",
-                 "pause_s": self.schedule.pause_s}  # fmt: skip
+                 "pause_s": self.schedule.pause_s, "waits_for": waits_for}  # fmt: skip
         self.driver = self.on.driver()
         self.first_event = len(self.driver.events)
         self.driver.tell(asked)
@@ -162,7 +164,7 @@ def _through(one: Play) -> Seen:
             seen = injure(one.on, schedule, one.marks)
             is_inside = one.is_inside(seen)
             (one.marks / "open").touch()
-            healed = healer.submit(_heal_later, seen)
+            healed = healer.submit(_heal_later, one, seen)
             if schedule.kind == "kill_head":
                 healed.result()
                 one.back_at = time.time()
@@ -177,9 +179,10 @@ def _through(one: Play) -> Seen:
     return seen
 
 
-def _heal_later(seen: Seen) -> None:
+def _heal_later(one: Play, seen: Seen) -> None:
     time.sleep(max(0.0, seen.at + seen.lasts_s - time.time()))
     seen.heal()
+    (one.marks / BACK).touch()
 
 
 def _tidied(field: Field) -> int:

@@ -151,6 +151,25 @@ def test_site_that_hangs_while_its_process_lives_is_the_deadlines_business(addre
 
 
 @pytest.mark.slow
+def test_nodes_that_stand_still_for_five_seconds_do_no_harm(address, tmp_path):
+    process = started(address, tmp_path, "cut", inside=4)
+    while not (tmp_path / "inside").exists():
+        time.sleep(0.02)
+    raylets = [each for each in psutil.process_iter() if each.name() == "raylet"]
+    raylets = [each for each in raylets if f"--gcs-address={address}" in each.cmdline()]
+    (raylet,) = [each for each in raylets if "--head" not in each.cmdline()]
+    stopped = [raylet, *raylet.children(recursive=True)]
+    for each in stopped:
+        each.suspend()
+    time.sleep(min(5.0, PATIENCE_S - 1))
+    for each in stopped:
+        each.resume()
+    found = told(process)
+    assert found["sha256"] == [expected().params_sha256], found["err"]
+    assert found["pids"][0] == found["pids"][1]
+
+
+@pytest.mark.slow
 def test_secure_rounds_are_never_run_again(address, tmp_path):
     found = told(started(address, tmp_path, "masked", kill="aggregator", inside=4, secure=True))
     assert found["round"] == list(range(ROUNDS)), found["err"]

@@ -6,6 +6,7 @@ A line of JSON with folder, program and output comes in; the exit code of the pr
 import json
 import os
 import runpy
+import signal
 import sys
 
 import torch  # noqa: F401
@@ -13,10 +14,14 @@ import torch  # noqa: F401
 import fedray.config
 import fedray.runtime.ray_hosts  # noqa: F401
 
+LIMIT_S = 120
+
 
 def run(folder: str, program: str, output: str) -> None:
     """Run a program in a folder; what it prints goes to `output`, and its errors to `output`.err."""
+    signal.alarm(LIMIT_S)
     os.chdir(folder)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, name in ((1, output), (2, f"{output}.err")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT, 0o600), number)
     sys.path[0], sys.argv = folder, [program]

@@ -39,7 +39,7 @@ PLAIN = {"contribution": "fedray.contribution.commands", "data": "fedray.data.co
          "privacy": "fedray.accounting.commands"}
 FOLDERS = ("hospitals", "data/eicu-demo", "data/heart-disease")  # what the pages' own earlier steps make
 PRINT_END = "print('<end of block>')"
-MAX_TRIALS = 3
+MAX_TRIALS = 6  # of a grid of 2 x 5 values as many show each
 MAX_LINES = 30  # of a newcomer's algorithm, exclusive
 
 
@@ -178,7 +178,10 @@ def test_commands_compose(line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def showing_each_value(trials: list[Trial]) -> list[Trial]:
-    """Return the first trials that show overrides not seen before: each takes a fifth of a second."""
+    """Return trials that show every override of all, and the first ones of random draws.
+
+    To compose one takes a fifth of a second.
+    """
     seen: set[str] = set()
     chosen = []
     for trial in trials:

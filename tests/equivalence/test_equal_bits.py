@@ -17,6 +17,7 @@ ON_RAY = [
 EACH = [*study.ALGORITHMS[:4], *(pytest.param(name, marks=pytest.mark.slow) for name in study.ALGORITHMS[4:])]
 LAYOUTS = {
     "2 packs": {"packs": 2},
+    "4 packs": {"packs": 4},
     "8 packs": {"packs": 8},
     "groups of 1": {"group_size": 1},
     "groups of 7": {"group_size": 7},
